@@ -1,0 +1,495 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Block device filters: drivers that attach to a block device at run time and
+ * see its bios before the device does.
+ *
+ * block_device::bd_filter is written under the disk's open_mutex and read
+ * under RCU. gendisk::nr_filters counts the filters on a disk and its
+ * partitions; while it is not zero GD_FILTERED is set, and blk_filter_enabled
+ * counts it too.
+ */
+#include <linux/blk-filter.h>
+#include <linux/blk-mq.h>
+#include <linux/capability.h>
+#include <linux/mempool.h>
+#include <linux/module.h>
+#include <linux/part_stat.h>
+#include <linux/sched/signal.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+#include <linux/wait_bit.h>
+#include <linux/workqueue.h>
+#include "blk.h"
+#include "blk-filter.h"
+
+/*
+ * Deferred, since changing a key takes the lock of CPU hotplug, which cannot
+ * be had where a disk is removed: its queue is frozen there.
+ */
+DEFINE_STATIC_KEY_DEFERRED_FALSE(blk_filter_enabled, HZ);
+
+static LIST_HEAD(blk_filter_drivers);
+static DEFINE_MUTEX(blk_filter_drivers_lock);
+
+/*
+ * Freezing the queue of a bio-based device does not wait for the bios that its
+ * ->submit_bio() has taken in. So the writes that pass the filters of such a
+ * device get an end_io of ours, and the disk counts them until they are done.
+ */
+struct blk_filter_write {
+	struct gendisk *disk;
+	bio_end_io_t *end_io;
+	void *private;
+};
+
+#define BLK_FILTER_MIN_WRITES	64
+
+static mempool_t *blk_filter_writes;
+
+static void blk_filter_retry_work(struct work_struct *work);
+
+/* Writes that found no memory to be counted with, for a try that may sleep. */
+static struct bio_list blk_filter_retry_list;
+static DEFINE_SPINLOCK(blk_filter_retry_lock);
+static DECLARE_WORK(blk_filter_retry, blk_filter_retry_work);
+static struct workqueue_struct *blk_filter_wq;
+
+static void blk_filter_end_write(struct bio *bio)
+{
+	struct blk_filter_write *write = bio->bi_private;
+	struct gendisk *disk = write->disk;
+
+	bio->bi_end_io = write->end_io;
+	bio->bi_private = write->private;
+	mempool_free(write, blk_filter_writes);
+
+	/* The disk may go as soon as the bio has ended. */
+	if (atomic_dec_and_test(&disk->filtered_writes))
+		wake_up_var(&disk->filtered_writes);
+
+	/* Not ->bi_end_io(): a chained bio is completed in bio_endio() only. */
+	bio_endio(bio);
+}
+
+/* Returns %true if the bio was put off, because memory is short. */
+static bool blk_filter_count_write(struct bio *bio)
+{
+	struct gendisk *disk = bio->bi_bdev->bd_disk;
+	struct blk_filter_write *write = bio->bi_private;
+	unsigned long flags;
+
+	/* What remains of a bio that was split is counted already. */
+	if (bio->bi_end_io == blk_filter_end_write && write->disk == disk)
+		return false;
+
+	write = mempool_alloc(blk_filter_writes, GFP_NOWAIT);
+	if (unlikely(!write)) {
+		if (bio->bi_opf & REQ_NOWAIT) {
+			bio_wouldblock_error(bio);
+			return true;
+		}
+		spin_lock_irqsave(&blk_filter_retry_lock, flags);
+		bio_list_add(&blk_filter_retry_list, bio);
+		spin_unlock_irqrestore(&blk_filter_retry_lock, flags);
+		queue_work(blk_filter_wq, &blk_filter_retry);
+		return true;
+	}
+
+	write->disk = disk;
+	write->end_io = bio->bi_end_io;
+	write->private = bio->bi_private;
+	bio->bi_end_io = blk_filter_end_write;
+	bio->bi_private = write;
+	atomic_inc(&disk->filtered_writes);
+	return false;
+}
+
+static void blk_filter_retry_work(struct work_struct *work)
+{
+	struct bio_list bios;
+	struct bio *bio;
+
+	spin_lock_irq(&blk_filter_retry_lock);
+	bios = blk_filter_retry_list;
+	bio_list_init(&blk_filter_retry_list);
+	spin_unlock_irq(&blk_filter_retry_lock);
+
+	while ((bio = bio_list_pop(&bios))) {
+		/* Wait until there is one to be had, and leave it in the pool. */
+		mempool_free(mempool_alloc(blk_filter_writes, GFP_NOIO),
+			     blk_filter_writes);
+		blk_filter_resubmit_bio(bio);
+	}
+}
+
+static bool blk_filter_bdev(struct block_device *bdev, struct bio *bio)
+{
+	struct blk_filter *filter = rcu_dereference(bdev->bd_filter);
+	sector_t start, end;
+
+	if (!filter)
+		return false;
+
+	start = max(bio->bi_iter.bi_sector, bdev->bd_start_sect);
+	end = min(bio_end_sector(bio),
+		  bdev->bd_start_sect + bdev_nr_sectors(bdev));
+	if (start >= end)
+		return false;
+
+	return filter->ops->submit_bio(filter, bio, start - bdev->bd_start_sect,
+				       end - start) == BLK_FILTER_TAKEN;
+}
+
+bool __blk_filter_bio(struct bio *bio)
+{
+	struct gendisk *disk = bio->bi_bdev->bd_disk;
+	struct block_device *part;
+	unsigned long idx;
+
+	if (!bio_sectors(bio))
+		return false;
+
+	/* Partition 0 is the whole disk. */
+	rcu_read_lock();
+	xa_for_each(&disk->part_tbl, idx, part) {
+		if (blk_filter_bdev(part, bio)) {
+			rcu_read_unlock();
+			return true;
+		}
+	}
+	rcu_read_unlock();
+
+	if (bdev_test_flag(bio->bi_bdev, BD_HAS_SUBMIT_BIO) &&
+	    op_is_write(bio_op(bio)))
+		return blk_filter_count_write(bio);
+	return false;
+}
+
+/**
+ * blk_filter_freeze - stop the I/O of a device and wait for its writes
+ * @bdev: a block device
+ * @memflags: filled for blk_filter_unfreeze()
+ *
+ * On return no bio is between the filters of @bdev's disk and its media: every
+ * write that they have let pass is done, on bio-based devices too, and no
+ * filter's ->submit_bio() runs. New bios wait outside. May sleep; until
+ * blk_filter_unfreeze() the caller must not wait for I/O to the disk, and its
+ * allocations are GFP_NOIO.
+ *
+ * Return: 0, or -EINTR if the task was killed while writes were waited for;
+ * then nothing is frozen.
+ */
+int blk_filter_freeze(struct block_device *bdev, unsigned int *memflags)
+{
+	struct gendisk *disk = bdev->bd_disk;
+	int ret;
+
+	*memflags = blk_mq_freeze_queue(disk->queue);
+	ret = wait_var_event_killable(&disk->filtered_writes,
+				      !atomic_read(&disk->filtered_writes));
+	if (ret) {
+		blk_mq_unfreeze_queue(disk->queue, *memflags);
+		return -EINTR;
+	}
+	return 0;
+}
+EXPORT_SYMBOL_GPL(blk_filter_freeze);
+
+/**
+ * blk_filter_unfreeze - let the I/O of a device go on
+ * @bdev: the device
+ * @memflags: what blk_filter_freeze() has filled. Where one task freezes
+ *	several devices, it unfreezes them in reverse.
+ */
+void blk_filter_unfreeze(struct block_device *bdev, unsigned int memflags)
+{
+	blk_mq_unfreeze_queue(bdev->bd_disk->queue, memflags);
+}
+EXPORT_SYMBOL_GPL(blk_filter_unfreeze);
+
+/* May sleep. */
+static void blk_filter_put(struct blk_filter *filter)
+{
+	struct module *owner = filter->ops->owner;
+
+	if (refcount_dec_and_test(&filter->ref)) {
+		filter->ops->free(filter);
+		module_put(owner);
+	}
+}
+
+static struct blk_filter *blk_filter_of(struct block_device *bdev)
+{
+	return rcu_dereference_protected(bdev->bd_filter,
+			lockdep_is_held(&bdev->bd_disk->open_mutex));
+}
+
+static struct blk_filter_ops *blk_filter_get_driver(const char *name)
+{
+	struct blk_filter_ops *ops;
+
+	guard(mutex)(&blk_filter_drivers_lock);
+	list_for_each_entry(ops, &blk_filter_drivers, list)
+		if (!strcmp(ops->name, name))
+			return try_module_get(ops->owner) ? ops : NULL;
+	return NULL;
+}
+
+static int __blk_filter_attach(struct block_device *bdev,
+			       const struct blk_filter_ops *ops,
+			       void __user *opt, u32 optlen)
+{
+	struct gendisk *disk = bdev->bd_disk;
+	struct blk_filter *filter;
+
+	lockdep_assert_held(&disk->open_mutex);
+
+	/* A removed partition has left the table, a removed disk is not live. */
+	if (!disk_live(disk) ||
+	    xa_load(&disk->part_tbl, bdev_partno(bdev)) != bdev)
+		return -ENODEV;
+
+	filter = blk_filter_of(bdev);
+	if (filter)
+		return filter->ops == ops ? -EALREADY : -EBUSY;
+
+	filter = ops->attach(bdev, opt, optlen);
+	if (IS_ERR(filter))
+		return PTR_ERR(filter);
+	filter->ops = ops;
+	filter->bdev = bdev;
+	refcount_set(&filter->ref, 1);
+
+	rcu_assign_pointer(bdev->bd_filter, filter);
+	if (!disk->nr_filters++)
+		set_bit(GD_FILTERED, &disk->state);
+	return 0;
+}
+
+static void __blk_filter_detach(struct block_device *bdev,
+				struct blk_filter *filter, bool gone)
+{
+	struct gendisk *disk = bdev->bd_disk;
+
+	RCU_INIT_POINTER(bdev->bd_filter, NULL);
+	if (!--disk->nr_filters)
+		clear_bit(GD_FILTERED, &disk->state);
+	/* Not by a freeze: the queue may be dead, or quiesced for ever. */
+	synchronize_rcu();
+	filter->ops->detached(filter, gone);
+	blk_filter_put(filter);
+}
+
+static int blk_filter_detach(struct block_device *bdev, const char *name)
+{
+	struct gendisk *disk = bdev->bd_disk;
+	struct blk_filter *filter;
+	int ret = -ENOENT;
+
+	mutex_lock(&disk->open_mutex);
+	filter = blk_filter_of(bdev);
+	if (filter && !strcmp(filter->ops->name, name)) {
+		ret = filter->ops->may_detach(filter);
+		if (!ret)
+			__blk_filter_detach(bdev, filter, false);
+	}
+	mutex_unlock(&disk->open_mutex);
+
+	if (!ret)
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
+	return ret;
+}
+
+static bool blk_filter_in_flight(struct gendisk *disk)
+{
+	struct block_device *part;
+	unsigned long idx;
+
+	guard(rcu)();
+	xa_for_each(&disk->part_tbl, idx, part)
+		if (bdev_count_inflight(part))
+			return true;
+	return false;
+}
+
+/*
+ * What a bio-based driver took in before the disk's first filter was there is
+ * not counted. Its statistics know of it, unless they are switched off.
+ */
+static int blk_filter_wait_uncounted(struct gendisk *disk)
+{
+	unsigned int memflags;
+	int ret = 0;
+
+	if (queue_is_mq(disk->queue))
+		return 0;
+
+	memflags = blk_mq_freeze_queue(disk->queue);
+	while (!ret && blk_filter_in_flight(disk)) {
+		schedule_timeout_killable(1);
+		if (fatal_signal_pending(current))
+			ret = -EINTR;
+	}
+	blk_mq_unfreeze_queue(disk->queue, memflags);
+	return ret;
+}
+
+static int blk_filter_attach(struct block_device *bdev, const char *name,
+			     void __user *opt, u32 optlen)
+{
+	struct blk_filter_ops *ops;
+	int ret;
+
+	/* Zone write plugging and DAX have ways past the filters. */
+	if (bdev_is_zoned(bdev) || blk_queue_dax(bdev_get_queue(bdev)))
+		return -EOPNOTSUPP;
+
+	ops = blk_filter_get_driver(name);
+	if (!ops)
+		return -ENOENT;
+
+	/* Ahead of the mutex, since changing the key takes locks of its own. */
+	static_branch_deferred_inc(&blk_filter_enabled);
+	mutex_lock(&bdev->bd_disk->open_mutex);
+	ret = __blk_filter_attach(bdev, ops, opt, optlen);
+	mutex_unlock(&bdev->bd_disk->open_mutex);
+	if (ret) {
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
+		module_put(ops->owner);
+		return ret;
+	}
+
+	ret = blk_filter_wait_uncounted(bdev->bd_disk);
+	if (ret)
+		blk_filter_detach(bdev, name);
+	return ret;
+}
+
+/*
+ * The device goes away: a partition is deleted or its disk is removed. Nobody
+ * can attach a filter any more.
+ */
+void blk_filter_drop(struct block_device *bdev)
+{
+	struct blk_filter *filter = blk_filter_of(bdev);
+
+	if (filter) {
+		__blk_filter_detach(bdev, filter, true);
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
+	}
+}
+
+static struct blk_filter *blk_filter_get(struct block_device *bdev)
+{
+	struct blk_filter *filter;
+
+	guard(rcu)();
+	filter = rcu_dereference(bdev->bd_filter);
+	if (filter && !refcount_inc_not_zero(&filter->ref))
+		filter = NULL;
+	return filter;
+}
+
+static int blk_filter_ctl(struct block_device *bdev,
+			  const struct blkfilter_ctl *arg)
+{
+	struct blk_filter *filter = blk_filter_get(bdev);
+	int ret = -ENOENT;
+
+	if (!filter)
+		return ret;
+	if (!strcmp(filter->ops->name, arg->name))
+		ret = filter->ops->ctl(filter, arg->cmd,
+				       u64_to_user_ptr(arg->opt), arg->optlen);
+	blk_filter_put(filter);
+	return ret;
+}
+
+int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
+		     void __user *argp)
+{
+	union {
+		u8 name[BLKFILTER_NAME_LENGTH];
+		struct blkfilter_attach attach;
+		struct blkfilter_detach detach;
+		struct blkfilter_ctl ctl;
+	} arg = {};
+
+	/* Existing clients open the device read-only. */
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	if (copy_from_user(&arg, argp, min(_IOC_SIZE(cmd), sizeof(arg))))
+		return -EFAULT;
+	if (strnlen(arg.name, sizeof(arg.name)) == sizeof(arg.name))
+		return -EINVAL;
+
+	switch (_IOC_NR(cmd)) {
+	case _IOC_NR(BLKFILTER_ATTACH):
+		return blk_filter_attach(bdev, arg.name,
+					 u64_to_user_ptr(arg.attach.opt),
+					 arg.attach.optlen);
+	case _IOC_NR(BLKFILTER_DETACH):
+		return blk_filter_detach(bdev, arg.name);
+	default:
+		return blk_filter_ctl(bdev, &arg.ctl);
+	}
+}
+
+ssize_t blk_filter_show(struct block_device *bdev, char *buf)
+{
+	struct blk_filter *filter;
+
+	guard(rcu)();
+	filter = rcu_dereference(bdev->bd_filter);
+	return sysfs_emit(buf, "%s\n", filter ? filter->ops->name : "");
+}
+
+/**
+ * blk_filter_register - make a filter driver known
+ * @ops: the driver; must stay until blk_filter_unregister()
+ *
+ * May sleep.
+ *
+ * Return: 0, -EINVAL if the name is empty or too long, or -EEXIST if another
+ * driver has it.
+ */
+int blk_filter_register(struct blk_filter_ops *ops)
+{
+	struct blk_filter_ops *other;
+
+	if (!*ops->name || strlen(ops->name) >= BLKFILTER_NAME_LENGTH)
+		return -EINVAL;
+
+	guard(mutex)(&blk_filter_drivers_lock);
+	list_for_each_entry(other, &blk_filter_drivers, list)
+		if (!strcmp(other->name, ops->name))
+			return -EEXIST;
+	list_add(&ops->list, &blk_filter_drivers);
+	return 0;
+}
+EXPORT_SYMBOL_GPL(blk_filter_register);
+
+/**
+ * blk_filter_unregister - forget a filter driver
+ * @ops: the driver. None of its filters is attached any more, which the
+ *	reference on its module sees to.
+ */
+void blk_filter_unregister(struct blk_filter_ops *ops)
+{
+	guard(mutex)(&blk_filter_drivers_lock);
+	list_del(&ops->list);
+}
+EXPORT_SYMBOL_GPL(blk_filter_unregister);
+
+static int __init blk_filter_setup(void)
+{
+	blk_filter_writes =
+		mempool_create_kmalloc_pool(BLK_FILTER_MIN_WRITES,
+					    sizeof(struct blk_filter_write));
+	blk_filter_wq = alloc_workqueue("blk_filter",
+					WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
+	if (!blk_filter_writes || !blk_filter_wq)
+		panic("blk-filter: out of memory\n");
+	return 0;
+}
+subsys_initcall(blk_filter_setup);

@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+#ifndef _BLK_FILTER_INTERNAL_H
+#define _BLK_FILTER_INTERNAL_H
+
+#include <linux/blkdev.h>
+#include <linux/jump_label_ratelimit.h>
+
+#ifdef CONFIG_BLK_FILTER
+
+extern struct static_key_false_deferred blk_filter_enabled;
+
+bool __blk_filter_bio(struct bio *bio);
+void blk_filter_drop(struct block_device *bdev);
+int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
+		     void __user *argp);
+ssize_t blk_filter_show(struct block_device *bdev, char *buf);
+
+/*
+ * Show a bio to the filters of its disk. Returns %true if one of them has
+ * taken it. The caller holds a reference on the queue's usage counter, which
+ * makes freezing the queue a barrier for the filters.
+ */
+static inline bool blk_filter_bio(struct bio *bio)
+{
+	if (static_branch_unlikely(&blk_filter_enabled.key) &&
+	    test_bit(GD_FILTERED, &bio->bi_bdev->bd_disk->state))
+		return __blk_filter_bio(bio);
+	return false;
+}
+
+#else
+
+static inline bool blk_filter_bio(struct bio *bio)
+{
+	return false;
+}
+
+static inline void blk_filter_drop(struct block_device *bdev)
+{
+}
+
+static inline int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
+				   void __user *argp)
+{
+	return -ENOTTY;
+}
+
+#endif /* CONFIG_BLK_FILTER */
+
+#endif /* _BLK_FILTER_INTERNAL_H */

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Finds in a kernel's log what a kernel says when something is wrong with it."""
+
+import re
+
+BAD = re.compile(
+    r"(\bBUG: |\bBUG at |\bWARNING: |\bOops\b|Kernel panic|general protection fault|kernel BUG"
+    r"|Unable to handle kernel|unable to handle page fault|KASAN: |KCSAN: |UBSAN: "
+    r"|INFO: task .* blocked for more than|blocked for more than \d+ seconds|INFO: rcu.* detected stall|rcu:.*self-detected stall"
+    r"|soft lockup|hard LOCKUP|possible circular locking|possible recursive locking|possible irq lock inversion"
+    r"|inconsistent lock state|suspicious RCU usage|INFO: trying to register non-static key"
+    r"|sleeping function called from invalid context|scheduling while atomic|refcount_t: |ODEBUG: "
+    r"|list_add corruption|list_del corruption|Bad page state|Slab corruption|unreferenced object"
+    r"|rust_kernel: panicked|panicked at|Segfault with no mm|Objects remaining on)")
+
+
+def splats(lines, allow=()):
+    """The bad lines, each with a little of what follows it; `allow` are patterns to accept."""
+    found = []
+    last = -100
+    for number, line in enumerate(lines):
+        if BAD.search(line) and not any(re.search(a, line) for a in allow):
+            if number - last > 30:
+                found.append("the kernel log has:\n" + "\n".join("     " + x.rstrip() for x in lines[number:number + 25]))
+            last = number
+    return found

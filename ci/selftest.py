@@ -1,0 +1,195 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: GPL-2.0-only
+"""Tests of the harness: what reads logs, and what decides that an image is right.
+
+A check that cannot fail proves nothing. So here each is shown something wrong.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+
+sys.dont_write_bytecode = True
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE / "guest")]
+import kernel_log      # noqa: E402
+import ktap            # noqa: E402
+import workload        # noqa: E402
+
+
+def outcome(text, suite=""):
+    return [(t.name, t.status) for t in ktap.parse(text.splitlines(), suite)]
+
+
+class Ktap(unittest.TestCase):
+    def test_leaves_only(self):
+        self.assertEqual(outcome("""
+            KTAP version 1
+            1..1
+                KTAP version 1
+                # Subtest: suite
+                1..2
+                ok 1 a
+                not ok 2 b
+            not ok 1 suite""".replace("\n            ", "\n")),
+            [("suite.a", "pass"), ("suite.b", "fail")])
+
+    def test_time_stamps_and_skips(self):
+        self.assertEqual(outcome("[    0.1] KTAP version 1\n[    0.1] 1..2\n"
+                                 "[    0.2][    T1] ok 1 a # SKIP no device\n[    0.3] ok 2 b"),
+                         [("a", "skip"), ("b", "pass")])
+
+    def test_a_missing_result_is_a_failure(self):
+        self.assertIn(("s.(the end)", "fail"), outcome("KTAP version 1\n1..3\nok 1 a\nok 2 b", "s"))
+
+    def test_a_suite_that_stops_is_a_failure(self):
+        found = outcome("KTAP version 1\n1..1\n    KTAP version 1\n    # Subtest: s\n    1..2\n    ok 1 a\nOops")
+        self.assertIn(("s", "fail"), found)
+        self.assertIn(("s.a", "pass"), found)
+
+    def test_a_suite_that_fails_by_itself(self):
+        found = outcome("KTAP version 1\n1..1\n    # Subtest: s\n    1..1\n    ok 1 a\nnot ok 1 s")
+        self.assertEqual(found, [("s.a", "pass"), ("s", "fail")])
+
+    def test_nothing(self):
+        self.assertEqual(outcome("hello"), [])
+
+
+class KernelLog(unittest.TestCase):
+    def test_finds(self):
+        for line in ("[ 1.0] WARNING: CPU: 0 PID: 1 at x.c:1", "[ 1.0] BUG: KASAN: slab-use-after-free in f",
+                     "[ 1.0] WARNING: possible circular locking dependency detected",
+                     "[ 1.0] INFO: task dd:12 blocked for more than 60 seconds.",
+                     "unreferenced object 0xffff (size 32):", "[ 1.0] rust_kernel: panicked at x.rs:1"):
+            self.assertEqual(len(kernel_log.splats([line])), 1, line)
+
+    def test_leaves_alone(self):
+        self.assertEqual(kernel_log.splats(["[ 1.0] blksnap: snapshot taken", "[ 1.0] EXT4-fs warning"]), [])
+        self.assertEqual(kernel_log.splats(["[ 1.0] WARNING: expected one"], ["expected one"]), [])
+
+
+class Workload(unittest.TestCase):
+    """Writers run for a moment on a directory, which then stands for the image."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.temporary = tempfile.TemporaryDirectory(dir=os.environ.get("BLKSNAP_BUILD") or HERE)
+        cls.root = Path(cls.temporary.name, "fs")
+        cls.root.mkdir()
+        writer = workload.Churn("disk", cls.root, cls.temporary.name, pause=0)
+        end = time.monotonic() + 20
+        while writer.counters.words[workload.DELETE + 1] < 5 and time.monotonic() < end:
+            time.sleep(0.05)
+        cls.trouble = writer.finish()
+        cls.counters = writer.counters.copy()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.temporary.cleanup()
+
+    def problems(self, low=None, high=None):
+        low, high = low or self.counters, high or self.counters
+        return (workload.check_records(self.root, low, high)[0] +
+                workload.check_names(self.root, "disk", low, high)[0])
+
+    @contextlib.contextmanager
+    def changed(self, name, change):
+        path = self.root / name
+        before = path.read_bytes()
+        path.write_bytes(change(bytearray(before)))
+        yield
+        path.write_bytes(before)
+
+    def written(self):
+        """A record that is no hole, and belongs to a file of more than one version."""
+        for at in range(workload.SLOTS):
+            change = self.counters[workload.DONE + at]
+            if change > 1 and not workload.is_hole(change):
+                return at
+        self.fail("the writer wrote too little")
+
+    def record_of(self, at):
+        file, slot = divmod(at, workload.RECORDS)
+        return f"churn/f{file}", slot * workload.RECORD
+
+    def put(self, at, content):
+        name, offset = self.record_of(at)
+
+        def change(data):
+            data[offset:offset + workload.RECORD] = content
+            return data
+        return self.changed(name, change)
+
+    def test_right_image(self):
+        self.assertEqual(self.trouble, "")
+        self.assertEqual(self.problems(), [])
+
+    def test_flipped_bit(self):
+        at = self.written()
+        data = bytearray(workload.record(*divmod(at, workload.RECORDS), self.counters[workload.DONE + at]))
+        data[2000] ^= 1
+        with self.put(at, data):
+            self.assertTrue(self.problems())
+
+    def test_old_and_new_content(self):
+        at = self.written()
+        for step in (-1, 1):
+            change = self.counters[workload.DONE + at] + step
+            data = bytes(workload.RECORD) if workload.is_hole(change) else \
+                workload.record(*divmod(at, workload.RECORDS), change)
+            with self.put(at, data):
+                self.assertTrue(self.problems(), step)
+
+    def test_content_from_elsewhere(self):
+        at = self.written()
+        file, slot = divmod(at, workload.RECORDS)
+        with self.put(at, workload.record(file, slot + 1, self.counters[workload.DONE + at])):
+            self.assertTrue(self.problems())
+
+    def test_torn(self):
+        at = self.written()
+        place = divmod(at, workload.RECORDS)
+        change = self.counters[workload.DONE + at]
+        data = workload.record(*place, change)[:512] + workload.record(*place, change - 1)[512:]
+        with self.put(at, data):
+            self.assertTrue(self.problems())
+
+    def test_lost_zeros(self):
+        with self.put(self.written(), bytes(workload.RECORD)):
+            self.assertTrue(self.problems())
+
+    def test_names(self):
+        number = self.counters[workload.CREATE + 1] - 1
+        path = self.root / f"names/n-{number}"
+        with self.changed(f"names/n-{number}", lambda d: d[:-1]):
+            self.assertTrue(self.problems())
+        other = path.with_name(f"n-{number + 1}")
+        path.rename(other)
+        self.assertTrue(self.problems())
+        other.rename(path)
+        extra = self.root / "names/r-0"
+        extra.write_bytes(workload.name_content("disk", 0))
+        self.assertTrue(self.problems())
+        extra.unlink()
+        self.assertEqual(self.problems(), [])
+
+    def test_what_happened_meanwhile_may_be_either(self):
+        at = self.written()
+        high = list(self.counters)
+        high[workload.STARTED + at] += 1
+        low = list(self.counters)
+        low[workload.DONE + at] -= 1
+        self.assertEqual(self.problems(low=low), [])
+        self.assertEqual(self.problems(high=high), [])
+
+
+if __name__ == "__main__":
+    out = io.StringIO()
+    result = unittest.main(verbosity=0, exit=False, testRunner=unittest.TextTestRunner(stream=out)).result
+    print(out.getvalue() if not result.wasSuccessful() else f"{result.testsRun} tests of the harness pass")
+    sys.exit(not result.wasSuccessful())

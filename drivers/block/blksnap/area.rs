@@ -1,0 +1,759 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The difference area: what keeps the content that one device had when its snapshot was taken.
+//!
+//! A write to chunks that are not saved is taken from the device's filter and parked. A worker
+//! claims the chunks, which makes an extent of them, and reads the old data from the origin.
+//! When that is done the chunks count as saved and the write is released; the data goes from
+//! memory to the difference storage afterwards. So an extent goes through these places:
+//!
+//! `Reading` -> `Memory` -> `Stored`
+//!
+//! A write is released only when all of its chunks are saved, and a chunk is saved only after it
+//! was claimed. So as long as a chunk is not claimed, the origin has its old data. An image read
+//! from the origin is looked at again when it is done: if one of its chunks was claimed meanwhile
+//! it is done over.
+//!
+//! If anything goes wrong the area fails for good: writes pass, image reads give an error.
+//!
+//! # Locking
+//!
+//! `state` is a leaf lock, taken also where bios end. The saved bits are set under it, and read
+//! without it.
+
+use crate::{
+    chunk::{
+        ChunkRange,
+        Geometry, //
+    },
+    event::{
+        Events,
+        What, //
+    },
+    extent_map::{
+        ExtentMap,
+        Piece,
+        Place, //
+    },
+    saved_map::SavedMap,
+    storage::Storage, //
+};
+use kernel::{
+    block::{
+        bdev::{
+            BdevFile,
+            SectorRange, //
+        },
+        bio::{
+            BioList,
+            BioSet,
+            EndIo,
+            Op,
+            OwnedBio, //
+        },
+        SECTOR_SHIFT, //
+    },
+    new_condvar,
+    new_spinlock_irq,
+    page::{
+        Pages,
+        PAGE_SHIFT, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Release, //
+        },
+        Arc,
+        ArcBorrow,
+        Completion,
+        CondVar,
+        SpinLockIrq,
+        UniqueArc, //
+    },
+    workqueue::{
+        impl_has_work,
+        new_work,
+        OwnedQueue,
+        Work,
+        WorkItem, //
+    }, //
+};
+
+/// How many bytes are gathered into one write to the storage.
+const STORE_BYTES: usize = 4 << 20;
+
+/// Where the old data of an extent is.
+enum Old {
+    /// On its way from the origin. These writes wait for it.
+    Reading(KBox<BioList>),
+    /// In memory.
+    Memory(Arc<Pages>),
+    /// At this byte of the storage. A chunk has as many bytes as `chunk_shift` says.
+    Stored { at: u64, chunk_shift: u32 },
+}
+
+impl Place for Old {
+    fn continues(&self, chunks: u64, next: &Self) -> bool {
+        match (self, next) {
+            (Old::Stored { at, chunk_shift }, Old::Stored { at: next, .. }) => {
+                at + (chunks << chunk_shift) == *next
+            }
+            _ => false,
+        }
+    }
+}
+
+struct State {
+    map: ExtentMap<Old>,
+    /// Writes that were taken and not looked at yet.
+    taken: BioList,
+    /// First chunks of the extents in memory that are to be stored, in order, so that neighbours
+    /// can become one extent. Has room for all copies.
+    read: KVec<u64>,
+    /// Extents that are claimed and not stored, and the bytes in them.
+    copies: usize,
+    copy_bytes: usize,
+    /// Writes wait until there are fewer copies.
+    starved: bool,
+    /// Image reads that need more than the origin.
+    images: BioList,
+    /// Bios, copies and batches that have to end before the area can be closed.
+    active: usize,
+}
+
+/// The difference area of a device.
+#[pin_data]
+pub(crate) struct Area {
+    origin: BdevFile,
+    geometry: Geometry,
+    max_copies: usize,
+    max_copy_bytes: usize,
+    saved: SavedMap,
+    #[pin]
+    state: SpinLockIrq<State>,
+    #[pin]
+    idle: CondVar,
+    /// 0, or the negative error number of the failure.
+    error: Atomic<i32>,
+    storage: Arc<Storage>,
+    events: Arc<Events>,
+    queue: Arc<OwnedQueue>,
+    reads: BioSet<OriginRead>,
+    forwards: BioSet<ImageRead>,
+    #[pin]
+    claim_work: Work<Area, CLAIM>,
+    #[pin]
+    store_work: Work<Area, STORE>,
+    #[pin]
+    image_work: Work<Area, IMAGE>,
+}
+
+const CLAIM: u64 = 0;
+const STORE: u64 = 1;
+const IMAGE: u64 = 2;
+
+impl_has_work! {
+    impl HasWork<Self, 0> for Area { self.claim_work }
+    impl HasWork<Self, 1> for Area { self.store_work }
+    impl HasWork<Self, 2> for Area { self.image_work }
+}
+
+/// What an [`Area`] needs.
+pub(crate) struct Config {
+    pub(crate) origin: BdevFile,
+    pub(crate) geometry: Geometry,
+    pub(crate) max_copy_bytes: usize,
+    pub(crate) storage: Arc<Storage>,
+    pub(crate) events: Arc<Events>,
+    pub(crate) queue: Arc<OwnedQueue>,
+}
+
+impl Area {
+    /// Bios that are allocated ahead, for progress when memory is short.
+    const RESERVE: u32 = 16;
+
+    /// May sleep.
+    pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
+        let geometry = config.geometry;
+        let max_copy_bytes = config.max_copy_bytes.max(geometry.chunk_bytes());
+        let max_copies = max_copy_bytes / geometry.chunk_bytes();
+        let saved = SavedMap::new(geometry.nr_chunks())?;
+        let read = KVec::with_capacity(max_copies, GFP_KERNEL)?;
+        let reads = BioSet::new(Self::RESERVE)?;
+        let forwards = BioSet::new(Self::RESERVE)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                origin: config.origin,
+                geometry,
+                max_copies,
+                max_copy_bytes,
+                saved,
+                state <- new_spinlock_irq!(State {
+                    map: ExtentMap::new(),
+                    taken: BioList::new(),
+                    read,
+                    copies: 0,
+                    copy_bytes: 0,
+                    starved: false,
+                    images: BioList::new(),
+                    active: 0,
+                }, "blksnap_area"),
+                idle <- new_condvar!("blksnap_area_idle"),
+                error: Atomic::new(0),
+                storage: config.storage,
+                events: config.events,
+                queue: config.queue,
+                reads,
+                forwards,
+                claim_work <- new_work!("blksnap_claim"),
+                store_work <- new_work!("blksnap_store"),
+                image_work <- new_work!("blksnap_image"),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        self.geometry
+    }
+
+    pub(crate) fn origin(&self) -> &BdevFile {
+        &self.origin
+    }
+
+    /// 0, or a negative error number if the image is broken.
+    pub(crate) fn error(&self) -> i32 {
+        self.error.load(Acquire)
+    }
+
+    fn check(&self) -> Result {
+        match self.error() {
+            0 => Ok(()),
+            _ => Err(EIO),
+        }
+    }
+
+    /// The image is broken from now on. Says so to the owner the first time. May be called in any
+    /// context.
+    pub(crate) fn fail(&self, error: Error, what: What) {
+        if self.error.cmpxchg(0, error.to_errno(), Release).is_ok() {
+            pr_err!("snapshot of {} is broken: {:?}\n", self.origin.dev(), error);
+            self.events.push(what);
+        }
+    }
+
+    fn fail_io(&self, error: Error) {
+        self.fail(error, What::Corrupted(self.origin.dev(), error));
+    }
+
+    fn done(&self, state: &mut State, count: usize) {
+        state.active -= count;
+        if state.active == 0 {
+            self.idle.notify_all();
+        }
+    }
+
+    /// Whether a write may go to the origin right away. Does not sleep.
+    #[inline]
+    pub(crate) fn may_pass(&self, range: SectorRange) -> bool {
+        let chunks = self.geometry.chunks_of(range);
+        self.saved.first_unsaved(chunks).is_none() || self.error() != 0
+    }
+
+    /// Takes a write over until it may pass. Does not sleep.
+    pub(crate) fn park(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
+        let mut state = this.state.lock();
+        state.taken.push(bio);
+        state.active += 1;
+        drop(state);
+        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.into());
+    }
+
+    /// Looks at the writes that were taken.
+    fn claim_all(this: &Arc<Self>) {
+        loop {
+            let mut bios = this.state.lock().taken.take();
+            if bios.is_empty() {
+                return;
+            }
+            while let Some(bio) = bios.pop() {
+                let Err(bio) = Self::claim(this, bio) else {
+                    continue;
+                };
+                // Too many copies. The rest waits until one of them is stored.
+                let mut state = this.state.lock();
+                bios.push_front(bio);
+                bios.append(&mut state.taken);
+                state.taken = bios;
+                if state.copies > 0 {
+                    state.starved = true;
+                    return;
+                }
+                break;
+            }
+        }
+    }
+
+    fn release(&self, bio: OwnedBio) {
+        bio.resubmit();
+        self.done(&mut self.state.lock(), 1);
+    }
+
+    /// Claims what `bio` is going to overwrite, and releases it or lets it wait for a copy. Gives
+    /// it back if there are too many copies.
+    fn claim(this: &Arc<Self>, bio: OwnedBio) -> Result<(), OwnedBio> {
+        let Some(range) = this.origin.range_of(&bio) else {
+            this.release(bio);
+            return Ok(());
+        };
+        let all = this.geometry.chunks_of(range);
+        let mut rest = all;
+
+        while let Some(first) = this.saved.first_unsaved(rest) {
+            if this.error() != 0 {
+                this.release(bio);
+                return Ok(());
+            }
+            rest.start = first;
+            let (run, full) = {
+                let state = this.state.lock();
+                let run = match state.map.lookup(rest) {
+                    Piece::Extent(found, _) => {
+                        rest.start = found.end.min(rest.end);
+                        continue;
+                    }
+                    Piece::Hole(end) => ChunkRange {
+                        start: first,
+                        end: end.min(first + this.geometry.max_run()),
+                    },
+                };
+                (run, state.is_full(this, run))
+            };
+            if full {
+                break;
+            }
+            if let Err(e) = Self::copy(this, run) {
+                this.fail_io(e);
+            }
+            rest.start = run.end;
+        }
+
+        let mut state = this.state.lock();
+        let Some(first) = this.saved.first_unsaved(all) else {
+            drop(state);
+            this.release(bio);
+            return Ok(());
+        };
+        let found = match state.map.lookup(ChunkRange {
+            start: first,
+            ..all
+        }) {
+            Piece::Extent(found, _) => Some(found.start),
+            Piece::Hole(_) => None,
+        };
+        if let Some((_, Old::Reading(waiting))) = found.and_then(|s| state.map.get_mut(s)) {
+            waiting.push(bio);
+            return Ok(());
+        }
+        drop(state);
+        if this.error() != 0 {
+            this.release(bio);
+            return Ok(());
+        }
+        Err(bio)
+    }
+
+    /// Claims chunks and starts to read them. Only one worker does so.
+    fn copy(this: &Arc<Self>, run: ChunkRange) -> Result {
+        let bytes = run.len() as usize * this.geometry.chunk_bytes();
+        let sectors = this.geometry.sectors_of(run);
+        let len = (sectors.len << SECTOR_SHIFT) as usize;
+        // What the last chunk has past the end of the device goes to the storage too.
+        let flags = if len < bytes {
+            GFP_NOIO | __GFP_ZERO
+        } else {
+            GFP_NOIO
+        };
+        this.saved.reserve(run)?;
+        let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, flags)?, GFP_NOIO)?;
+        let place = Old::Reading(KBox::new(BioList::new(), GFP_NOIO)?);
+        let extent = ExtentMap::new_extent(run, place, GFP_NOIO)?;
+
+        let mut state = this.state.lock();
+        state.map.insert(extent);
+        state.copies += 1;
+        state.copy_bytes += bytes;
+        state.active += 1;
+        drop(state);
+
+        let read = OriginRead::Copy(this.clone(), run.start);
+        this.reads
+            .read(&this.origin, sectors.start, pages, len, read, GFP_NOIO);
+        Ok(())
+    }
+
+    /// The old data of the extent at `start` was read, or not. Does not sleep.
+    fn copied(this: Arc<Self>, start: u64, pages: UniqueArc<Pages>, result: Result) {
+        // Ahead of the release of the writes, so that no image read misses it.
+        if let Err(e) = result {
+            this.fail_io(e);
+        }
+        let mut state = this.state.lock();
+        if let Some((chunks, place)) = state.map.get_mut(start) {
+            let old = core::mem::replace(place, Old::Memory(pages.into()));
+            if let Old::Reading(mut waiting) = old {
+                state.taken.append(&mut waiting);
+            }
+            this.saved.set(chunks);
+            // There is room for all copies, so this cannot fail.
+            let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
+            let _ = state.read.insert_within_capacity(at, start);
+        }
+        drop(state);
+        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
+        let _ = this.queue.clone().enqueue::<Arc<Self>, STORE>(this);
+    }
+
+    /// Moves what is in memory to the storage.
+    fn store_all(this: &Arc<Self>) {
+        loop {
+            if this.state.lock().read.is_empty() {
+                return;
+            }
+            match this.store_batch() {
+                Ok(()) => {}
+                Err(e) => {
+                    if this.error() == 0 {
+                        this.fail_io(e);
+                    }
+                    this.forget_copies();
+                }
+            }
+            let mut state = this.state.lock();
+            let starved = core::mem::take(&mut state.starved);
+            drop(state);
+            if starved {
+                let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
+            }
+        }
+    }
+
+    fn store_batch(&self) -> Result {
+        self.check()?;
+        let mut starts = KVec::with_capacity(self.max_copies, GFP_NOIO)?;
+        let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(self.max_copies, GFP_NOIO)?;
+        let mut len = 0;
+        let max = STORE_BYTES.min(self.storage.room());
+        {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            for start in state.read.iter() {
+                if let Some((_, Old::Memory(old))) = state.map.get_mut(*start) {
+                    if len > 0 && len + old.len() > max {
+                        break;
+                    }
+                    len += old.len();
+                    let _ = starts.push_within_capacity(*start);
+                    let _ = pages.push_within_capacity(old.clone());
+                }
+            }
+        }
+
+        let mut refs = KVec::with_capacity(pages.len(), GFP_NOIO)?;
+        for pages in &pages {
+            refs.push(&**pages, GFP_NOIO)?;
+        }
+        let mut at = self.storage.append(&refs, len).inspect_err(|e| {
+            if *e == ENOSPC {
+                self.fail(*e, What::NoSpace((len >> SECTOR_SHIFT) as u64));
+            }
+        })?;
+
+        let mut state = self.state.lock();
+        state
+            .read
+            .retain(|start| starts.binary_search(start).is_err());
+        for (start, pages) in starts.iter().zip(&pages) {
+            if let Some((_, place)) = state.map.get_mut(*start) {
+                *place = Old::Stored {
+                    at,
+                    chunk_shift: self.geometry.chunk_shift(),
+                };
+            }
+            at += pages.len() as u64;
+            state.map.merge(*start);
+        }
+        state.copies -= starts.len();
+        state.copy_bytes -= len;
+        self.done(&mut state, starts.len());
+        Ok(())
+    }
+
+    /// The area has failed: gives the memory of the copies back.
+    fn forget_copies(&self) {
+        loop {
+            let mut guard = self.state.lock();
+            let state = &mut *guard;
+            let Some(start) = state.read.pop() else {
+                return;
+            };
+            let old = state.map.remove(start);
+            if let Some(Old::Memory(pages)) = &old {
+                state.copies -= 1;
+                state.copy_bytes -= pages.len();
+            }
+            self.done(state, 1);
+            drop(guard);
+            drop(old);
+        }
+    }
+
+    /// A bio for the image. May sleep for memory.
+    pub(crate) fn read_image(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
+        if bio.op() != Op::Read || this.check().is_err() {
+            return bio.end(Err(EIO));
+        }
+        let chunks = this.geometry.chunks_of(SectorRange {
+            start: bio.sector(),
+            len: bio.sectors(),
+        });
+        let mut state = this.state.lock();
+        state.active += 1;
+        if state.map.overlaps(chunks) {
+            state.images.push(bio);
+            drop(state);
+            let _ = this.queue.enqueue::<Arc<Self>, IMAGE>(this.into());
+        } else {
+            drop(state);
+            let sector = bio.sector();
+            let read = ImageRead(this.into(), chunks);
+            this.forwards
+                .forward(&this.origin, sector, bio, read, GFP_NOIO);
+        }
+    }
+
+    /// An image read from the origin is done. Does not sleep.
+    fn forwarded(this: Arc<Self>, chunks: ChunkRange, bio: OwnedBio, result: Result) {
+        let mut state = this.state.lock();
+        // The error is set before a write is released that it is about.
+        if this.error() == 0 && state.map.overlaps(chunks) {
+            state.images.push(bio);
+            drop(state);
+            let _ = this.queue.clone().enqueue::<Arc<Self>, IMAGE>(this);
+            return;
+        }
+        drop(state);
+        bio.end(result.and_then(|()| this.check()));
+        this.done(&mut this.state.lock(), 1);
+    }
+
+    /// Serves the image reads that need more than the origin.
+    fn read_images(this: &Arc<Self>) {
+        loop {
+            let bio = this.state.lock().images.pop();
+            let Some(bio) = bio else {
+                return;
+            };
+            let result = Self::read_pieces(this, &bio);
+            bio.end(result.and_then(|()| this.check()));
+            this.done(&mut this.state.lock(), 1);
+        }
+    }
+
+    fn read_pieces(this: &Arc<Self>, bio: &OwnedBio) -> Result {
+        let geometry = this.geometry;
+        let start = bio.sector() << SECTOR_SHIFT;
+        let end = start + bio.size() as u64;
+        let mut at = start;
+
+        while at < end {
+            this.check()?;
+            let mut rest = geometry.chunks_of(SectorRange {
+                start: at >> SECTOR_SHIFT,
+                len: (end - at) >> SECTOR_SHIFT,
+            });
+            rest.end = rest.end.min(rest.start + geometry.max_run());
+            // Under the lock only what is needed to go on without it.
+            let (chunks, old) = {
+                let state = this.state.lock();
+                match state.map.lookup(rest) {
+                    Piece::Hole(end) => (ChunkRange { end, ..rest }, Found::Origin),
+                    Piece::Extent(found, Old::Reading(_)) => (
+                        ChunkRange {
+                            start: rest.start,
+                            end: found.end.min(rest.end),
+                        },
+                        Found::Claimed,
+                    ),
+                    Piece::Extent(found, Old::Memory(pages)) => {
+                        (found, Found::Memory(pages.clone()))
+                    }
+                    Piece::Extent(found, Old::Stored { at, .. }) => (
+                        ChunkRange {
+                            start: rest.start,
+                            end: found.end.min(rest.end),
+                        },
+                        Found::Stored(*at + geometry.byte_of(rest.start - found.start)),
+                    ),
+                }
+            };
+            let first = geometry.byte_of(chunks.start);
+            let to = end.min(geometry.byte_of(chunks.end));
+            let copy = |pages: &Pages| {
+                bio.copy_from_pages(
+                    (at - start) as usize,
+                    pages,
+                    (at - first) as usize,
+                    (to - at) as usize,
+                )
+            };
+            match old {
+                Found::Memory(pages) => copy(&pages)?,
+                Found::Stored(place) => {
+                    let len = chunks.len() as usize * geometry.chunk_bytes();
+                    let mut pages = Pages::alloc(len >> PAGE_SHIFT, GFP_NOIO)?;
+                    this.storage.read(place, &mut pages, len)?;
+                    copy(&pages)?;
+                }
+                // What is claimed now was old when it was found to be, unless its write was
+                // released since; then it is in memory or stored at the next look.
+                Found::Origin | Found::Claimed => {
+                    let pages = this.read_origin(chunks)?;
+                    let state = this.state.lock();
+                    let changed = match state.map.lookup(chunks) {
+                        Piece::Hole(end) => end != chunks.end,
+                        Piece::Extent(found, Old::Reading(_)) => found.end < chunks.end,
+                        Piece::Extent(..) => true,
+                    };
+                    drop(state);
+                    if changed {
+                        continue;
+                    }
+                    copy(&pages)?;
+                }
+            }
+            at = to;
+        }
+        Ok(())
+    }
+
+    /// Reads chunks from the origin, and waits for it.
+    fn read_origin(&self, chunks: ChunkRange) -> Result<UniqueArc<Pages>> {
+        let sectors = self.geometry.sectors_of(chunks);
+        let len = (sectors.len << SECTOR_SHIFT) as usize;
+        let count = (chunks.len() as usize * self.geometry.chunk_bytes()) >> PAGE_SHIFT;
+        let pages = UniqueArc::new(Pages::alloc(count, GFP_NOIO)?, GFP_NOIO)?;
+        let waiter = Arc::pin_init(Waiter::new(), GFP_NOIO)?;
+        let read = OriginRead::Wait(waiter.clone());
+        self.reads
+            .read(&self.origin, sectors.start, pages, len, read, GFP_NOIO);
+        waiter.done.wait_for_completion();
+        let (pages, result) = waiter.result.lock().take().ok_or(EIO)?;
+        result.map(|()| pages)
+    }
+
+    /// Ends the area: no writes are parked any more and the image gives errors. The device's filter
+    /// and the image's disk have no use of it any more. May sleep.
+    pub(crate) fn close(this: &Arc<Self>) {
+        let _ = this.error.cmpxchg(0, ESHUTDOWN.to_errno(), Release);
+        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
+        let mut state = this.state.lock();
+        while state.active > 0 {
+            this.idle.wait(&mut state);
+        }
+    }
+}
+
+impl State {
+    fn is_full(&self, area: &Area, run: ChunkRange) -> bool {
+        let bytes = run.len() as usize * area.geometry.chunk_bytes();
+        self.copies > 0
+            && (self.copies >= area.max_copies || self.copy_bytes + bytes > area.max_copy_bytes)
+    }
+}
+
+/// Where a piece of an image read was found.
+enum Found {
+    Origin,
+    Claimed,
+    Memory(Arc<Pages>),
+    Stored(u64),
+}
+
+/// Somebody who waits for a read.
+#[pin_data]
+struct Waiter {
+    #[pin]
+    done: Completion,
+    #[pin]
+    result: SpinLockIrq<Option<(UniqueArc<Pages>, Result)>>,
+}
+
+impl Waiter {
+    fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            done <- Completion::new(),
+            result <- new_spinlock_irq!(None, "blksnap_waiter"),
+        })
+    }
+}
+
+/// A read from the origin into memory of ours.
+enum OriginRead {
+    Copy(Arc<Area>, u64),
+    Wait(Arc<Waiter>),
+}
+
+impl EndIo for OriginRead {
+    type Held = UniqueArc<Pages>;
+
+    fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
+        match self {
+            OriginRead::Copy(area, start) => Area::copied(area, start, pages, result),
+            OriginRead::Wait(waiter) => {
+                *waiter.result.lock() = Some((pages, result));
+                waiter.done.complete_all();
+            }
+        }
+    }
+}
+
+/// An image read that goes to the origin as it is, and the chunks it is about.
+struct ImageRead(Arc<Area>, ChunkRange);
+
+impl EndIo for ImageRead {
+    type Held = OwnedBio;
+
+    fn end_io(self, bio: OwnedBio, result: Result) {
+        Area::forwarded(self.0, self.1, bio, result);
+    }
+}
+
+impl WorkItem<CLAIM> for Area {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::claim_all(&this);
+    }
+}
+
+impl WorkItem<STORE> for Area {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::store_all(&this);
+    }
+}
+
+impl WorkItem<IMAGE> for Area {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::read_images(&this);
+    }
+}
+
+const _: () = assert!(core::mem::size_of::<Old>() <= 16);

@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Snapshots of block devices for backup.
+//!
+//! A filter on each device ([`tracker`]) records which blocks change. A [`snapshot`] has one
+//! difference [`area`] for each of its devices, which saves what is about to be overwritten in the
+//! difference [`storage`] that the devices share, and an [`image`], a read-only disk with the
+//! content of that moment.
+//!
+//! See Documentation/block/blksnap.rst.
+
+use crate::{
+    control::Control,
+    snapshot::{
+        Snapshots,
+        SnapshotsGuard, //
+    },
+    tracker::Tracker, //
+};
+use kernel::{
+    block::filter,
+    miscdevice::MiscDeviceRegistration,
+    prelude::*, //
+};
+
+mod area;
+mod change_map;
+mod chunk;
+mod control;
+mod event;
+mod extent_map;
+mod image;
+mod params;
+mod saved_map;
+mod snapshot;
+mod storage;
+mod tracker;
+
+module! {
+    type: Blksnap,
+    name: "blksnap",
+    authors: ["The blksnap authors"],
+    description: "Snapshots of block devices for backup",
+    license: "GPL",
+    params: {
+        diff_storage_minimum: u32 {
+            default: 2097152,
+            description: "By how many sectors a difference storage in a file grows at a time",
+        },
+        chunk_minimum_shift: u32 {
+            default: 14,
+            description: "Binary logarithm of the bytes that are copied at a time",
+        },
+        tracking_block_minimum_shift: u32 {
+            default: 16,
+            description: "Binary logarithm of the smallest tracked block in bytes",
+        },
+        tracking_block_maximum_shift: u32 {
+            default: 26,
+            description: "Binary logarithm of the largest tracked block in bytes",
+        },
+        tracking_block_maximum_count: u32 {
+            default: 2097152,
+            description: "Number of tracked blocks of a device, unless they were too large",
+        },
+    },
+}
+
+#[pin_data]
+struct Blksnap {
+    // In the order in which they go.
+    #[pin]
+    _control: MiscDeviceRegistration<Control>,
+    #[pin]
+    _filter: filter::Registration<Tracker>,
+    _snapshots: SnapshotsGuard,
+}
+
+impl kernel::InPlaceModule for Blksnap {
+    fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
+        try_pin_init!(Self {
+            _snapshots: Snapshots::enable()?,
+            _filter <- filter::Registration::new(),
+            _control <- MiscDeviceRegistration::register(Control::OPTIONS),
+        })
+    }
+}

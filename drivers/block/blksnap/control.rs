@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! `/dev/blksnap-control`.
+
+use crate::{
+    event::What,
+    params,
+    snapshot::Snapshot,
+    storage::Storage, //
+};
+use kernel::{
+    block::SECTOR_SHIFT,
+    capability::Capability,
+    fs::File,
+    ioctl::{
+        _IOR,
+        _IOW,
+        _IOWR, //
+    },
+    miscdevice::{
+        MiscDevice,
+        MiscDeviceOptions,
+        MiscDeviceRegistration, //
+    },
+    prelude::*,
+    sync::Arc,
+    time::msecs_to_jiffies,
+    uaccess::{
+        UserPtr,
+        UserSlice, //
+    },
+    uapi,
+    uuid::Uuid, //
+};
+
+const TYPE: u32 = uapi::BLKSNAP as u32;
+const VERSION: u32 = _IOR::<uapi::blksnap_version>(TYPE, 0);
+const CREATE: u32 = _IOWR::<uapi::blksnap_snapshot_create>(TYPE, 1);
+const DESTROY: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 2);
+const TAKE: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 3);
+const COLLECT: u32 = _IOR::<uapi::blksnap_snapshot_collect>(TYPE, 4);
+const WAIT_EVENT: u32 = _IOR::<uapi::blksnap_snapshot_event>(TYPE, 5);
+
+/// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
+const INTERFACE: [u16; 4] = [3, 0, 0, 0];
+
+/// The control device, opened.
+pub(crate) struct Control;
+
+impl Control {
+    pub(crate) const OPTIONS: MiscDeviceOptions = MiscDeviceOptions {
+        name: c"blksnap-control",
+    };
+}
+
+#[vtable]
+impl MiscDevice for Control {
+    type Ptr = KBox<Self>;
+
+    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
+        Ok(KBox::new(Control, GFP_KERNEL)?)
+    }
+
+    fn ioctl(_this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+        Capability::SYS_ADMIN.require()?;
+
+        let slice = at(arg, 0, kernel::ioctl::_IOC_SIZE(cmd));
+        match cmd {
+            VERSION => version(slice),
+            CREATE => create(arg),
+            DESTROY => Snapshot::destroy(read_id(slice)?),
+            TAKE => Snapshot::find(read_id(slice)?)?.take(),
+            COLLECT => collect(slice),
+            WAIT_EVENT => wait_event(arg),
+            _ => Err(ENOTTY),
+        }?;
+        Ok(0)
+    }
+}
+
+/// A part of the argument at user address `arg`.
+fn at(arg: usize, offset: usize, len: usize) -> UserSlice {
+    UserSlice::new(UserPtr::from_addr(arg).wrapping_byte_add(offset), len)
+}
+
+fn read_id(arg: UserSlice) -> Result<Uuid> {
+    Ok(Uuid::from_bytes(arg.reader().read()?))
+}
+
+fn version(arg: UserSlice) -> Result {
+    let mut to = arg.writer();
+    for number in INTERFACE {
+        to.write(&number)?;
+    }
+    Ok(())
+}
+
+fn create(arg: usize) -> Result {
+    let mut from = at(arg, 0, 16).reader();
+    let limit = from
+        .read::<u64>()?
+        .checked_mul(1 << SECTOR_SHIFT)
+        .ok_or(EINVAL)?;
+    let path = UserPtr::from_addr(usize::try_from(from.read::<u64>()?)?);
+
+    let mut buffer = KVec::from_elem(0, uapi::PATH_MAX as usize, GFP_KERNEL)?;
+    let path = UserSlice::new(path, buffer.len())
+        .reader()
+        .strcpy_into_buf(&mut buffer)
+        .map_err(|e| if e == EINVAL { ENAMETOOLONG } else { e })?;
+    let storage = Storage::open(path, limit, params::storage_step())?;
+    let id = Snapshot::create(Arc::pin_init(storage, GFP_KERNEL)?)?;
+    at(arg, 16, 16)
+        .writer()
+        .write_slice(id.as_bytes())
+        .inspect_err(|_| {
+            // Nobody would know of it.
+            let _ = Snapshot::destroy(id);
+        })
+}
+
+fn collect(arg: UserSlice) -> Result {
+    let (mut from, mut to) = arg.reader_writer();
+    let room = from.read::<u32>()? as usize;
+    let _padding = from.read::<u32>()?;
+    let buffer = usize::try_from(from.read::<u64>()?)?;
+
+    let ids = Snapshot::ids()?;
+    to.write(&(ids.len() as u32))?;
+    if buffer == 0 {
+        return Ok(());
+    }
+    if room < ids.len() {
+        return Err(ENODATA);
+    }
+    let len = ids.len() * core::mem::size_of::<uapi::blksnap_uuid>();
+    let mut to = UserSlice::new(UserPtr::from_addr(buffer), len).writer();
+    for id in &ids {
+        to.write_slice(id.as_bytes())?;
+    }
+    Ok(())
+}
+
+fn wait_event(arg: usize) -> Result {
+    const RETURNED: usize = core::mem::offset_of!(uapi::blksnap_snapshot_event, code);
+
+    let mut from = at(arg, 0, RETURNED).reader();
+    let id = Uuid::from_bytes(from.read()?);
+    let timeout = from.read::<u32>()?;
+
+    let event = Snapshot::find(id)?
+        .events()
+        .wait(msecs_to_jiffies(timeout))?;
+    let time = event.time.as_nanos();
+    let len = core::mem::size_of::<uapi::blksnap_snapshot_event>() - RETURNED;
+    let mut to = at(arg, RETURNED, len).writer();
+    match event.what {
+        What::Corrupted(dev, error) => {
+            to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_CORRUPTED)?;
+            to.write(&time)?;
+            to.write(&dev.major())?;
+            to.write(&dev.minor())?;
+            to.write(&error.to_errno())?;
+        }
+        What::NoSpace(sectors) => {
+            to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_NO_SPACE)?;
+            to.write(&time)?;
+            to.write(&sectors)?;
+        }
+    }
+    // Nothing of an earlier event stays behind it.
+    while !to.is_empty() {
+        let zeroes = [0; 64];
+        let len = to.len().min(zeroes.len());
+        to.write_slice(&zeroes[..len])?;
+    }
+    Ok(())
+}

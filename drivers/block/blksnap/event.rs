@@ -1,0 +1,150 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a snapshot has to tell its owner.
+
+use kernel::{
+    block::bdev::DevT,
+    new_condvar,
+    new_spinlock_irq,
+    prelude::*,
+    sync::{
+        CondVar,
+        CondVarTimeoutResult,
+        SpinLockIrq, //
+    },
+    time::{
+        Instant,
+        Jiffies,
+        Monotonic, //
+    }, //
+};
+
+/// What has happened.
+#[derive(Clone, Copy)]
+pub(crate) enum What {
+    /// The snapshot is broken, because of an error on a device.
+    Corrupted(DevT, Error),
+    /// The difference storage is full: so many sectors were asked for.
+    NoSpace(u64),
+}
+
+/// Something that has happened.
+#[derive(Clone, Copy)]
+pub(crate) struct Event {
+    pub(crate) what: What,
+    pub(crate) time: Instant<Monotonic>,
+}
+
+/// How many events are kept for an owner that does not ask.
+const MAX_EVENTS: usize = 16;
+
+struct Queue {
+    events: [Option<Event>; MAX_EVENTS],
+    first: usize,
+    count: usize,
+    closed: bool,
+}
+
+/// The events of a snapshot, oldest first. When there are too many, new ones are dropped: the first
+/// ones say why.
+#[pin_data]
+pub(crate) struct Events {
+    #[pin]
+    queue: SpinLockIrq<Queue>,
+    #[pin]
+    changed: CondVar,
+}
+
+impl Events {
+    pub(crate) fn new() -> impl PinInit<Self> {
+        pin_init!(Self {
+            queue <- new_spinlock_irq!(Queue {
+                events: [None; MAX_EVENTS],
+                first: 0,
+                count: 0,
+                closed: false,
+            }, "blksnap_events"),
+            changed <- new_condvar!("blksnap_events"),
+        })
+    }
+
+    /// Adds an event. May be called in any context.
+    pub(crate) fn push(&self, what: What) {
+        let mut queue = self.queue.lock();
+        if queue.count < MAX_EVENTS {
+            let at = (queue.first + queue.count) % MAX_EVENTS;
+            queue.events[at] = Some(Event {
+                what,
+                time: Instant::now(),
+            });
+            queue.count += 1;
+        }
+        drop(queue);
+        self.changed.notify_all();
+    }
+
+    /// Nobody has to wait any more.
+    pub(crate) fn close(&self) {
+        self.queue.lock().closed = true;
+        self.changed.notify_all();
+    }
+
+    /// Takes the oldest event, after waiting for one at most so long.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOENT`] when the time is over, [`EINTR`] on a signal, [`ESRCH`] when the snapshot is
+    /// destroyed.
+    pub(crate) fn wait(&self, mut timeout: Jiffies) -> Result<Event> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.closed {
+                return Err(ESRCH);
+            }
+            let first = queue.first;
+            if let Some(event) = queue.events[first].take() {
+                queue.first = (first + 1) % MAX_EVENTS;
+                queue.count -= 1;
+                return Ok(event);
+            }
+            if timeout == 0 {
+                return Err(ENOENT);
+            }
+            match self.changed.wait_interruptible_timeout(&mut queue, timeout) {
+                CondVarTimeoutResult::Signal { .. } => return Err(EINTR),
+                CondVarTimeoutResult::Timeout => timeout = 0,
+                CondVarTimeoutResult::Woken { jiffies } => timeout = jiffies,
+            }
+        }
+    }
+}
+
+#[kunit_tests(blksnap_event)]
+mod tests {
+    use super::*;
+
+    fn sectors(event: Event) -> u64 {
+        match event.what {
+            What::NoSpace(sectors) => sectors,
+            What::Corrupted(..) => u64::MAX,
+        }
+    }
+
+    #[test]
+    fn oldest_first_and_bounded() -> Result {
+        let events = KBox::pin_init(Events::new(), GFP_KERNEL)?;
+        assert_eq!(events.wait(0).err(), Some(ENOENT));
+        for round in 0..3 {
+            for i in 0..MAX_EVENTS as u64 + 5 {
+                events.push(What::NoSpace(round * 100 + i));
+            }
+            for i in 0..MAX_EVENTS as u64 {
+                assert_eq!(sectors(events.wait(0)?), round * 100 + i);
+            }
+            assert_eq!(events.wait(0).err(), Some(ENOENT));
+        }
+        events.close();
+        assert_eq!(events.wait(1000).err(), Some(ESRCH));
+        Ok(())
+    }
+}

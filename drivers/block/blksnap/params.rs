@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Module parameters, and what is derived from them.
+
+use crate::{
+    change_map::Limits,
+    module_parameters, //
+};
+use kernel::block::SECTOR_SHIFT;
+
+/// How many bytes of a snapshot may be in memory, because they were read and not stored yet.
+pub(crate) const MAX_COPY_BYTES: usize = 32 << 20;
+
+/// The limits of change maps.
+pub(crate) fn change_map_limits() -> Limits {
+    Limits {
+        min_shift: module_parameters::tracking_block_minimum_shift.value(),
+        max_shift: module_parameters::tracking_block_maximum_shift.value(),
+        max_count: u64::from(module_parameters::tracking_block_maximum_count.value()),
+    }
+}
+
+/// The binary logarithm of a chunk's size in bytes.
+pub(crate) fn chunk_shift() -> u32 {
+    module_parameters::chunk_minimum_shift.value()
+}
+
+/// By how many bytes a file with a difference storage grows at a time.
+pub(crate) fn storage_step() -> u64 {
+    u64::from(module_parameters::diff_storage_minimum.value()) << SECTOR_SHIFT
+}

@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Which chunks are saved: a bit for each, which is all that a write to a saved chunk looks at.
+//!
+//! The bits are in leaves of a page, allocated when a chunk of theirs is first claimed. Bits are
+//! only ever set, so reading needs no lock.
+
+use crate::chunk::ChunkRange;
+use kernel::{
+    page::PAGE_SIZE,
+    prelude::*,
+    sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Relaxed,
+            Release, //
+        },
+        SetOnce, //
+    }, //
+};
+
+const WORD_BITS: u64 = u64::BITS as u64;
+const LEAF_WORDS: usize = PAGE_SIZE / core::mem::size_of::<u64>();
+const LEAF_BITS: u64 = LEAF_WORDS as u64 * WORD_BITS;
+
+type Leaf = [Atomic<u64>; LEAF_WORDS];
+
+/// The bits of a device.
+pub(crate) struct SavedMap {
+    leaves: VVec<SetOnce<KBox<Leaf>>>,
+}
+
+impl SavedMap {
+    /// A map of `nr_chunks` chunks, none of which is saved. May sleep.
+    pub(crate) fn new(nr_chunks: u64) -> Result<Self> {
+        let count = usize::try_from(nr_chunks.div_ceil(LEAF_BITS))?;
+        let mut leaves = VVec::with_capacity(count, GFP_KERNEL)?;
+        for _ in 0..count {
+            leaves.push(SetOnce::new(), GFP_KERNEL)?;
+        }
+        Ok(Self { leaves })
+    }
+
+    /// Makes sure that the bits of `chunks` can be set. May sleep, but not for I/O.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`], or [`EINVAL`] for chunks that are not in the map.
+    pub(crate) fn reserve(&self, chunks: ChunkRange) -> Result {
+        for index in chunks.start / LEAF_BITS..chunks.end.div_ceil(LEAF_BITS) {
+            let slot = self.leaves.get(index as usize).ok_or(EINVAL)?;
+            if slot.as_ref().is_none() {
+                // If somebody else was faster, this one is not needed.
+                let leaf = pin_init::init_array_from_fn(|_| Atomic::new(0));
+                slot.populate(KBox::init(leaf, GFP_NOIO)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Calls `f` with the index of each word that `chunks` have bits in, and the mask of these
+    /// bits, until it returns something.
+    fn words<R>(chunks: ChunkRange, mut f: impl FnMut(u64, u64) -> Option<R>) -> Option<R> {
+        let mut at = chunks.start;
+        while at < chunks.end {
+            let word = at / WORD_BITS;
+            let end = chunks.end.min((word + 1) * WORD_BITS);
+            let mask = (u64::MAX >> (WORD_BITS - (end - at))) << (at % WORD_BITS);
+            if let Some(result) = f(word, mask) {
+                return Some(result);
+            }
+            at = end;
+        }
+        None
+    }
+
+    fn word(&self, index: u64) -> Option<&Atomic<u64>> {
+        let leaf = self.leaves.get((index / LEAF_WORDS as u64) as usize)?;
+        Some(&leaf.as_ref()?[(index % LEAF_WORDS as u64) as usize])
+    }
+
+    /// Marks `chunks` as saved. They were reserved, and no other call is going on.
+    pub(crate) fn set(&self, chunks: ChunkRange) {
+        Self::words(chunks, |index, mask| {
+            if let Some(word) = self.word(index) {
+                word.store(word.load(Relaxed) | mask, Release);
+            }
+            None::<()>
+        });
+    }
+
+    /// The first of `chunks` that is not saved.
+    #[inline]
+    pub(crate) fn first_unsaved(&self, chunks: ChunkRange) -> Option<u64> {
+        Self::words(chunks, |index, mask| {
+            let saved = self.word(index).map_or(0, |word| word.load(Acquire));
+            let unsaved = mask & !saved;
+            (unsaved != 0).then(|| index * WORD_BITS + u64::from(unsaved.trailing_zeros()))
+        })
+    }
+}
+
+#[kunit_tests(blksnap_saved_map)]
+mod tests {
+    use super::*;
+
+    fn chunks(start: u64, end: u64) -> ChunkRange {
+        ChunkRange { start, end }
+    }
+
+    #[test]
+    fn bits() -> Result {
+        let map = SavedMap::new(1000)?;
+        assert_eq!(map.first_unsaved(chunks(3, 900)), Some(3));
+        map.reserve(chunks(3, 200))?;
+        map.set(chunks(3, 200));
+        assert_eq!(map.first_unsaved(chunks(3, 200)), None);
+        assert_eq!(map.first_unsaved(chunks(2, 200)), Some(2));
+        assert_eq!(map.first_unsaved(chunks(64, 201)), Some(200));
+        assert_eq!(map.first_unsaved(chunks(5, 5)), None);
+        Ok(())
+    }
+
+    #[test]
+    fn across_leaves() -> Result {
+        let map = SavedMap::new(3 * LEAF_BITS + 1)?;
+        let range = chunks(LEAF_BITS - 1, 2 * LEAF_BITS + 1);
+        map.reserve(range)?;
+        map.set(range);
+        assert_eq!(map.first_unsaved(range), None);
+        assert_eq!(map.first_unsaved(chunks(0, LEAF_BITS)), Some(0));
+        assert_eq!(
+            map.first_unsaved(chunks(LEAF_BITS, 3 * LEAF_BITS)),
+            Some(2 * LEAF_BITS + 1)
+        );
+        // A leaf that is not there has no saved chunks.
+        assert_eq!(
+            map.first_unsaved(chunks(3 * LEAF_BITS, 3 * LEAF_BITS + 1)),
+            Some(3 * LEAF_BITS)
+        );
+        assert!(map.reserve(chunks(0, 5 * LEAF_BITS)).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn every_bit_alone() -> Result {
+        for bit in [0, 1, 63, 64, 65, LEAF_BITS - 1, LEAF_BITS] {
+            let map = SavedMap::new(2 * LEAF_BITS)?;
+            map.reserve(chunks(bit, bit + 1))?;
+            map.set(chunks(bit, bit + 1));
+            assert_eq!(map.first_unsaved(chunks(bit, bit + 1)), None);
+            assert_eq!(map.first_unsaved(chunks(bit, bit + 2)), Some(bit + 1));
+            if bit > 0 {
+                assert_eq!(map.first_unsaved(chunks(bit - 1, bit + 1)), Some(bit - 1));
+            }
+        }
+        Ok(())
+    }
+}

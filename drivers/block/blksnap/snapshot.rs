@@ -1,0 +1,379 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Snapshots: devices whose content is kept as it was at one moment.
+//!
+//! # Locking
+//!
+//! The list in [`Snapshots`] is locked only to look one up. A snapshot's `devices` is held while it
+//! is taken, with file systems and queues frozen; the locks of its devices' trackers nest inside
+//! of it. It must not be taken where a device is removed, so there the tracker speaks to the area
+//! only.
+
+use crate::{
+    area::{
+        Area,
+        Config, //
+    },
+    chunk::Geometry,
+    event::Events,
+    image::{
+        self,
+        Image, //
+    },
+    params,
+    storage::Storage,
+    tracker::Tracker, //
+};
+use kernel::{
+    block::bdev::{
+        with_frozen,
+        BdevFile,
+        BlockDevice,
+        DevT,
+        FrozenFs, //
+    },
+    new_mutex,
+    prelude::*,
+    sync::{
+        rcu::{
+            self,
+            RcuArc, //
+        },
+        Arc,
+        Mutex, //
+    },
+    uapi,
+    uuid::Uuid,
+    workqueue::OwnedQueue, //
+};
+
+/// All snapshots, while the module is there.
+static SNAPSHOTS: RcuArc<Snapshots> = RcuArc::empty();
+
+/// The snapshots that exist, and what they share.
+#[pin_data]
+pub(crate) struct Snapshots {
+    #[pin]
+    list: Mutex<KVec<Arc<Snapshot>>>,
+    queue: Arc<OwnedQueue>,
+}
+
+impl Snapshots {
+    /// Makes snapshots possible until the guard is dropped. May sleep.
+    pub(crate) fn enable() -> Result<SnapshotsGuard> {
+        let queue = Arc::new(OwnedQueue::new_mem_reclaim(c"blksnap")?, GFP_KERNEL)?;
+        let snapshots = Arc::pin_init(
+            pin_init!(Self {
+                list <- new_mutex!(KVec::new(), "blksnap_snapshots"),
+                queue,
+            }),
+            GFP_KERNEL,
+        )?;
+        SNAPSHOTS.replace(Some(snapshots));
+        Ok(SnapshotsGuard)
+    }
+
+    fn get() -> Result<Arc<Self>> {
+        Ok(SNAPSHOTS.get(&rcu::read_lock()).ok_or(ENODEV)?.into())
+    }
+}
+
+/// Destroys all snapshots when it is dropped.
+pub(crate) struct SnapshotsGuard;
+
+impl Drop for SnapshotsGuard {
+    fn drop(&mut self) {
+        let Some(snapshots) = SNAPSHOTS.replace(None) else {
+            return;
+        };
+        let pop = || snapshots.list.lock().pop();
+        while let Some(snapshot) = pop() {
+            snapshot.end();
+        }
+        // Work and the end of bios may still hold what they were about.
+        snapshots.queue.flush();
+        rcu::synchronize_rcu();
+    }
+}
+
+/// The name of an image's disk, padded with zeroes.
+pub(crate) type ImageName = [u8; uapi::BLKSNAP_IMAGE_NAME_LEN as usize];
+
+/// A device of a snapshot.
+struct Device {
+    tracker: Arc<Tracker>,
+    /// Keeps the device open until the area has it.
+    origin: BdevFile,
+    // In the order in which they go: the image uses the area.
+    image: Option<Image>,
+    area: Option<Arc<Area>>,
+}
+
+impl Device {
+    /// Undoes what a take has done, and what it had begun.
+    fn undo_take(&mut self) {
+        self.tracker.stop();
+        self.image = None;
+        if let Some(area) = self.area.take() {
+            Area::close(&area);
+        }
+    }
+}
+
+enum State {
+    /// Devices can be added.
+    New,
+    Taken,
+    Destroyed,
+}
+
+struct Devices {
+    list: KVec<Device>,
+    state: State,
+}
+
+/// A snapshot.
+#[pin_data]
+pub(crate) struct Snapshot {
+    id: Uuid,
+    storage: Arc<Storage>,
+    events: Arc<Events>,
+    queue: Arc<OwnedQueue>,
+    #[pin]
+    devices: Mutex<Devices>,
+}
+
+impl Snapshot {
+    /// Makes a snapshot without devices and returns its id. May sleep.
+    pub(crate) fn create(storage: Arc<Storage>) -> Result<Uuid> {
+        let snapshots = Snapshots::get()?;
+        let queue = snapshots.queue.clone();
+        let id = Uuid::random();
+        let events = Arc::pin_init(Events::new(), GFP_KERNEL)?;
+        let snapshot = Arc::pin_init(
+            pin_init!(Self {
+                id,
+                storage,
+                events,
+                queue,
+                devices <- new_mutex!(Devices {
+                    list: KVec::new(),
+                    state: State::New,
+                }, "blksnap_devices"),
+            }),
+            GFP_KERNEL,
+        )?;
+        snapshots.list.lock().push(snapshot, GFP_KERNEL)?;
+        Ok(id)
+    }
+
+    /// The snapshot with the given id.
+    ///
+    /// # Errors
+    ///
+    /// [`ESRCH`] if there is none.
+    pub(crate) fn find(id: Uuid) -> Result<Arc<Self>> {
+        let snapshots = Snapshots::get()?;
+        let list = snapshots.list.lock();
+        list.iter()
+            .find(|snapshot| snapshot.id == id)
+            .cloned()
+            .ok_or(ESRCH)
+    }
+
+    /// The ids of all snapshots.
+    pub(crate) fn ids() -> Result<KVec<Uuid>> {
+        let snapshots = Snapshots::get()?;
+        let list = snapshots.list.lock();
+        let mut ids = KVec::with_capacity(list.len(), GFP_KERNEL)?;
+        for snapshot in list.iter() {
+            ids.push(snapshot.id, GFP_KERNEL)?;
+        }
+        Ok(ids)
+    }
+
+    pub(crate) fn events(&self) -> &Events {
+        &self.events
+    }
+
+    /// Adds the device that `tracker` is the filter of. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Tracker::join`], [`EBUSY`] if the snapshot was taken, and [`EDEADLK`] if the
+    /// difference storage is on the device.
+    pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
+        let origin = BdevFile::open(bdev.dev())?;
+        let mut devices = self.devices.lock();
+        let fits = match devices.state {
+            _ if devices
+                .list
+                .iter()
+                .any(|d| Arc::ptr_eq(&d.tracker, &tracker)) =>
+            {
+                Err(EALREADY)
+            }
+            State::New => Ok(()),
+            State::Taken => Err(EBUSY),
+            State::Destroyed => Err(ESRCH),
+        };
+        fits?;
+        if self.storage.bdev().is_some_and(|b| b.overlaps(&origin)) {
+            return Err(EDEADLK);
+        }
+        devices.list.reserve(1, GFP_KERNEL)?;
+        tracker.join(self.id)?;
+        // Sorted, since that is the order in which the devices are frozen.
+        let dev = origin.dev();
+        let at = devices
+            .list
+            .iter()
+            .take_while(|d| d.origin.dev() < dev)
+            .count();
+        let device = Device {
+            tracker,
+            origin,
+            image: None,
+            area: None,
+        };
+        // There is room for it.
+        let _ = devices.list.insert_within_capacity(at, device);
+        Ok(())
+    }
+
+    /// Takes the snapshot of all devices at one moment. May sleep for long, while file systems
+    /// write their data.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODATA`] without devices, [`EALREADY`] if it was taken, and others of freezing and of
+    /// making the images; then no device is in a snapshot that was taken.
+    pub(crate) fn take(&self) -> Result {
+        let mut guard = self.devices.lock();
+        let devices = &mut *guard;
+        match devices.state {
+            State::New if devices.list.is_empty() => return Err(ENODATA),
+            State::New => {}
+            State::Taken => return Err(EALREADY),
+            State::Destroyed => return Err(ESRCH),
+        }
+        let result = self.take_all(&mut devices.list);
+        match result {
+            Ok(()) => devices.state = State::Taken,
+            Err(_) => devices.list.iter_mut().for_each(Device::undo_take),
+        }
+        result
+    }
+
+    fn take_all(&self, devices: &mut KVec<Device>) -> Result {
+        // Whatever can fail for lack of something comes first.
+        let max_copy_bytes = params::MAX_COPY_BYTES / devices.len();
+        for device in devices.iter_mut() {
+            let origin = BdevFile::open(device.origin.dev())?;
+            let nr_sectors = origin.nr_sectors();
+            device.tracker.prepare(nr_sectors)?;
+            device.area = Some(Area::new(Config {
+                origin,
+                geometry: Geometry::new(params::chunk_shift(), nr_sectors),
+                max_copy_bytes,
+                storage: self.storage.clone(),
+                events: self.events.clone(),
+                queue: self.queue.clone(),
+            })?);
+        }
+        let mut bdevs: KVec<&BlockDevice> = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
+        for device in devices.iter() {
+            bdevs.push(&device.origin, GFP_KERNEL)?;
+        }
+
+        let mut frozen = KVec::new();
+        let result = Self::freeze_file_systems(devices, &mut frozen).and_then(|()| {
+            with_frozen(&bdevs, || {
+                for device in devices.iter() {
+                    if let Some(area) = &device.area {
+                        device.tracker.take(area.clone());
+                    }
+                }
+            })
+        });
+        // In reverse.
+        while let Some(fs) = frozen.pop() {
+            drop(fs);
+        }
+        drop(bdevs);
+        result?;
+
+        for device in devices.iter_mut() {
+            if let Some(area) = &device.area {
+                device.image = Some(image::new(area)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// Freezes what is mounted from the devices, and from their partitions.
+    fn freeze_file_systems(devices: &[Device], frozen: &mut KVec<FrozenFs>) -> Result {
+        for device in devices {
+            let mut freeze = |file: BdevFile| -> Result {
+                frozen.reserve(1, GFP_KERNEL)?;
+                frozen.push(file.freeze_fs()?, GFP_KERNEL)?;
+                Ok(())
+            };
+            freeze(BdevFile::open(device.origin.dev())?)?;
+            if device.origin.is_partition() {
+                continue;
+            }
+            let mut number = 0;
+            while let Some(next) = device.origin.next_partition(number) {
+                number = next;
+                freeze(device.origin.partition(number)?)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The error and the image of a device.
+    pub(crate) fn image_of(&self, dev: DevT) -> Result<(i32, ImageName)> {
+        let devices = self.devices.lock();
+        let device = devices
+            .list
+            .iter()
+            .find(|device| device.tracker.dev() == dev)
+            .ok_or(ESRCH)?;
+        let mut name = ImageName::default();
+        if let Some(image) = &device.image {
+            let bytes = image.name().to_bytes();
+            // A disk's name is shorter than that.
+            name.get_mut(..bytes.len())
+                .ok_or(EOVERFLOW)?
+                .copy_from_slice(bytes);
+        }
+        Ok((device.area.as_ref().map_or(0, |area| area.error()), name))
+    }
+
+    /// Destroys the snapshot: its devices leave it, and its images are gone. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if there is none with that id.
+    pub(crate) fn destroy(id: Uuid) -> Result {
+        let snapshot = {
+            let snapshots = Snapshots::get()?;
+            let mut list = snapshots.list.lock();
+            let at = list.iter().position(|s| s.id == id).ok_or(ENODEV)?;
+            list.remove(at).map_err(|_| ENODEV)?
+        };
+        snapshot.end();
+        Ok(())
+    }
+
+    fn end(&self) {
+        self.events.close();
+        let mut devices = self.devices.lock();
+        devices.state = State::Destroyed;
+        while let Some(mut device) = devices.list.pop() {
+            device.undo_take();
+            device.tracker.leave();
+        }
+    }
+}

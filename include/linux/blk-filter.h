@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * Block device filters: drivers that see the bios of a block device before
+ * the device does. See Documentation/block/blk-filter.rst.
+ */
+#ifndef _LINUX_BLK_FILTER_H
+#define _LINUX_BLK_FILTER_H
+
+#include <linux/blk_types.h>
+#include <linux/list.h>
+#include <linux/rcupdate.h>
+#include <linux/refcount.h>
+#include <uapi/linux/blk-filter.h>
+
+struct blk_filter;
+struct module;
+
+/**
+ * enum blk_filter_verdict - what a filter did with a bio
+ * @BLK_FILTER_PASS: nothing; the bio goes on to the device
+ * @BLK_FILTER_TAKEN: the filter owns the bio now. It either ends it or, later
+ *	and from a context that may sleep, gives it to
+ *	blk_filter_resubmit_bio().
+ */
+enum blk_filter_verdict {
+	BLK_FILTER_PASS,
+	BLK_FILTER_TAKEN,
+};
+
+/**
+ * struct blk_filter_ops - a filter driver
+ * @name: what user space calls it, shorter than BLKFILTER_NAME_LENGTH
+ * @owner: the module, which cannot be unloaded while the filter is attached
+ * @attach: allocate an instance for @bdev, or return an ERR_PTR(). Process
+ *	context, the disk's open_mutex is held: it must not open or close a
+ *	device of the disk.
+ * @may_detach: user space wants the filter off; an error refuses it. Nothing
+ *	may begin afterwards that could not stand the detach. Process context,
+ *	the disk's open_mutex is held.
+ * @detached: the instance has left its device; no @submit_bio runs or will
+ *	run. What it has taken it must still end or resubmit. @gone says that
+ *	the device is going away, so that I/O to it fails. Process context, the
+ *	disk's open_mutex is held, and it must not wait for I/O.
+ * @ctl: a command from user space. Process context; several may run at once,
+ *	and concurrently with @may_detach and @detached.
+ * @submit_bio: a bio that touches the sectors from @sector on, @nr_sectors of
+ *	them, counted from the start of the filter's device and cut to it. The
+ *	bio itself may be for the whole disk or for another partition, and
+ *	bi_sector counts from the start of the disk. Called under
+ *	rcu_read_lock() and a reference on the queue's usage counter: it must
+ *	not sleep, nor submit I/O. A bio can come again, whole or in pieces
+ *	that the block layer has split it in.
+ * @free: the last reference is gone. Process context, may sleep.
+ */
+struct blk_filter_ops {
+	const char *name;
+	struct module *owner;
+	struct blk_filter *(*attach)(struct block_device *bdev,
+				     void __user *opt, u32 optlen);
+	int (*may_detach)(struct blk_filter *filter);
+	void (*detached)(struct blk_filter *filter, bool gone);
+	int (*ctl)(struct blk_filter *filter, unsigned int cmd,
+		   void __user *opt, u32 optlen);
+	enum blk_filter_verdict (*submit_bio)(struct blk_filter *filter,
+					      struct bio *bio, sector_t sector,
+					      sector_t nr_sectors);
+	void (*free)(struct blk_filter *filter);
+
+	/* private: the list of registered drivers */
+	struct list_head list;
+};
+
+/**
+ * struct blk_filter - a filter on one block device, filled by the block layer
+ * @ops: its driver
+ * @bdev: the device. The pointer is good until @detached has returned.
+ * @ref: references; one is the device's as long as the filter is attached
+ */
+struct blk_filter {
+	const struct blk_filter_ops *ops;
+	struct block_device *bdev;
+	refcount_t ref;
+};
+
+int blk_filter_register(struct blk_filter_ops *ops);
+void blk_filter_unregister(struct blk_filter_ops *ops);
+
+void blk_filter_resubmit_bio(struct bio *bio);
+int blk_filter_freeze(struct block_device *bdev, unsigned int *memflags);
+void blk_filter_unfreeze(struct block_device *bdev, unsigned int memflags);
+
+#endif /* _LINUX_BLK_FILTER_H */

@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: GPL-2.0-only WITH Linux-syscall-note */
+/*
+ * Snapshots of block devices. See Documentation/block/blksnap.rst.
+ *
+ * The numbers and layouts are those of the blksnap module that was available
+ * out of tree, so that its clients keep working. Extensions use numbers from
+ * 32 on.
+ */
+#ifndef _UAPI_LINUX_BLKSNAP_H
+#define _UAPI_LINUX_BLKSNAP_H
+
+#include <linux/types.h>
+#include <linux/ioctl.h>
+
+#define BLKSNAP_CTL		"blksnap-control"
+#define BLKSNAP_FILTER_NAME	"blksnap"
+#define BLKSNAP_IMAGE_NAME_LEN	32
+
+struct blksnap_uuid {
+	__u8 b[16];
+};
+
+/*
+ * Commands of the filter, for BLKFILTER_CTL.
+ */
+enum blksnap_filter_cmd {
+	/* Read struct blksnap_cbtinfo. */
+	BLKSNAP_FILTER_CBTINFO		= 0,
+	/* Read from the change map with struct blksnap_cbtmap. */
+	BLKSNAP_FILTER_CBTMAP		= 1,
+	/* Mark blocks as changed with struct blksnap_cbtdirty. */
+	BLKSNAP_FILTER_CBTDIRTY		= 2,
+	/* Add the device to the snapshot in struct blksnap_snapshotadd. */
+	BLKSNAP_FILTER_SNAPSHOTADD	= 3,
+	/* Read struct blksnap_snapshotinfo. */
+	BLKSNAP_FILTER_SNAPSHOTINFO	= 4,
+};
+
+/**
+ * struct blksnap_cbtinfo - the change tracking of a device
+ * @device_capacity: size of the device in bytes
+ * @block_size: size in bytes of a block that is tracked
+ * @block_count: number of such blocks, which is the length of the change map
+ * @generation_id: changes whenever older change maps have lost their meaning
+ * @changes_number: number of the newest snapshot in this generation, from 1 on;
+ *	0 if there was none
+ */
+struct blksnap_cbtinfo {
+	__u64 device_capacity;
+	__u32 block_size;
+	__u32 block_count;
+	struct blksnap_uuid generation_id;
+	__u8 changes_number;
+};
+
+/**
+ * struct blksnap_cbtmap - a part of the change map
+ * @offset: first byte to read
+ * @length: number of bytes
+ * @buffer: user address they are written to
+ *
+ * The map has a byte a block, as it was when the newest snapshot was taken. The
+ * block has changed since the snapshot numbered K was taken if and only if its
+ * byte is greater than K.
+ */
+struct blksnap_cbtmap {
+	__u32 offset;
+	__u32 length;
+	__u64 buffer;
+};
+
+/**
+ * struct blksnap_sectors - a range of sectors of 512 bytes
+ * @offset: first sector
+ * @count: number of sectors
+ */
+struct blksnap_sectors {
+	__u64 offset;
+	__u64 count;
+};
+
+/**
+ * struct blksnap_cbtdirty - ranges to be marked as changed
+ * @count: number of ranges
+ * @dirty_sectors: user address of an array of struct blksnap_sectors
+ */
+struct blksnap_cbtdirty {
+	__u32 count;
+	__u64 dirty_sectors;
+};
+
+/**
+ * struct blksnap_snapshotadd - the snapshot that a device is added to
+ * @id: its id
+ */
+struct blksnap_snapshotadd {
+	struct blksnap_uuid id;
+};
+
+/**
+ * struct blksnap_snapshotinfo - the snapshot of a device
+ * @error_code: 0, or a negative error number if the snapshot is broken:
+ *	-ENOSPC means that the difference storage was full
+ * @image: name of the image's disk, as in /dev; empty before the snapshot is
+ *	taken
+ */
+struct blksnap_snapshotinfo {
+	__s32 error_code;
+	__u8 image[BLKSNAP_IMAGE_NAME_LEN];
+};
+
+/*
+ * Ioctls of /dev/blksnap-control.
+ */
+#define BLKSNAP 'V'
+
+/**
+ * struct blksnap_version - version of the interface
+ * @major: changes when it becomes incompatible
+ * @minor: changes when something is added
+ * @revision: 0
+ * @build: 0
+ */
+struct blksnap_version {
+	__u16 major;
+	__u16 minor;
+	__u16 revision;
+	__u16 build;
+};
+
+/**
+ * struct blksnap_snapshot_create - a new snapshot
+ * @diff_storage_limit_sect: how many sectors the difference storage may use; 0
+ *	for all of a block device
+ * @diff_storage_filename: user address of the path of a regular file, of a
+ *	directory, in which a file without a name is made, or of a block device
+ * @id: returns the snapshot's id
+ */
+struct blksnap_snapshot_create {
+	__u64 diff_storage_limit_sect;
+	__u64 diff_storage_filename;
+	struct blksnap_uuid id;
+};
+
+/**
+ * struct blksnap_snapshot_collect - the ids of all snapshots
+ * @count: number of ids that fit in; returns the number of snapshots
+ * @ids: user address of an array of struct blksnap_uuid, or 0
+ */
+struct blksnap_snapshot_collect {
+	__u32 count;
+	__u64 ids;
+};
+
+enum blksnap_event_codes {
+	/* The snapshot is broken: struct blksnap_event_corrupted. */
+	BLKSNAP_EVENT_CODE_CORRUPTED	= 0,
+	/* No space is left: struct blksnap_event_no_space. */
+	BLKSNAP_EVENT_CODE_NO_SPACE	= 1,
+};
+
+/**
+ * struct blksnap_snapshot_event - an event of a snapshot
+ * @id: the snapshot
+ * @timeout_ms: how many milliseconds to wait for one
+ * @code: returns what has happened, of enum blksnap_event_codes
+ * @time_label: returns the time in nanoseconds of CLOCK_MONOTONIC
+ * @data: returns the event's data, which depends on @code
+ */
+struct blksnap_snapshot_event {
+	struct blksnap_uuid id;
+	__u32 timeout_ms;
+	__u32 code;
+	__s64 time_label;
+	__u8 data[4096 - 32];
+};
+
+/**
+ * struct blksnap_event_corrupted - data of BLKSNAP_EVENT_CODE_CORRUPTED
+ * @dev_id_mj: major number of the device
+ * @dev_id_mn: minor number of the device
+ * @err_code: a negative error number
+ */
+struct blksnap_event_corrupted {
+	__u32 dev_id_mj;
+	__u32 dev_id_mn;
+	__s32 err_code;
+};
+
+/**
+ * struct blksnap_event_no_space - data of BLKSNAP_EVENT_CODE_NO_SPACE
+ * @requested_nr_sect: number of sectors that were not to be had
+ */
+struct blksnap_event_no_space {
+	__u64 requested_nr_sect;
+};
+
+#define IOCTL_BLKSNAP_VERSION			\
+	_IOR(BLKSNAP, 0, struct blksnap_version)
+#define IOCTL_BLKSNAP_SNAPSHOT_CREATE		\
+	_IOWR(BLKSNAP, 1, struct blksnap_snapshot_create)
+#define IOCTL_BLKSNAP_SNAPSHOT_DESTROY		\
+	_IOW(BLKSNAP, 2, struct blksnap_uuid)
+#define IOCTL_BLKSNAP_SNAPSHOT_TAKE		\
+	_IOW(BLKSNAP, 3, struct blksnap_uuid)
+#define IOCTL_BLKSNAP_SNAPSHOT_COLLECT		\
+	_IOR(BLKSNAP, 4, struct blksnap_snapshot_collect)
+#define IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT	\
+	_IOR(BLKSNAP, 5, struct blksnap_snapshot_event)
+
+#endif /* _UAPI_LINUX_BLKSNAP_H */

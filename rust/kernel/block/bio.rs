@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Block I/O requests: `struct bio`.
+//!
+//! A [`Bio`] is only ever borrowed. Whoever has to complete it holds an [`OwnedBio`], which cannot
+//! be forgotten: dropping it ends the bio with an error. [`BioSet`] allocates bios for I/O of the
+//! driver itself.
+//!
+//! C headers: [`include/linux/bio.h`](srctree/include/linux/bio.h),
+//! [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
+
+mod set;
+mod vec;
+
+pub use self::{
+    set::{
+        BioSet,
+        EndIo,
+        Held, //
+    },
+    vec::{
+        BioSegmentIterator,
+        Segment, //
+    },
+};
+
+use crate::{
+    bindings,
+    error::{
+        to_result,
+        Result, //
+    },
+    page::{
+        Pages,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    types::Opaque, //
+};
+use core::{
+    mem::ManuallyDrop,
+    ops::Deref,
+    ptr::NonNull, //
+};
+
+/// What a [`Bio`] asks the device to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Op {
+    /// Read sectors.
+    Read,
+    /// Write sectors.
+    Write,
+    /// Tell the device that the content of sectors is not needed.
+    Discard,
+    /// Discard sectors so that their content cannot be read back.
+    SecureErase,
+    /// Write zeroes to sectors. The bio has no data.
+    WriteZeroes,
+    /// Any other operation: a flush, or one of zoned devices.
+    Other,
+}
+
+impl Op {
+    /// Whether the operation changes what the device's sectors hold.
+    #[inline]
+    pub fn changes_media(self) -> bool {
+        self != Op::Read
+    }
+}
+
+/// A block I/O request.
+///
+/// Wraps the kernel's C `struct bio`.
+///
+/// # Invariants
+///
+/// The wrapped bio is initialised and is not completed as long as the reference lives.
+#[repr(transparent)]
+pub struct Bio(Opaque<bindings::bio>);
+
+impl Bio {
+    /// # Safety
+    ///
+    /// `ptr` points to an initialised bio, which stays valid and is not completed during `'a`.
+    #[inline]
+    pub(crate) unsafe fn from_raw<'a>(ptr: *mut bindings::bio) -> &'a Self {
+        // SAFETY: `Bio` is transparent, and the caller promises the rest.
+        unsafe { &*ptr.cast() }
+    }
+
+    #[inline]
+    pub(crate) fn as_raw(&self) -> *mut bindings::bio {
+        self.0.get()
+    }
+
+    /// The operation.
+    #[inline]
+    pub fn op(&self) -> Op {
+        // SAFETY: By the type invariant the bio is valid; `bi_opf` is read in one access.
+        let opf = unsafe { (*self.as_raw()).bi_opf };
+        match opf & bindings::REQ_OP_MASK {
+            bindings::req_op_REQ_OP_READ => Op::Read,
+            bindings::req_op_REQ_OP_WRITE => Op::Write,
+            bindings::req_op_REQ_OP_DISCARD => Op::Discard,
+            bindings::req_op_REQ_OP_SECURE_ERASE => Op::SecureErase,
+            bindings::req_op_REQ_OP_WRITE_ZEROES => Op::WriteZeroes,
+            _ => Op::Other,
+        }
+    }
+
+    /// The first sector (of 512 bytes), counted from the start of the device the bio was submitted
+    /// to, or of its disk once the block layer has remapped it from a partition.
+    #[inline]
+    pub fn sector(&self) -> u64 {
+        // SAFETY: By the type invariant the bio is valid.
+        unsafe { (*self.as_raw()).bi_iter.bi_sector }
+    }
+
+    /// The length in bytes.
+    #[inline]
+    pub fn size(&self) -> usize {
+        // SAFETY: By the type invariant the bio is valid.
+        unsafe { (*self.as_raw()).bi_iter.bi_size as usize }
+    }
+
+    /// The length in sectors of 512 bytes.
+    #[inline]
+    pub fn sectors(&self) -> u64 {
+        (self.size() >> super::SECTOR_SHIFT) as u64
+    }
+
+    /// The memory that the bio's data is in, piece by piece. Empty for operations without data.
+    pub fn segments(&self) -> BioSegmentIterator<'_> {
+        BioSegmentIterator::new(self)
+    }
+
+    /// Copies `len` bytes that start `from` bytes into `pages` to the bio's data, `at` bytes from
+    /// its start.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if either range is not inside.
+    pub fn copy_from_pages(&self, at: usize, pages: &Pages, from: usize, len: usize) -> Result {
+        let at_end = at.checked_add(len).ok_or(EINVAL)?;
+        if at_end > self.size() || from.checked_add(len).ok_or(EINVAL)? > pages.len() {
+            return Err(EINVAL);
+        }
+
+        let mut pos = 0;
+        for segment in self.segments() {
+            let start = at.max(pos);
+            let end = at_end.min(pos + segment.len());
+            let mut done = start;
+            while done < end {
+                let source = from + (done - at);
+                let n = (end - done).min(PAGE_SIZE - source % PAGE_SIZE);
+                segment.copy_from_page(
+                    done - pos,
+                    &pages[source / PAGE_SIZE],
+                    source % PAGE_SIZE,
+                    n,
+                );
+                done += n;
+            }
+            pos += segment.len();
+        }
+        Ok(())
+    }
+}
+
+/// A [`Bio`] that has to be completed by its owner.
+///
+/// # Invariants
+///
+/// The pointer is to a valid bio that is not completed, and this object has the only right to
+/// complete or submit it. `bi_next` is not in use.
+pub struct OwnedBio(NonNull<bindings::bio>);
+
+// SAFETY: A bio may be completed on any thread.
+unsafe impl Send for OwnedBio {}
+// SAFETY: All that `&OwnedBio` allows is to read fields that only the owner changes.
+unsafe impl Sync for OwnedBio {}
+
+impl OwnedBio {
+    /// # Safety
+    ///
+    /// `ptr` points to a valid bio that is not completed, and the caller hands over the right to
+    /// complete it.
+    #[inline]
+    pub(crate) unsafe fn from_raw(ptr: *mut bindings::bio) -> Self {
+        // INVARIANT: As the caller promises.
+        // SAFETY: A valid bio is not at the null pointer.
+        Self(unsafe { NonNull::new_unchecked(ptr) })
+    }
+
+    #[inline]
+    pub(crate) fn into_raw(self) -> *mut bindings::bio {
+        ManuallyDrop::new(self).0.as_ptr()
+    }
+
+    /// Completes the bio. May be called in any context.
+    #[inline]
+    pub fn end(self, result: Result) {
+        let bio = self.into_raw();
+        if let Err(e) = result {
+            // SAFETY: By the type invariant the bio is valid and ours.
+            unsafe { (*bio).bi_status = e.to_blk_status() };
+        }
+        // SAFETY: By the type invariant the bio is valid and ours to complete; `into_raw` has
+        // given that up.
+        unsafe { bindings::bio_endio(bio) };
+    }
+
+    /// Gives a bio that a filter has taken back to its device, through the device's filters.
+    ///
+    /// May sleep, among others until a frozen queue goes on.
+    #[cfg(CONFIG_BLK_FILTER)]
+    #[inline]
+    pub fn resubmit(self) {
+        // SAFETY: By the type invariant the bio is valid and ours to submit; `into_raw` has given
+        // that up.
+        unsafe { bindings::blk_filter_resubmit_bio(self.into_raw()) };
+    }
+}
+
+impl Deref for OwnedBio {
+    type Target = Bio;
+
+    #[inline]
+    fn deref(&self) -> &Bio {
+        // SAFETY: By the type invariant the bio is valid, and it is completed by consuming `self`.
+        unsafe { Bio::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for OwnedBio {
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant the bio is ours; `self` is not used after this.
+        unsafe { OwnedBio::from_raw(self.0.as_ptr()) }.end(Err(EIO));
+    }
+}
+
+/// A first-in, first-out list of bios.
+///
+/// It links the bios themselves, so that adding one cannot fail.
+///
+/// # Invariants
+///
+/// `head` and `tail` are the ends of a list of bios, linked by `bi_next`, that this object owns in
+/// the sense of [`OwnedBio`]; both are null if it is empty.
+pub struct BioList {
+    head: *mut bindings::bio,
+    tail: *mut bindings::bio,
+}
+
+// SAFETY: As for `OwnedBio`.
+unsafe impl Send for BioList {}
+// SAFETY: `&BioList` gives no access to the bios.
+unsafe impl Sync for BioList {}
+
+impl BioList {
+    /// An empty list.
+    pub const fn new() -> Self {
+        // INVARIANT: The list is empty.
+        Self {
+            head: core::ptr::null_mut(),
+            tail: core::ptr::null_mut(),
+        }
+    }
+
+    /// Whether there is no bio in the list.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.head.is_null()
+    }
+
+    /// Adds a bio at the end.
+    #[inline]
+    pub fn push(&mut self, bio: OwnedBio) {
+        let bio = bio.into_raw();
+        // INVARIANT: `bio` was owned by the caller and is the last of the list now.
+        if self.tail.is_null() {
+            self.head = bio;
+        } else {
+            // SAFETY: By the type invariant the last bio is valid and ours.
+            unsafe { (*self.tail).bi_next = bio };
+        }
+        self.tail = bio;
+    }
+
+    /// Adds a bio at the front.
+    #[inline]
+    pub fn push_front(&mut self, bio: OwnedBio) {
+        let bio = bio.into_raw();
+        // INVARIANT: `bio` was owned by the caller and is the first of the list now.
+        // SAFETY: The bio is valid and ours.
+        unsafe { (*bio).bi_next = self.head };
+        self.head = bio;
+        if self.tail.is_null() {
+            self.tail = bio;
+        }
+    }
+
+    /// Removes the first bio.
+    #[inline]
+    pub fn pop(&mut self) -> Option<OwnedBio> {
+        if self.head.is_null() {
+            return None;
+        }
+        let bio = self.head;
+        // SAFETY: By the type invariant the bio is valid and ours.
+        self.head = unsafe { (*bio).bi_next };
+        if self.head.is_null() {
+            self.tail = core::ptr::null_mut();
+        }
+        // SAFETY: As above.
+        unsafe { (*bio).bi_next = core::ptr::null_mut() };
+        // SAFETY: By the type invariant the bio was ours, and it has left the list.
+        Some(unsafe { OwnedBio::from_raw(bio) })
+    }
+
+    /// Moves all bios of `other` to the end of this list.
+    #[inline]
+    pub fn append(&mut self, other: &mut BioList) {
+        if other.is_empty() {
+            return;
+        }
+        // INVARIANT: What `other` owned is linked to the end of this list, and `other` is empty.
+        if self.tail.is_null() {
+            self.head = other.head;
+        } else {
+            // SAFETY: By the type invariant the last bio is valid and ours.
+            unsafe { (*self.tail).bi_next = other.head };
+        }
+        self.tail = other.tail;
+        other.head = core::ptr::null_mut();
+        other.tail = core::ptr::null_mut();
+    }
+
+    /// Takes all bios out.
+    #[inline]
+    pub fn take(&mut self) -> BioList {
+        core::mem::take(self)
+    }
+}
+
+impl Default for BioList {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for BioList {
+    fn drop(&mut self) {
+        while let Some(bio) = self.pop() {
+            drop(bio);
+        }
+    }
+}
+
+/// The status of a completed bio.
+///
+/// # Safety
+///
+/// `bio` points to a valid bio whose I/O is done.
+unsafe fn status(bio: *mut bindings::bio) -> Result {
+    // SAFETY: The caller promises a valid bio.
+    to_result(unsafe { bindings::blk_status_to_errno((*bio).bi_status) })
+}

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The memory of a bio.
+//!
+//! C header: [`include/linux/bvec.h`](srctree/include/linux/bvec.h)
+
+use super::Bio;
+use crate::{
+    bindings,
+    page::{
+        Page,
+        PAGE_SIZE, //
+    }, //
+};
+use core::marker::PhantomData;
+
+/// A piece of a bio's data that lies within one page.
+///
+/// # Invariants
+///
+/// `page` is valid during `'a`, and `offset + len` is at most [`PAGE_SIZE`].
+pub struct Segment<'a> {
+    page: *mut bindings::page,
+    offset: usize,
+    len: usize,
+    _bio: PhantomData<&'a Bio>,
+}
+
+impl Segment<'_> {
+    /// The length in bytes.
+    #[inline]
+    #[expect(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Copies from a page to the segment.
+    ///
+    /// # Panics
+    ///
+    /// If one of the ranges is not inside.
+    pub(super) fn copy_from_page(&self, at: usize, source: &Page, from: usize, len: usize) {
+        assert!(at + len <= self.len && from + len <= PAGE_SIZE);
+        // SAFETY: Both pages are valid, and both ranges inside of them. The bio's pages are
+        // written by nobody else, since whoever completes the bio fills them.
+        unsafe {
+            bindings::memcpy_page(self.page, self.offset + at, source.as_ptr(), from, len);
+        }
+    }
+}
+
+/// Iterates over the [`Segment`]s of a [`Bio`].
+///
+/// # Invariants
+///
+/// `iter` is a valid position in `bio`.
+pub struct BioSegmentIterator<'a> {
+    bio: &'a Bio,
+    iter: bindings::bvec_iter,
+}
+
+impl<'a> BioSegmentIterator<'a> {
+    pub(super) fn new(bio: &'a Bio) -> Self {
+        // SAFETY: The bio is valid by its type invariant.
+        let mut iter = unsafe { (*bio.as_raw()).bi_iter };
+        // SAFETY: As above.
+        if !unsafe { bindings::bio_has_data(bio.as_raw()) } {
+            iter.bi_size = 0;
+        }
+        // INVARIANT: This is the bio's own iterator, or one at its end.
+        Self { bio, iter }
+    }
+}
+
+impl<'a> Iterator for BioSegmentIterator<'a> {
+    type Item = Segment<'a>;
+
+    fn next(&mut self) -> Option<Segment<'a>> {
+        if self.iter.bi_size == 0 {
+            return None;
+        }
+        // SAFETY: By the type invariant `iter` is a position in the bio, and not its end.
+        let vec = unsafe { bindings::bio_iter_iovec(self.bio.as_raw(), self.iter) };
+        // INVARIANT: Advancing by the length of what is there gives a valid position.
+        // SAFETY: As above.
+        unsafe { bindings::bio_advance_iter(self.bio.as_raw(), &mut self.iter, vec.bv_len) };
+        // INVARIANT: The block layer's single-page iterator gives a part of one page, which lives
+        // as long as the bio is not completed.
+        Some(Segment {
+            page: vec.bv_page,
+            offset: vec.bv_offset as usize,
+            len: vec.bv_len as usize,
+            _bio: PhantomData,
+        })
+    }
+}

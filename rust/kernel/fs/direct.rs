@@ -1,0 +1,278 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A file or block device that a driver keeps its own data in.
+//!
+//! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
+
+use crate::{
+    bindings,
+    block::bdev::BlockDevice,
+    error::{
+        from_err_ptr,
+        to_result, //
+    },
+    page::{
+        Pages,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    str::CStrExt as _,
+    sync::atomic::{
+        Atomic,
+        Full, //
+    }, //
+};
+use core::{
+    mem::MaybeUninit,
+    ptr::NonNull, //
+};
+
+/// What a [`DirectFile`] is kept in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A file that was there.
+    Regular,
+    /// A file without a name, in a directory.
+    Unnamed,
+    /// A whole block device or a partition, opened exclusively.
+    BlockDevice,
+}
+
+/// A file that a driver reads and writes past the page cache, where its file system can.
+///
+/// Nobody else can write to it, truncate it or swap to it while it is open, and only its owner can
+/// open it for reading.
+///
+/// # Invariants
+///
+/// - `file` is open for reading and writing, and this object owns a reference to it.
+/// - If `kind` is not `BlockDevice`, the inode's `i_writecount` was changed from 1, the reference
+///   of `file`, to -1.
+pub struct DirectFile {
+    file: NonNull<bindings::file>,
+    kind: Kind,
+}
+
+// SAFETY: A file may be used and closed on any thread.
+unsafe impl Send for DirectFile {}
+// SAFETY: Reading and writing at given positions is synchronised by the file system.
+unsafe impl Sync for DirectFile {}
+
+impl DirectFile {
+    /// Opens what is at `path`, with the rights of the calling task: a regular file, a block
+    /// device, or a directory, in which a file without a name is made.
+    ///
+    /// A regular file is made readable for its owner only. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// - [`ETXTBSY`] if somebody has the file open for writing or executes it,
+    /// - [`EBUSY`] if the block device is in use,
+    /// - [`EINVAL`] if it is something else,
+    /// - and others of opening a file.
+    pub fn open(path: &CStr) -> Result<Self> {
+        const FLAGS: c_int = (bindings::O_RDWR | bindings::O_LARGEFILE | bindings::O_EXCL) as c_int;
+
+        let open = |flags: c_int| {
+            // SAFETY: The path is a valid string.
+            from_err_ptr(unsafe { bindings::filp_open(path.as_char_ptr(), FLAGS | flags, 0o600) })
+        };
+        // A file system that does not know direct I/O says EINVAL.
+        let open_direct = |flags: c_int| match open(flags | bindings::O_DIRECT as c_int) {
+            Err(e) if e == EINVAL => open(flags),
+            other => other,
+        };
+
+        let (file, unnamed) = match open_direct(0) {
+            // O_TMPFILE without O_EXCL would let it be given a name later.
+            Err(e) if e == EISDIR => (open_direct(bindings::O_TMPFILE as c_int)?, true),
+            other => (other?, false),
+        };
+        // SAFETY: It is not an error, and `filp_open` does not return null.
+        let file = unsafe { NonNull::new_unchecked(file) };
+        // SAFETY: The file is open.
+        let mode = u32::from(unsafe { (*bindings::file_inode(file.as_ptr())).i_mode });
+        let kind = match (mode & bindings::S_IFMT, unnamed) {
+            (bindings::S_IFREG, true) => Some(Kind::Unnamed),
+            (bindings::S_IFREG, false) => Some(Kind::Regular),
+            (bindings::S_IFBLK, _) => Some(Kind::BlockDevice),
+            _ => None,
+        };
+
+        let made = match kind {
+            Some(Kind::BlockDevice) => Ok(()),
+            // SAFETY: The file is a regular one that is open for writing.
+            Some(_) => unsafe { Self::claim(file.as_ptr()) },
+            None => Err(EINVAL),
+        };
+        match (made, kind) {
+            // INVARIANT: The file is open for both, and `claim` has done the rest.
+            (Ok(()), Some(kind)) => Ok(Self { file, kind }),
+            (result, _) => {
+                // SAFETY: The reference is that of opening.
+                unsafe { bindings::fput(file.as_ptr()) };
+                Err(result.err().unwrap_or(EINVAL))
+            }
+        }
+    }
+
+    /// The number of writers of a file, or, if negative, of those who deny writing.
+    ///
+    /// # Safety
+    ///
+    /// The file is open during `'a`.
+    unsafe fn write_count<'a>(file: *mut bindings::file) -> &'a Atomic<i32> {
+        // SAFETY: The inode of an open file is valid, and C code changes the counter by atomic
+        // operations only.
+        unsafe { Atomic::from_ptr(&raw mut (*bindings::file_inode(file)).i_writecount.counter) }
+    }
+
+    /// Shuts out everybody else, like `deny_write_access()` but with a writer: ourselves.
+    ///
+    /// # Safety
+    ///
+    /// The file is a regular one that is open for writing.
+    unsafe fn claim(file: *mut bindings::file) -> Result {
+        // SAFETY: The file is open.
+        let count = unsafe { Self::write_count(file) };
+        count.cmpxchg(1, -1, Full).map_err(|_| ETXTBSY)?;
+        // SAFETY: The file is open.
+        let result = to_result(unsafe { bindings::vfs_fchmod(file, 0o600) });
+        if result.is_err() {
+            count.fetch_add(2, Full);
+        }
+        result
+    }
+
+    /// What it is kept in.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    /// The size in bytes, of the file or of the device.
+    pub fn size(&self) -> u64 {
+        // SAFETY: By the type invariant the file is open.
+        unsafe { bindings::i_size_read((*(*self.file.as_ptr()).f_mapping).host) as u64 }
+    }
+
+    /// The block device that the data is on: itself, or that of the file system. None where there
+    /// is no such one, like in memory, on a network or on several devices.
+    pub fn bdev(&self) -> Option<&BlockDevice> {
+        let bdev = if self.kind == Kind::BlockDevice {
+            // SAFETY: By the type invariant it is open, and it is a block device.
+            unsafe { bindings::file_bdev(self.file.as_ptr()) }
+        } else {
+            // SAFETY: By the type invariant the file is open, which keeps its file system.
+            unsafe { (*(*bindings::file_inode(self.file.as_ptr())).i_sb).s_bdev }
+        };
+        if bdev.is_null() {
+            None
+        } else {
+            // SAFETY: The device stays as long as the file is open.
+            Some(unsafe { BlockDevice::from_raw(bdev) })
+        }
+    }
+
+    /// Makes sure that the file has `len` bytes from `start` on, allocated on its file system
+    /// where that can be. May sleep. Nothing is done to a block device, nor in memory (tmpfs),
+    /// where it would take the memory right away.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`], and others of the file system.
+    pub fn allocate(&self, start: u64, len: u64) -> Result {
+        // SAFETY: By the type invariant the file is open, which keeps its file system.
+        let magic = unsafe { (*(*bindings::file_inode(self.file.as_ptr())).i_sb).s_magic };
+        if self.kind == Kind::BlockDevice || magic == bindings::TMPFS_MAGIC as c_ulong {
+            return Ok(());
+        }
+        // SAFETY: By the type invariant the file is open for writing.
+        match to_result(unsafe {
+            bindings::vfs_fallocate(self.file.as_ptr(), 0, start as i64, len as i64)
+        }) {
+            // Then writing extends it.
+            Err(e) if e == EOPNOTSUPP => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Writes the first `len` bytes of `pages` at byte `pos`, and waits for it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there are fewer bytes, [`EIO`] if not all were written, and others of the
+    /// file system or device.
+    pub fn write(&self, pos: u64, pages: &[&Pages], len: usize) -> Result {
+        self.transfer(pos, pages, len, true)
+    }
+
+    /// Reads `len` bytes from byte `pos` on into the first of `pages`, and waits for it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Self::write`].
+    pub fn read(&self, pos: u64, pages: &mut Pages, len: usize) -> Result {
+        self.transfer(pos, &[&*pages], len, false)
+    }
+
+    fn transfer(&self, pos: u64, pages: &[&Pages], len: usize, write: bool) -> Result {
+        if len > pages.iter().map(|p| p.len()).sum() {
+            return Err(EINVAL);
+        }
+        let mut vecs = KVec::with_capacity(len.div_ceil(PAGE_SIZE), GFP_NOIO)?;
+        let mut left = len;
+        for page in pages.iter().flat_map(|p| p.iter()) {
+            if left == 0 {
+                break;
+            }
+            let n = left.min(PAGE_SIZE);
+            vecs.push(
+                bindings::bio_vec {
+                    bv_page: page.as_ptr(),
+                    bv_len: n as u32,
+                    bv_offset: 0,
+                },
+                GFP_NOIO,
+            )?;
+            left -= n;
+        }
+
+        let mut iter = MaybeUninit::<bindings::iov_iter>::uninit();
+        let iter = iter.as_mut_ptr();
+        let mut pos = i64::try_from(pos).map_err(|_| EFBIG)?;
+        // SAFETY: The vectors describe pages that are borrowed during this function, which waits
+        // for the I/O; where it writes to them the caller has borrowed them mutably. By the type
+        // invariant the file is open for both.
+        let done = unsafe {
+            let file = self.file.as_ptr();
+            let direction = if write {
+                bindings::ITER_SOURCE
+            } else {
+                bindings::ITER_DEST
+            };
+            bindings::iov_iter_bvec(iter, direction, vecs.as_ptr(), vecs.len(), len);
+            if write {
+                bindings::vfs_iter_write(file, iter, &mut pos, 0)
+            } else {
+                bindings::vfs_iter_read(file, iter, &mut pos, 0)
+            }
+        };
+        match done {
+            done if done < 0 => Err(Error::from_errno(done as c_int)),
+            done if done as usize != len => Err(EIO),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for DirectFile {
+    fn drop(&mut self) {
+        if self.kind != Kind::BlockDevice {
+            // SAFETY: By the type invariant the file is open, and the count is lower by 2 than it
+            // would be without `claim`.
+            unsafe { Self::write_count(self.file.as_ptr()) }.fetch_add(2, Full);
+        }
+        // SAFETY: By the type invariant the reference is ours.
+        unsafe { bindings::fput(self.file.as_ptr()) };
+    }
+}

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-only
+# shellcheck shell=bash
+#
+# What every script here shares: the build directory, lines of progress, running
+# a command with its output in a log, and the environment of the toolchain.
+# Sourced, never run:
+#
+#   . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+set -euo pipefail
+
+REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
+B=${BLKSNAP_BUILD:-$REPO/build}
+mkdir -p "$B/logs" "$B/stamps"
+B=$(cd "$B" && pwd -P)
+# The scripts call one another; all count from the first one's start.
+BLKSNAP_T0=${BLKSNAP_T0:-$EPOCHSECONDS}
+export BLKSNAP_BUILD=$B BLKSNAP_T0
+
+LINUX=$B/linux          # the kernel work tree
+TOOLS=$B/tools          # what is not in the distribution: bindgen, virtme-ng
+export LINUX TOOLS
+
+say() { printf '[%4d s] %s\n' "$((EPOCHSECONDS - BLKSNAP_T0))" "$*"; }
+warn() { say "NOTE: $*" >&2; }
+die() { say "ERROR: $*" >&2; exit 1; }
+
+# The comment at the head of a script is its help.
+usage() {
+	sed -n '/^# SPDX/d; /^#!/d; /^#/!q; s/^# \{0,1\}//; p' "$0" | sed '1{/^$/d}'
+	exit "${1:-0}"
+}
+
+# logged NAME COMMAND...: runs COMMAND with its output in logs/NAME.log, says every
+# half minute how far it is, and shows the end of the log when it fails.
+logged() {
+	local name=$1 log=$B/logs/$1.log rc=0 beat me=$BASHPID
+	shift
+	(
+		# A pipe that nobody writes: waits like sleep, but is no process that stays
+		# behind with our locks and our output open.
+		exec {never}<> <(:)
+		while ! read -r -t 30 -u "$never" && kill -0 "$me" 2>/dev/null; do
+			say "  … $name: $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-90)"
+		done
+	) &
+	beat=$!
+	"$@" >"$log" 2>&1 </dev/null || rc=$?
+	kill "$beat" 2>/dev/null || true
+	wait "$beat" 2>/dev/null || true
+	if [ "$rc" -ne 0 ]; then
+		{
+			say "FAILED ($rc): $*"
+			echo "--- the end of $log:"
+			tail -n 40 "$log"
+			echo "---"
+		} >&2
+	fi
+	return "$rc"
+}
+
+# One script at a time for what NAME stands for; the lock goes with the process.
+lock() {
+	local fd
+	exec {fd}>"$B/stamps/$1.lock"
+	if ! flock -n "$fd"; then
+		say "waiting for another run that holds $B/stamps/$1.lock"
+		flock "$fd"
+	fi
+}
+
+# version_at_least HAVE WANT
+version_at_least() {
+	[ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+# The distribution as "debian 12"; empty where that cannot be told.
+distribution() {
+	# shellcheck disable=SC1091
+	(. /etc/os-release 2>/dev/null && echo "${ID:-} ${VERSION_ID:-}") || true
+}
+
+# The toolchain: one compiler, one rustc and one bindgen, whatever else the user's
+# PATH has. Debian 12's are used there always, so that every machine builds the same.
+toolchain() {
+	[ -z "${BLKSNAP_TOOLCHAIN:-}" ] || return 0
+	if [ "$(distribution)" = "debian 12" ]; then
+		PATH=/usr/lib/llvm-19/bin:/usr/bin:/bin:/usr/sbin:/sbin:$PATH
+		LIBCLANG_PATH=/usr/lib/llvm-19/lib
+		export LIBCLANG_PATH
+	else
+		PATH=$PATH:/usr/sbin:/sbin
+		# Where `clang` is missing or old, a versioned one may be there.
+		if ! version_at_least "$(clang --version 2>/dev/null | version_in)" 17.0.1; then
+			local dir
+			for dir in $(printf '%s\n' /usr/lib/llvm-*/bin | sort -rV); do
+				if [ -x "$dir/clang" ] && [ -x "$dir/ld.lld" ]; then
+					PATH=$dir:$PATH
+					break
+				fi
+			done
+		fi
+	fi
+	PATH=$TOOLS/bin:$PATH
+	export PATH BLKSNAP_TOOLCHAIN=set
+	# One answer of every tool, in one language and without the user's wrappers.
+	export LC_ALL=C.UTF-8
+	unset RUSTC RUSTC_WRAPPER RUSTC_WORKSPACE_WRAPPER RUSTFLAGS CARGO_BUILD_TARGET MAKEFLAGS
+	unset KBUILD_OUTPUT ARCH CROSS_COMPILE LLVM CC LD
+	# The same source gives the same kernel, whoever builds it, whenever.
+	export KBUILD_BUILD_TIMESTAMP='Thu Jan  1 00:00:00 UTC 2026'
+	export KBUILD_BUILD_USER=blksnap KBUILD_BUILD_HOST=blksnap
+}
+
+# The first thing on standard input that looks like a version.
+version_in() { grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1 || true; }

@@ -1,0 +1,297 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use blksnap::Bytes;
+use blksnap::Uuid;
+use clap::Parser;
+
+const AFTER_HELP: &str = "\
+Exit codes:
+  0  done
+  1  it failed; standard error says why and what to do
+  2  the command line makes no sense
+  3  a snapshot is corrupted, its images cannot be trusted
+  \"blksnap snapshot\" else ends with the exit code of the command that it ran.
+
+It needs root.
+
+With --json there is one JSON document on standard output, and every error is
+a line of JSON on standard error: {\"error\": {\"message\", \"remedy\",
+\"operation\", \"path\", \"snapshot\", \"errno\", \"errno_name\", \"exit_code\"}}.
+
+Examples:
+  Back up a mounted disk while it is written to:
+    blksnap snapshot /dev/sda --store /var/tmp -- \\
+        sh -c 'dd if=\"$BLKSNAP_IMAGE_1\" bs=1M of=/backup/sda.img'
+
+  The same by single steps:
+    blksnap attach /dev/sda
+    id=$(blksnap create --store /var/tmp /dev/sda)
+    blksnap take \"$id\"
+    dd if=\"$(blksnap image /dev/sda)\" bs=1M of=/backup/sda.img
+    blksnap destroy \"$id\"";
+
+/// Snapshots and change tracking of block devices, at run time and without
+/// device-mapper
+#[derive(Debug, Parser)]
+#[command(name = "blksnap", version, after_help = AFTER_HELP)]
+pub struct Args {
+    /// Print JSON for machines
+    #[arg(long, global = true)]
+    pub json: bool,
+
+    #[command(subcommand)]
+    pub command: Subcommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+pub enum Subcommand {
+    /// Attach the filter to block devices, which starts change tracking
+    ///
+    /// A device that has it already stays as it is; that is no error. The
+    /// tracking goes on until the filter is detached, the device goes away or
+    /// the machine stops.
+    #[command(after_help = "Examples:\n  \
+        blksnap attach /dev/sda /dev/vg0/home\n  \
+        blksnap attach --json /dev/sda1")]
+    Attach {
+        /// Disks, partitions or other block devices
+        #[arg(value_name = "DEV", required = true)]
+        devices: Vec<PathBuf>,
+    },
+
+    /// Detach the filter, which ends change tracking
+    ///
+    /// What was tracked is lost, so that the next incremental backup has to be
+    /// a full one. Refused while the device is in a snapshot.
+    #[command(after_help = "Examples:\n  blksnap detach /dev/sda")]
+    Detach {
+        /// Block devices that have the filter
+        #[arg(value_name = "DEV", required = true)]
+        devices: Vec<PathBuf>,
+    },
+
+    /// Show snapshots, and the devices that have a filter
+    ///
+    /// The kernel does not tell to which of several snapshots a device
+    /// belongs; the devices of a snapshot are listed if it is the only one.
+    /// Exit code 3 if a snapshot is corrupted.
+    #[command(after_help = "Examples:\n  \
+        blksnap status\n  \
+        blksnap status --json /dev/sda | jq .devices[0].tracking")]
+    Status {
+        /// Show these devices only
+        #[arg(value_name = "DEV")]
+        devices: Vec<PathBuf>,
+    },
+
+    /// Create a snapshot, and add devices to it; prints its id
+    ///
+    /// Nothing is frozen before "blksnap take". The devices must have the
+    /// filter attached. If one cannot be added, the snapshot is destroyed again.
+    #[command(after_help = "Examples:\n  \
+        blksnap create --store /var/tmp --limit 10G\n  \
+        id=$(blksnap create --store /dev/sdz /dev/sda /dev/sdb)")]
+    Create {
+        #[command(flatten)]
+        store: Store,
+
+        /// Block devices to add at once
+        #[arg(value_name = "DEV")]
+        devices: Vec<PathBuf>,
+    },
+
+    /// Add devices to a snapshot that is not taken yet
+    #[command(after_help = "Examples:\n  \
+        blksnap add 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sda /dev/sdb")]
+    Add {
+        /// The snapshot, as "blksnap create" printed it
+        #[arg(value_name = "ID")]
+        id: Uuid,
+
+        /// Block devices that have the filter
+        #[arg(value_name = "DEV", required = true)]
+        devices: Vec<PathBuf>,
+    },
+
+    /// Take a snapshot: all its images show this one moment
+    ///
+    /// Filesystems on the devices are frozen meanwhile, so that their images
+    /// are clean. If that fails for one device, nothing is taken at all.
+    #[command(after_help = "Examples:\n  \
+        blksnap take 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
+    Take {
+        /// The snapshot, as "blksnap create" printed it
+        #[arg(value_name = "ID")]
+        id: Uuid,
+    },
+
+    /// Print the image disks of devices, or of a snapshot
+    ///
+    /// One path a line, in the order of the devices. Images are read-only
+    /// disks. Exit code 3 if the snapshot is corrupted.
+    #[command(after_help = "Examples:\n  \
+        dd if=\"$(blksnap image /dev/sda)\" bs=1M of=/backup/sda.img\n  \
+        blksnap image 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
+    Image {
+        /// Devices, or one snapshot if there is no other
+        #[arg(value_name = "ID|DEV", required = true)]
+        targets: Vec<PathBuf>,
+    },
+
+    /// Destroy a snapshot and its images, taken or not
+    ///
+    /// The filter stays attached and the change tracking goes on. Refused
+    /// while an image is mounted, as seen from here: mounts in other
+    /// namespaces are not found.
+    #[command(after_help = "Examples:\n  \
+        blksnap destroy 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11\n  \
+        blksnap destroy --force 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
+    Destroy {
+        /// The snapshot, as "blksnap create" printed it
+        #[arg(value_name = "ID")]
+        id: Uuid,
+
+        /// Even if an image is mounted; reading there fails from then on
+        #[arg(long)]
+        force: bool,
+    },
+
+    /// Print the versions of this command and of the driver
+    #[command(after_help = "Examples:\n  blksnap version --json")]
+    Version,
+
+    /// Run a command while a snapshot is held, and release it whatever happens
+    #[command(long_about = SNAPSHOT_ABOUT, after_help = SNAPSHOT_AFTER)]
+    Snapshot(Snapshot),
+
+    /// The process that destroys a snapshot whose holder was killed
+    #[command(hide = true)]
+    Guard {
+        #[arg(long)]
+        store: PathBuf,
+
+        #[arg(long)]
+        sectors: u64,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Store {
+    /// Where to keep what is overwritten: a directory, a file or a block device
+    ///
+    /// In a directory an unnamed file is made that vanishes with the snapshot.
+    /// It must not lie on a device of the snapshot.
+    #[arg(long, value_name = "PATH")]
+    pub store: PathBuf,
+
+    /// How much it may take, such as 512M or 10G
+    ///
+    /// In bytes, or with K, M, G, T or P for powers of 1024. When it is used
+    /// up, the snapshot is corrupted and the origins go on unharmed. By default
+    /// half the free space of the filesystem, or all of the block device.
+    #[arg(long, value_name = "SIZE")]
+    pub limit: Option<Bytes>,
+}
+
+const SNAPSHOT_ABOUT: &str = "\
+Run a command while a snapshot is held, and release it whatever happens
+
+Attaches the filter where it is missing, takes one snapshot of all DEVs, waits
+for the images and runs COMMAND. The snapshot is destroyed when COMMAND ends,
+when it crashes, when blksnap gets SIGINT, SIGTERM, SIGHUP or SIGQUIT (handed
+on to COMMAND first, whose end is waited for), when a step fails, and even when
+blksnap is killed with SIGKILL: a second process, \"blksnap-guard\", sees to that.
+
+The filter stays attached, since detaching would lose the change tracking that
+the next incremental backup needs. Only if the snapshot does not come about, it
+is detached again from the devices that had none before.
+
+When COMMAND has ended, the snapshot is checked. If its storage overflowed or
+something else spoilt it, the exit code is 3 even if COMMAND succeeded: what it
+read cannot be trusted.";
+
+const SNAPSHOT_AFTER: &str = "\
+Environment of COMMAND:
+  BLKSNAP_ID        the snapshot
+  BLKSNAP_COUNT     how many DEVs there are
+  BLKSNAP_IMAGE_1   image of the first DEV, such as /dev/NAME; _2 and so on
+  BLKSNAP_DEVICE_1  the first DEV as it was named; _2 and so on
+  BLKSNAP_IMAGES    all images in the order of the DEVs, one a line
+
+Exit codes: that of COMMAND, 128 + N if signal N ended it, 127 if it was not
+found, 126 if it could not be run; 3 if the snapshot is corrupted; 128 + N if
+signal N came before COMMAND was started; 1 and 2 as elsewhere if it was not run.
+
+With --json the standard output of COMMAND goes to standard error, and the
+report is printed when all is over.
+
+Examples:
+  blksnap snapshot /dev/sda --store /var/tmp --limit 10G -- \\
+      sh -c 'dd if=\"$BLKSNAP_IMAGE_1\" bs=1M | zstd > /backup/sda.zst'
+  blksnap snapshot /dev/sda2 /dev/sdb --store /dev/sdz -- sh -c '
+      mount -o ro,norecovery \"$BLKSNAP_IMAGE_1\" /mnt || exit
+      rsync -a /mnt/ /backup/; status=$?
+      umount /mnt; exit $status'";
+
+#[derive(Debug, clap::Args)]
+pub struct Snapshot {
+    /// Disks, partitions or other block devices
+    #[arg(value_name = "DEV", required = true)]
+    pub devices: Vec<PathBuf>,
+
+    #[command(flatten)]
+    pub store: Store,
+
+    /// In the end detach the filter from devices that had none before
+    #[arg(long)]
+    pub detach: bool,
+
+    /// What to run while the snapshot is held
+    #[arg(value_name = "COMMAND", last = true, required = true)]
+    pub command: Vec<OsString>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn definition_is_sound() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples() {
+        for command in Args::command().get_subcommands() {
+            if command.is_hide_set() {
+                continue;
+            }
+            let help = command.get_after_help().map(ToString::to_string);
+            assert!(
+                help.is_some_and(|help| help.contains("Examples:")),
+                "{}",
+                command.get_name()
+            );
+        }
+    }
+
+    #[test]
+    fn options_of_the_command_are_left_to_it() {
+        let args = Args::try_parse_from([
+            "blksnap", "snapshot", "/dev/a", "/dev/b", "--store", "/s", "--limit", "1G", "--",
+            "ls", "--json", "--", "-l",
+        ])
+        .unwrap();
+        assert!(!args.json);
+        let Subcommand::Snapshot(snapshot) = args.command else {
+            panic!();
+        };
+        assert_eq!(snapshot.devices.len(), 2);
+        assert_eq!(snapshot.store.limit, Some(Bytes(1 << 30)));
+        assert_eq!(snapshot.command, ["ls", "--json", "--", "-l"]);
+    }
+}

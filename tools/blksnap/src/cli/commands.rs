@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The commands that are one or a few requests to the kernel.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::path::PathBuf;
+
+use blksnap::control::DriverVersion;
+use blksnap::device;
+use blksnap::device::Attachment;
+use blksnap::error::Exit;
+use blksnap::error::Operation;
+use blksnap::storage;
+use blksnap::Control;
+use blksnap::Device;
+use blksnap::Error;
+use blksnap::Result;
+use blksnap::Uuid;
+use serde::Serialize;
+use serde_json::json;
+
+use super::args::Store;
+use super::output::Output;
+
+/// Checks that all are block devices, each named once, before anything is
+/// done with one of them.
+pub fn check_devices(devices: &[PathBuf]) -> Result<()> {
+    let mut seen: HashMap<_, &Path> = HashMap::new();
+    for path in devices {
+        if let Some(other) = seen.insert(device::check(path)?, path) {
+            let reason = format!(
+                "{} and {} are the same device",
+                other.display(),
+                path.display()
+            );
+            return Err(Error::new(Operation::Arguments, reason)
+                .on(path)
+                .remedied_by("name every device once"));
+        }
+    }
+    Ok(())
+}
+
+/// Does something with every device, also after an error with one of them,
+/// and prints what was done.
+fn each_device<T: Serialize>(
+    output: &Output,
+    devices: &[PathBuf],
+    act: impl Fn(&Path) -> Result<(T, String)>,
+) -> Result<u8> {
+    check_devices(devices)?;
+    let mut code = 0;
+    let mut done = Vec::new();
+    let mut text = Vec::new();
+    for path in devices {
+        match act(path) {
+            Ok((value, line)) => {
+                done.push(value);
+                text.push(format!("{}: {line}", path.display()));
+            }
+            Err(error) => {
+                output.error(&error);
+                code = error.exit().code();
+            }
+        }
+    }
+    output.result(&json!({ "devices": done }), &text.join("\n"));
+    Ok(code)
+}
+
+pub fn attach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
+    each_device(output, devices, |path| {
+        let already = Device::open(path)?.attach()? == Attachment::Already;
+        let line = if already {
+            "was attached already"
+        } else {
+            "attached"
+        };
+        Ok((
+            json!({ "device": path.display().to_string(), "already": already }),
+            line.to_owned(),
+        ))
+    })
+}
+
+pub fn detach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
+    each_device(output, devices, |path| {
+        Device::open(path)?.detach()?;
+        Ok((
+            json!({ "device": path.display().to_string() }),
+            "detached".to_owned(),
+        ))
+    })
+}
+
+pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8> {
+    check_devices(devices)?;
+    let limit = storage::limit(&store.store, store.limit)?;
+    let control = Control::open()?;
+    let id = control.create(&store.store, limit)?;
+    for path in devices {
+        if let Err(error) = Device::open(path).and_then(|device| device.add_to_snapshot(id)) {
+            if let Err(error) = control.destroy(id) {
+                output.error(&error);
+            }
+            return Err(error);
+        }
+    }
+    output.result(
+        &json!({
+            "id": id,
+            "store": store.store.display().to_string(),
+            "limit_sectors": limit,
+            "devices": names(devices),
+        }),
+        &id.to_string(),
+    );
+    Ok(0)
+}
+
+pub fn add(output: &Output, id: Uuid, devices: &[PathBuf]) -> Result<u8> {
+    each_device(output, devices, |path| {
+        Device::open(path)?.add_to_snapshot(id)?;
+        Ok((
+            json!({ "device": path.display().to_string(), "snapshot": id }),
+            format!("added to snapshot {id}"),
+        ))
+    })
+}
+
+pub fn take(output: &Output, id: Uuid) -> Result<u8> {
+    Control::open()?.take(id)?;
+    output.result(
+        &json!({ "id": id, "taken": true }),
+        &format!("snapshot {id} is taken"),
+    );
+    Ok(0)
+}
+
+pub fn version(output: &Output) -> Result<u8> {
+    let driver = Control::open().and_then(|control| control.version());
+    let known = driver.as_ref().ok();
+    let text = known.map(DriverVersion::to_string);
+    output.result(
+        &json!({ "command": env!("CARGO_PKG_VERSION"), "driver": known }),
+        &format!(
+            "command {}\ndriver {}",
+            env!("CARGO_PKG_VERSION"),
+            text.as_deref().unwrap_or("unknown")
+        ),
+    );
+    driver.map(|_| 0)
+}
+
+/// Paths as text, which is all that JSON has.
+pub fn names(paths: &[PathBuf]) -> Vec<String> {
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect()
+}
+
+/// The exit code of a snapshot that has this trouble.
+pub fn corrupted(is_corrupted: bool) -> u8 {
+    if is_corrupted {
+        Exit::Corrupted.code()
+    } else {
+        0
+    }
+}

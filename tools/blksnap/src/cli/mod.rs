@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+mod args;
+mod commands;
+mod output;
+mod snapshot;
+mod status;
+
+use std::ffi::OsString;
+
+use blksnap::error::Exit;
+use blksnap::error::Operation;
+use blksnap::Error;
+use clap::error::ErrorKind;
+use clap::Parser;
+
+use args::Args;
+use args::Subcommand;
+use output::Output;
+
+/// Runs the command line of this process; returns the exit code.
+pub fn main() -> u8 {
+    let args = match Args::try_parse() {
+        Ok(args) => args,
+        Err(error) => return refuse(&error),
+    };
+    let output = Output::new(args.json);
+    let result = match args.command {
+        Subcommand::Attach { devices } => commands::attach(&output, &devices),
+        Subcommand::Detach { devices } => commands::detach(&output, &devices),
+        Subcommand::Status { devices } => status::status(&output, &devices),
+        Subcommand::Create { store, devices } => commands::create(&output, &store, &devices),
+        Subcommand::Add { id, devices } => commands::add(&output, id, &devices),
+        Subcommand::Take { id } => commands::take(&output, id),
+        Subcommand::Image { targets } => status::image(&output, &targets),
+        Subcommand::Destroy { id, force } => status::destroy(&output, id, force),
+        Subcommand::Version => commands::version(&output),
+        Subcommand::Snapshot(args) => snapshot::snapshot(&output, args),
+        Subcommand::Guard { store, sectors } => snapshot::guard(&store, sectors),
+    };
+    result.unwrap_or_else(|error| {
+        output.error(&error);
+        error.exit().code()
+    })
+}
+
+/// Answers --help and --version, and command lines that make no sense.
+fn refuse(error: &clap::Error) -> u8 {
+    let is_error = error.use_stderr();
+    if is_error && asks_for_json(std::env::args_os()) {
+        let mut text = error.to_string();
+        if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+            // The whole help text is not an error message.
+            text = "no command given".to_owned();
+        }
+        let text = text.trim().trim_start_matches("error: ");
+        let reason = text.lines().next().unwrap_or(text);
+        let error = Error::new(Operation::Arguments, reason)
+            .remedied_by("run \"blksnap --help\" or \"blksnap COMMAND --help\"");
+        Output::new(true).error(&error);
+        return error.exit().code();
+    }
+    // Nothing to be done if nobody reads it.
+    let _ = error.print();
+    if is_error {
+        Exit::Usage.code()
+    } else {
+        0
+    }
+}
+
+/// Whether there is a --json that is not part of another command.
+fn asks_for_json(args: impl Iterator<Item = OsString>) -> bool {
+    args.take_while(|arg| arg != "--")
+        .any(|arg| arg == "--json")
+}

@@ -1,0 +1,469 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What there is: "blksnap status", "image", and "destroy", which looks
+//! before it acts.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use blksnap::abi::FILTER_NAME;
+use blksnap::control::DriverVersion;
+use blksnap::device;
+use blksnap::device::SnapshotState;
+use blksnap::device::Tracking;
+use blksnap::error::Operation;
+use blksnap::explain::errno_name;
+use blksnap::kernel::Kernel;
+use blksnap::kernel::Linux;
+use blksnap::sysfs::Filtered;
+use blksnap::sysfs::Sysfs;
+use blksnap::Bytes;
+use blksnap::Control;
+use blksnap::Device;
+use blksnap::Error;
+use blksnap::Result;
+use blksnap::Uuid;
+use rustix::io::Errno;
+use serde::Serialize;
+use serde_json::json;
+
+use super::commands::corrupted;
+use super::commands::names;
+use super::output::Output;
+
+#[derive(Debug, Serialize)]
+struct Status {
+    driver: DriverVersion,
+    snapshots: Vec<SnapshotStatus>,
+    devices: Vec<DeviceStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct SnapshotStatus {
+    id: Uuid,
+    /// Unknown if there are several snapshots.
+    devices: Option<Vec<String>>,
+}
+
+#[derive(Debug, Serialize)]
+struct DeviceStatus {
+    #[serde(flatten)]
+    filtered: Filtered,
+    tracking: Option<Tracking>,
+    snapshot: Option<ImageStatus>,
+}
+
+#[derive(Debug, Serialize)]
+struct ImageStatus {
+    image: PathBuf,
+    /// 0, or a negative errno if it cannot be trusted.
+    error_code: i32,
+}
+
+/// The state of a device that has the filter; `None` if it is in no snapshot
+/// that is taken.
+fn state_of(path: &Path) -> Result<Option<SnapshotState>> {
+    match Device::open(path)?.snapshot_state() {
+        Ok(state) => Ok(state.image.is_some().then_some(state)),
+        Err(error) if matches!(error.errno(), Some(Errno::SRCH | Errno::NODATA)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_ours(filtered: &Filtered) -> bool {
+    filtered.filter.as_deref() == Some(FILTER_NAME)
+}
+
+fn scan() -> Result<Vec<Filtered>> {
+    Sysfs::default()
+        .filtered()
+        .map_err(|error| Error::from_io(Operation::Scan, &error).on(Path::new("/sys/block")))
+}
+
+/// What `result` has, or nothing if the device is gone since it was found.
+fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) => match error.errno() {
+            Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Ok(None),
+            _ => Err(error),
+        },
+    }
+}
+
+/// All devices in a snapshot that is taken, with its state.
+fn snapshotted() -> Result<Vec<(PathBuf, SnapshotState)>> {
+    let mut found = Vec::new();
+    for filtered in scan()?.into_iter().filter(is_ours) {
+        if let Some(Some(state)) = unless_gone(state_of(&filtered.device))? {
+            found.push((filtered.device, state));
+        }
+    }
+    Ok(found)
+}
+
+fn device_status(filtered: Filtered) -> Result<DeviceStatus> {
+    let mut status = DeviceStatus {
+        filtered,
+        tracking: None,
+        snapshot: None,
+    };
+    if is_ours(&status.filtered) {
+        let path = &status.filtered.device;
+        status.tracking = Some(Device::open(path)?.tracking()?);
+        status.snapshot = state_of(path)?.and_then(|state| {
+            Some(ImageStatus {
+                image: Sysfs::default().node(&state.image?),
+                error_code: state.error_code,
+            })
+        });
+    }
+    Ok(status)
+}
+
+pub fn status(output: &Output, only: &[PathBuf]) -> Result<u8> {
+    let mut wanted = Vec::new();
+    for path in only {
+        let number = device::check(path)?;
+        wanted.push(Filtered {
+            device: path.clone(),
+            filter: Sysfs::default().filter_of(number),
+        });
+    }
+    let control = Control::open()?;
+    let driver = control.version()?;
+    let ids = control.collect()?;
+    let mut devices = Vec::new();
+    for filtered in wanted {
+        devices.push(device_status(filtered)?);
+    }
+    if only.is_empty() {
+        for filtered in scan()? {
+            devices.extend(unless_gone(device_status(filtered))?);
+        }
+    }
+    let members = if ids.len() == 1 {
+        let paths: Vec<PathBuf> = snapshotted()?.into_iter().map(|(path, _)| path).collect();
+        Some(names(&paths))
+    } else {
+        None
+    };
+    let status = Status {
+        driver,
+        snapshots: ids
+            .into_iter()
+            .map(|id| SnapshotStatus {
+                id,
+                devices: members.clone(),
+            })
+            .collect(),
+        devices,
+    };
+    output.result(&status, &text_of(&status));
+    Ok(corrupted(status.devices.iter().any(|device| {
+        device
+            .snapshot
+            .as_ref()
+            .is_some_and(|snapshot| snapshot.error_code != 0)
+    })))
+}
+
+fn text_of(status: &Status) -> String {
+    let mut text = format!("driver {}\n", status.driver);
+    if status.snapshots.is_empty() {
+        text += "\nno snapshots\n";
+    } else {
+        let mut rows = vec![row(["SNAPSHOT", "TAKEN DEVICES"])];
+        for snapshot in &status.snapshots {
+            let devices = match snapshot.devices.as_deref() {
+                None => "unknown, as there are several snapshots".to_owned(),
+                Some([]) => "-".to_owned(),
+                Some(devices) => devices.join(" "),
+            };
+            rows.push(row([snapshot.id.to_string(), devices]));
+        }
+        text += &format!("\n{}", table(&rows));
+    }
+    if status.devices.is_empty() {
+        text += "\nno device has a filter";
+        return text;
+    }
+    let mut rows = vec![row([
+        "DEVICE", "FILTER", "BLOCK", "TAKES", "IMAGE", "STATE",
+    ])];
+    for device in &status.devices {
+        let none = || "-".to_owned();
+        let tracking = device.tracking.as_ref();
+        let snapshot = device.snapshot.as_ref();
+        rows.push(row([
+            device.filtered.device.display().to_string(),
+            device.filtered.filter.clone().unwrap_or_else(none),
+            tracking.map_or_else(none, |t| Bytes(t.block_size.into()).to_string()),
+            tracking.map_or_else(none, |t| t.changes_number.to_string()),
+            snapshot.map_or_else(none, |s| s.image.display().to_string()),
+            match snapshot {
+                None if tracking.is_some() => "tracked".to_owned(),
+                None => none(),
+                Some(snapshot) => state_text(snapshot.error_code),
+            },
+        ]));
+    }
+    text += &format!("\n{}", table(&rows));
+    text.trim_end().to_owned()
+}
+
+fn state_text(error_code: i32) -> String {
+    let state = SnapshotState {
+        error_code,
+        image: None,
+    };
+    match state.corruption() {
+        None => "held".to_owned(),
+        Some(errno) => format!("corrupted ({})", errno_name(errno)),
+    }
+}
+
+fn row<const N: usize>(cells: [impl Into<String>; N]) -> Vec<String> {
+    cells.map(Into::into).into()
+}
+
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count())
+            .max()
+            .unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line += &format!("{cell:<width$}  ");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+pub fn image(output: &Output, targets: &[PathBuf]) -> Result<u8> {
+    let id = match targets {
+        [target] => target.to_str().and_then(|text| text.parse().ok()),
+        _ => None,
+    };
+    let found = match id {
+        Some(id) => images_of_snapshot(id)?,
+        None => images_of_devices(targets)?,
+    };
+    let kernel = Linux::default();
+    let mut images = Vec::new();
+    let mut errors = Vec::new();
+    for (path, state) in &found {
+        let name = state.image.as_deref().unwrap_or_default();
+        let node = kernel.image_node(name).ok_or_else(|| {
+            Error::new(
+                Operation::FindImage,
+                format!("there is no device node of disk {name}"),
+            )
+            .on(path)
+            .remedied_by("check that devtmpfs is mounted at /dev")
+        })?;
+        if let Some(errno) = state.corruption() {
+            let reason = format!("the snapshot is corrupted ({})", errno_name(errno));
+            errors.push(
+                Error::new(Operation::Verify, reason)
+                    .on(path)
+                    .remedied_by("destroy the snapshot and make a new one, with a larger --limit"),
+            );
+        }
+        images.push((path, node, state.error_code));
+    }
+    let text: Vec<String> = images
+        .iter()
+        .map(|(_, node, _)| node.display().to_string())
+        .collect();
+    let list: Vec<_> = images
+        .iter()
+        .zip(&text)
+        .map(|((path, _, error_code), node)| {
+            json!({
+                "device": path.display().to_string(),
+                "image": node,
+                "error_code": error_code,
+            })
+        })
+        .collect();
+    output.result(&json!({ "images": list }), &text.join("\n"));
+    for error in &errors {
+        output.error(error);
+    }
+    Ok(corrupted(!errors.is_empty()))
+}
+
+fn images_of_devices(devices: &[PathBuf]) -> Result<Vec<(PathBuf, SnapshotState)>> {
+    for path in devices {
+        device::check(path)?;
+    }
+    let mut found = Vec::new();
+    for path in devices {
+        let state = state_of(path)?.ok_or_else(|| {
+            Error::new(
+                Operation::FindImage,
+                "it is in no snapshot that is taken".to_owned(),
+            )
+            .on(path)
+            .remedied_by("take its snapshot first with \"blksnap take ID\"")
+        })?;
+        found.push((path.clone(), state));
+    }
+    Ok(found)
+}
+
+fn images_of_snapshot(id: Uuid) -> Result<Vec<(PathBuf, SnapshotState)>> {
+    let refuse = |reason: &str| Error::new(Operation::FindImage, reason).of(id);
+    let ids = Control::open()?.collect()?;
+    if !ids.contains(&id) {
+        return Err(Error::from_errno(Operation::FindImage, Errno::SRCH).of(id));
+    }
+    if ids.len() > 1 {
+        return Err(refuse(
+            "the kernel does not tell which devices belong to which of several snapshots",
+        )
+        .remedied_by("name the devices instead of the snapshot"));
+    }
+    let found = snapshotted()?;
+    if found.is_empty() {
+        return Err(refuse("it is not taken").remedied_by("take it first with \"blksnap take ID\""));
+    }
+    Ok(found)
+}
+
+pub fn destroy(output: &Output, id: Uuid, force: bool) -> Result<u8> {
+    let control = Control::open()?;
+    let ids = control.collect()?;
+    if !ids.contains(&id) {
+        return Err(Error::from_errno(Operation::Destroy, Errno::NODEV).of(id));
+    }
+    let kernel = Linux::default();
+    let mut mounted = Vec::new();
+    for (path, state) in snapshotted()? {
+        let image = state.image.unwrap_or_default();
+        for mount_point in kernel.mounts_of_image(&image) {
+            mounted.push((path.clone(), mount_point));
+        }
+    }
+    // With other snapshots about, the image may be one of theirs.
+    let perhaps = if ids.len() > 1 {
+        ", and may be one of this snapshot"
+    } else {
+        ""
+    };
+    for (path, mount_point) in &mounted {
+        let (path, mount_point) = (path.display(), mount_point.display());
+        let reason = format!("the image of {path} is mounted at {mount_point}{perhaps}");
+        if !force {
+            return Err(Error::new(Operation::Destroy, reason)
+                .of(id)
+                .remedied_by(format!(
+                    "unmount it with \"umount {mount_point}\", or use --force; reading there \
+                     then fails"
+                )));
+        }
+        output.warning(&reason);
+    }
+    control.destroy(id)?;
+    output.result(
+        &json!({ "id": id, "destroyed": true }),
+        &format!("snapshot {id} is destroyed"),
+    );
+    Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Status {
+        let tracking = Tracking {
+            device_capacity: 1 << 30,
+            block_size: 65536,
+            block_count: 16384,
+            generation_id: Uuid::from_bytes([1; 16]),
+            changes_number: 3,
+        };
+        let device = |name: &str, filter: Option<&str>| Filtered {
+            device: name.into(),
+            filter: filter.map(str::to_owned),
+        };
+        Status {
+            driver: DriverVersion {
+                major: 1,
+                minor: 2,
+                revision: 3,
+                build: 4,
+            },
+            snapshots: vec![SnapshotStatus {
+                id: Uuid::from_bytes([2; 16]),
+                devices: Some(vec!["/dev/sda".to_owned()]),
+            }],
+            devices: vec![
+                DeviceStatus {
+                    filtered: device("/dev/sda", Some("blksnap")),
+                    tracking: Some(tracking),
+                    snapshot: Some(ImageStatus {
+                        image: "/dev/blksnap-image0".into(),
+                        error_code: -28,
+                    }),
+                },
+                DeviceStatus {
+                    filtered: device("/dev/sdb", None),
+                    tracking: None,
+                    snapshot: None,
+                },
+            ],
+        }
+    }
+
+    #[test]
+    fn status_is_json() {
+        let json = serde_json::to_value(sample()).unwrap();
+        assert_eq!(json["driver"], "1.2.3.4");
+        assert_eq!(
+            json["snapshots"][0]["id"],
+            Uuid::from_bytes([2; 16]).to_string()
+        );
+        assert_eq!(json["snapshots"][0]["devices"][0], "/dev/sda");
+        let device = &json["devices"][0];
+        assert_eq!(device["device"], "/dev/sda");
+        assert_eq!(device["filter"], "blksnap");
+        assert_eq!(device["tracking"]["block_size"], 65536);
+        assert_eq!(device["tracking"]["changes_number"], 3);
+        assert_eq!(device["snapshot"]["image"], "/dev/blksnap-image0");
+        assert_eq!(device["snapshot"]["error_code"], -28);
+        assert!(json["devices"][1]["snapshot"].is_null());
+    }
+
+    #[test]
+    fn status_is_a_table() {
+        let text = text_of(&sample());
+        let line = |start: &str| text.lines().find(|line| line.starts_with(start)).unwrap();
+        let words: Vec<&str> = line("/dev/sda").split_whitespace().collect();
+        assert_eq!(
+            words,
+            [
+                "/dev/sda",
+                "blksnap",
+                "64K",
+                "3",
+                "/dev/blksnap-image0",
+                "corrupted",
+                "(ENOSPC)"
+            ]
+        );
+        assert_eq!(line("/dev/sdb").split_whitespace().count(), 6);
+        assert!(text.lines().all(|line| line == line.trim_end()));
+    }
+}

@@ -1,0 +1,247 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The driver's control device: snapshots as a whole.
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::io::Errno;
+use serde::Serialize;
+use serde::Serializer;
+
+use crate::abi;
+use crate::device::DeviceNumber;
+use crate::error::Error;
+use crate::error::Operation;
+use crate::error::Result;
+use crate::size::Sectors;
+use crate::sys;
+use crate::Uuid;
+
+/// Version of the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DriverVersion {
+    pub major: u16,
+    pub minor: u16,
+    pub revision: u16,
+    pub build: u16,
+}
+
+impl fmt::Display for DriverVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            major,
+            minor,
+            revision,
+            build,
+        } = self;
+        write!(f, "{major}.{minor}.{revision}.{build}")
+    }
+}
+
+impl Serialize for DriverVersion {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+/// Something that happened to a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// When it happened, as the kernel counts it.
+    pub time_label: i64,
+    pub kind: EventKind,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EventKind {
+    /// The images cannot be trusted any more.
+    Corrupted {
+        /// The origin where it showed.
+        device: DeviceNumber,
+        /// A negative errno.
+        error_code: i32,
+    },
+    /// The difference storage has no space for this much.
+    NoSpace { requested: Sectors },
+    /// A code that this library does not know.
+    Other { code: u32, data: Vec<u8> },
+}
+
+impl Event {
+    fn from_abi(event: &abi::SnapshotEvent) -> Self {
+        let word = |at: usize| -> [u8; 4] { std::array::from_fn(|i| event.data[at + i]) };
+        let kind = match event.code {
+            abi::EVENT_CORRUPTED => EventKind::Corrupted {
+                device: DeviceNumber {
+                    major: u32::from_ne_bytes(word(0)),
+                    minor: u32::from_ne_bytes(word(4)),
+                },
+                error_code: i32::from_ne_bytes(word(8)),
+            },
+            abi::EVENT_NO_SPACE => EventKind::NoSpace {
+                requested: Sectors(u64::from_ne_bytes(std::array::from_fn(|i| event.data[i]))),
+            },
+            code => EventKind::Other {
+                code,
+                data: event.data.to_vec(),
+            },
+        };
+        Self {
+            time_label: event.time_label,
+            kind,
+        }
+    }
+}
+
+/// The opened control device.
+#[derive(Debug)]
+pub struct Control {
+    file: File,
+}
+
+impl Control {
+    pub fn open() -> Result<Self> {
+        let path = Path::new(abi::CONTROL_PATH);
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .open(path)
+            .map_err(|error| Error::from_io(Operation::OpenControl, &error).on(path))?;
+        Ok(Self { file })
+    }
+
+    pub fn version(&self) -> Result<DriverVersion> {
+        let version = sys::version(self.file.as_fd())
+            .map_err(|errno| Error::from_errno(Operation::Version, errno))?;
+        Ok(DriverVersion {
+            major: version.major,
+            minor: version.minor,
+            revision: version.revision,
+            build: version.build,
+        })
+    }
+
+    /// Creates a snapshot without devices. Its difference storage is the
+    /// file or block device `store`, or an unnamed file in the directory
+    /// `store`, and takes at most `limit`.
+    pub fn create(&self, store: &Path, limit: Sectors) -> Result<Uuid> {
+        let refused = |errno| Error::from_errno(Operation::Create, errno).on(store);
+        let path = CString::new(store.as_os_str().as_bytes()).map_err(|_| refused(Errno::NOENT))?;
+        sys::snapshot_create(self.file.as_fd(), &path, limit.0)
+            .map(Uuid::from)
+            .map_err(refused)
+    }
+
+    /// Destroys a snapshot, in whatever state it is. Images in use stay, but
+    /// cannot be read any more.
+    pub fn destroy(&self, id: Uuid) -> Result<()> {
+        sys::snapshot_destroy(self.file.as_fd(), id.into())
+            .map_err(|errno| Error::from_errno(Operation::Destroy, errno).of(id))
+    }
+
+    /// Takes the snapshot: the images of all its devices show this moment.
+    pub fn take(&self, id: Uuid) -> Result<()> {
+        sys::snapshot_take(self.file.as_fd(), id.into())
+            .map_err(|errno| Error::from_errno(Operation::Take, errno).of(id))
+    }
+
+    /// The snapshots there are.
+    pub fn collect(&self) -> Result<Vec<Uuid>> {
+        let fd = self.file.as_fd();
+        let refused = |errno| Error::from_errno(Operation::Collect, errno);
+
+        let (result, mut count) = sys::snapshot_collect(fd, &mut []);
+        result.map_err(refused)?;
+        // Others may create snapshots between the question and the answer.
+        while count > 0 {
+            let mut ids = vec![abi::Id::default(); count as usize];
+            let (result, found) = sys::snapshot_collect(fd, &mut ids);
+            match result {
+                Ok(()) => {
+                    ids.truncate(found as usize);
+                    return Ok(ids.into_iter().map(Uuid::from).collect());
+                }
+                Err(Errno::NODATA) if found > count => count = found,
+                Err(errno) => return Err(refused(errno)),
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    /// Waits for an event of a snapshot; `None` when the time is over.
+    ///
+    /// A signal ends it with an error whose errno is EINTR.
+    pub fn wait_event(&self, id: Uuid, timeout: Duration) -> Result<Option<Event>> {
+        let timeout_ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+        match sys::snapshot_wait_event(self.file.as_fd(), id.into(), timeout_ms) {
+            Ok(event) => Ok(Some(Event::from_abi(&event))),
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(Error::from_errno(Operation::WaitEvent, errno).of(id)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(code: u32, start: &[u8]) -> Event {
+        let mut data = [0; abi::EVENT_DATA_LENGTH];
+        data[..start.len()].copy_from_slice(start);
+        Event::from_abi(&abi::SnapshotEvent {
+            id: abi::Id::default(),
+            timeout_ms: 0,
+            code,
+            time_label: 7,
+            data,
+        })
+    }
+
+    #[test]
+    fn events_are_decoded() {
+        let mut data = Vec::new();
+        data.extend(8u32.to_ne_bytes());
+        data.extend(16u32.to_ne_bytes());
+        data.extend((-28i32).to_ne_bytes());
+        assert_eq!(
+            event(abi::EVENT_CORRUPTED, &data).kind,
+            EventKind::Corrupted {
+                device: DeviceNumber {
+                    major: 8,
+                    minor: 16
+                },
+                error_code: -28,
+            }
+        );
+        assert_eq!(
+            event(abi::EVENT_NO_SPACE, &4096u64.to_ne_bytes()),
+            Event {
+                time_label: 7,
+                kind: EventKind::NoSpace {
+                    requested: Sectors(4096)
+                },
+            }
+        );
+        assert!(matches!(
+            event(99, b"x").kind,
+            EventKind::Other { code: 99, .. }
+        ));
+    }
+
+    #[test]
+    fn version_is_text_in_json() {
+        let version = DriverVersion {
+            major: 2,
+            minor: 0,
+            revision: 1,
+            build: 3,
+        };
+        assert_eq!(serde_json::to_string(&version).unwrap(), "\"2.0.1.3\"");
+    }
+}

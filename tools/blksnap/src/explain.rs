@@ -1,0 +1,335 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What an errno means for each operation, and what to do about it.
+
+use rustix::io::Errno;
+
+use crate::error::Operation;
+
+/// Words for an errno.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Explanation {
+    /// Why the kernel refused, or `None` if there is no better text than the
+    /// system's own.
+    pub reason: Option<&'static str>,
+    /// What to do about it.
+    pub remedy: Option<&'static str>,
+}
+
+const fn because(reason: &'static str, remedy: &'static str) -> Explanation {
+    Explanation {
+        reason: Some(reason),
+        remedy: Some(remedy),
+    }
+}
+
+const STATUS: &str = "run \"blksnap status\" for the snapshots there are";
+const LOAD: &str = "load the driver with \"modprobe blksnap\"";
+const ATTACH_FIRST: &str = "attach it first with \"blksnap attach DEV\"";
+const OTHER_STORE: &str =
+    "choose a storage path on a disk that no snapshotted device lies on, directly or through \
+     a partition, loop device or device-mapper";
+
+/// Explains why `operation` failed with `errno`.
+///
+/// What holds for one operation only comes first, then what an errno means
+/// everywhere.
+pub fn explain(operation: Operation, errno: Errno) -> Explanation {
+    use Operation::*;
+
+    match (operation, errno) {
+        (OpenControl, Errno::NOENT | Errno::NXIO | Errno::NODEV) => {
+            because("the blksnap driver is not loaded", LOAD)
+        }
+        (OpenControl | OpenDevice, Errno::ACCESS | Errno::PERM) => because(
+            "permission denied",
+            "run the command as root, not in a container that withholds the device",
+        ),
+        (OpenDevice, Errno::NOENT) => because(
+            "there is no such device",
+            "check the name; \"lsblk -p\" lists the block devices",
+        ),
+        (OpenDevice, Errno::NXIO | Errno::NODEV) => because(
+            "the node exists, but the device behind it is gone",
+            "check the name; \"lsblk -p\" lists the block devices",
+        ),
+        (OpenDevice | Attach, Errno::NOTBLK) => because(
+            "it is not a block device",
+            "name a disk, partition or other block device; for a disk image file set up a \
+             loop device with losetup",
+        ),
+
+        (Attach, Errno::ALREADY) => because(
+            "the filter is attached already",
+            "nothing is to be done; \"blksnap status\" shows the tracking",
+        ),
+        (Attach, Errno::BUSY) => because(
+            "another filter is attached",
+            "its name is in the device's attribute \"filter\" in sysfs; detach that filter with \
+             its own tool first",
+        ),
+        (Attach, Errno::OPNOTSUPP) => because(
+            "zoned devices cannot be filtered",
+            "snapshot a device without zones, or one built on top of this one",
+        ),
+        (Attach, Errno::NOENT) => because("the blksnap driver is not loaded", LOAD),
+        (Detach, Errno::NOENT) => because(
+            "the filter is not attached",
+            "nothing is to be done; \"blksnap status\" lists the devices that have it",
+        ),
+        (Detach, Errno::BUSY) => because(
+            "the device is in a snapshot",
+            "destroy the snapshot first with \"blksnap destroy ID\"",
+        ),
+
+        (CbtInfo | CbtMap | CbtDirty | SnapshotAdd | SnapshotInfo, Errno::NOENT) => {
+            because("the filter is not attached", ATTACH_FIRST)
+        }
+        (CbtMap, Errno::NODATA) => because(
+            "the range lies past the end of the map",
+            "read at most as many bytes as the tracking has blocks",
+        ),
+        (CbtDirty, Errno::INVAL | Errno::NODATA | Errno::OVERFLOW) => because(
+            "a range lies past the end of the device",
+            "give ranges in sectors of 512 bytes that lie within the device",
+        ),
+        (SnapshotInfo, Errno::SRCH | Errno::NODATA) => because(
+            "the device is in no snapshot",
+            "add it to one with \"blksnap add ID DEV\"",
+        ),
+
+        (SnapshotAdd, Errno::ALREADY) => because(
+            "the device is in that snapshot already",
+            "nothing is to be done; name every device once",
+        ),
+        (SnapshotAdd, Errno::BUSY) => because(
+            "the device is in another snapshot",
+            "destroy the other snapshot first with \"blksnap destroy ID\"",
+        ),
+        (SnapshotAdd | Take | Create, Errno::DEADLK) => because(
+            "the difference storage lies on a device of the snapshot",
+            OTHER_STORE,
+        ),
+
+        (Take, Errno::NODATA) => because(
+            "the snapshot has no devices",
+            "add some first with \"blksnap add ID DEV\"",
+        ),
+        (Take, Errno::ALREADY) => because(
+            "it is taken already",
+            "create a new snapshot to get a newer state",
+        ),
+        (Take, Errno::BUSY) => because(
+            "a filesystem on one of the devices could not be frozen, as it is frozen by \
+             someone else",
+            "thaw it, for example with \"fsfreeze --unfreeze\", and try again",
+        ),
+        (Take, Errno::NODEV) => because(
+            "a device of the snapshot is gone",
+            "destroy the snapshot and create a new one without that device",
+        ),
+
+        (Create, Errno::TXTBSY) => because(
+            "someone else has the file open for writing",
+            "name a directory, or a file that nothing else uses",
+        ),
+        (Create, Errno::NOENT) => because(
+            "the path does not exist",
+            "name a directory, an existing file or a block device",
+        ),
+        (Create, Errno::BUSY) => because(
+            "the storage is in use, mounted or part of another device",
+            "name a directory, a file or a block device that nothing else uses",
+        ),
+        (Create, Errno::NOSPC | Errno::DQUOT) => because(
+            "there is no space for the difference storage",
+            "free some space, or name a path on a larger filesystem",
+        ),
+        (Create, Errno::ROFS) => because(
+            "the filesystem is mounted read-only",
+            "name a path on a writable filesystem",
+        ),
+        (Create, Errno::OPNOTSUPP | Errno::NOTBLK | Errno::INVAL | Errno::NODEV) => because(
+            "this kind of file cannot hold the difference storage",
+            "name a directory or a regular file on a local filesystem such as ext4, xfs, btrfs \
+             or tmpfs, or a block device",
+        ),
+
+        (WaitEvent, Errno::NOENT) => Explanation {
+            reason: Some("nothing happened in time"),
+            remedy: None,
+        },
+
+        // COMMAND is not the kernel's business.
+        (Run, Errno::NOENT) => because(
+            "there is no such command",
+            "check its spelling and the PATH; it follows \"--\"",
+        ),
+        (Run, Errno::ACCESS) => because("it is not executable", "check its mode"),
+        (Run, _) => Explanation::default(),
+
+        (_, Errno::PERM) => because(
+            "the capability CAP_SYS_ADMIN is missing",
+            "run the command as root in the initial user namespace, not in an unprivileged \
+             container",
+        ),
+        (_, Errno::NOTTY) if operation.is_ioctl_of_device() => because(
+            "the kernel has no block-device filters",
+            "boot a kernel built with CONFIG_BLK_FILTER",
+        ),
+        // Some block drivers, such as loop, say so instead of ENOTTY.
+        (_, Errno::INVAL) if operation.is_ioctl_of_device() => because(
+            "the kernel does not know the request",
+            "boot a kernel built with CONFIG_BLK_FILTER, and install the driver and the command \
+             of one version",
+        ),
+        (_, Errno::NOTTY) => because(
+            "the driver does not know the request",
+            "install the driver and the command of one version",
+        ),
+        (_, Errno::SRCH) => because("there is no such snapshot", STATUS),
+        (Destroy, Errno::NODEV) => because("there is no such snapshot", STATUS),
+        (_, Errno::NODEV | Errno::NXIO) => because(
+            "the device is gone",
+            "check with \"lsblk\" whether it was removed or its partition deleted",
+        ),
+        (_, Errno::NOSPC) => because(
+            "the difference storage is full",
+            "make the snapshot anew with a larger --limit or more free space",
+        ),
+        (_, Errno::NOMEM) => because(
+            "the kernel has too little free memory",
+            "free some memory and try again",
+        ),
+        (_, Errno::INTR) => because("a signal interrupted it", "try again"),
+        (_, Errno::IO) => because(
+            "the device or the difference storage reported an I/O error",
+            "look into the kernel's log with \"dmesg\"",
+        ),
+        _ => Explanation::default(),
+    }
+}
+
+impl Operation {
+    const fn is_ioctl_of_device(self) -> bool {
+        matches!(
+            self,
+            Self::Attach
+                | Self::Detach
+                | Self::CbtInfo
+                | Self::CbtMap
+                | Self::CbtDirty
+                | Self::SnapshotAdd
+                | Self::SnapshotInfo
+        )
+    }
+}
+
+/// The symbol of an errno, such as "EBUSY".
+pub fn errno_name(errno: Errno) -> String {
+    let name = match errno {
+        Errno::PERM => "EPERM",
+        Errno::NOENT => "ENOENT",
+        Errno::SRCH => "ESRCH",
+        Errno::INTR => "EINTR",
+        Errno::IO => "EIO",
+        Errno::NXIO => "ENXIO",
+        Errno::NOMEM => "ENOMEM",
+        Errno::ACCESS => "EACCES",
+        Errno::NOTBLK => "ENOTBLK",
+        Errno::BUSY => "EBUSY",
+        Errno::NODEV => "ENODEV",
+        Errno::NOTDIR => "ENOTDIR",
+        Errno::ISDIR => "EISDIR",
+        Errno::INVAL => "EINVAL",
+        Errno::NOTTY => "ENOTTY",
+        Errno::TXTBSY => "ETXTBSY",
+        Errno::NOSPC => "ENOSPC",
+        Errno::ROFS => "EROFS",
+        Errno::DEADLK => "EDEADLK",
+        Errno::NODATA => "ENODATA",
+        Errno::OVERFLOW => "EOVERFLOW",
+        Errno::OPNOTSUPP => "EOPNOTSUPP",
+        Errno::ALREADY => "EALREADY",
+        Errno::DQUOT => "EDQUOT",
+        other => return format!("errno {}", other.raw_os_error()),
+    };
+    name.to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reason(operation: Operation, errno: Errno) -> &'static str {
+        explain(operation, errno).reason.unwrap_or_default()
+    }
+
+    #[test]
+    fn published_refusals_have_a_remedy() {
+        use Operation::*;
+        for (operation, errno) in [
+            (Attach, Errno::ALREADY),
+            (Attach, Errno::BUSY),
+            (Attach, Errno::OPNOTSUPP),
+            (Attach, Errno::NOENT),
+            (Attach, Errno::PERM),
+            (Attach, Errno::NOTTY),
+            (Attach, Errno::INVAL),
+            (Attach, Errno::NODEV),
+            (Detach, Errno::BUSY),
+            (Detach, Errno::NOENT),
+            (CbtInfo, Errno::NOENT),
+            (CbtMap, Errno::NODATA),
+            (SnapshotAdd, Errno::SRCH),
+            (SnapshotAdd, Errno::ALREADY),
+            (SnapshotAdd, Errno::BUSY),
+            (SnapshotAdd, Errno::DEADLK),
+            (SnapshotInfo, Errno::NOSPC),
+            (Create, Errno::TXTBSY),
+            (Create, Errno::NOSPC),
+            (Create, Errno::PERM),
+            (Take, Errno::NODATA),
+            (Take, Errno::ALREADY),
+            (Take, Errno::SRCH),
+            (Take, Errno::DEADLK),
+            (Take, Errno::IO),
+            (Destroy, Errno::NODEV),
+            (WaitEvent, Errno::SRCH),
+            (OpenControl, Errno::NOENT),
+            (OpenDevice, Errno::NOENT),
+            (OpenDevice, Errno::NOTBLK),
+            (OpenDevice, Errno::ACCESS),
+        ] {
+            let words = explain(operation, errno);
+            assert!(words.reason.is_some(), "{operation:?} {errno:?}");
+            assert!(words.remedy.is_some(), "{operation:?} {errno:?}");
+        }
+    }
+
+    #[test]
+    fn one_errno_means_different_things() {
+        assert!(reason(Operation::Attach, Errno::BUSY).contains("another filter"));
+        assert!(reason(Operation::SnapshotAdd, Errno::BUSY).contains("another snapshot"));
+        assert!(reason(Operation::Detach, Errno::BUSY).contains("in a snapshot"));
+        assert!(reason(Operation::Attach, Errno::NOENT).contains("not loaded"));
+        assert!(reason(Operation::Detach, Errno::NOENT).contains("not attached"));
+        assert!(reason(Operation::Destroy, Errno::NODEV).contains("no such snapshot"));
+        assert!(reason(Operation::Attach, Errno::NODEV).contains("gone"));
+    }
+
+    #[test]
+    fn remedies_name_the_command_that_helps() {
+        let remedy = |operation, errno| explain(operation, errno).remedy.unwrap();
+        assert!(remedy(Operation::OpenControl, Errno::NOENT).contains("modprobe blksnap"));
+        assert!(remedy(Operation::Attach, Errno::NOTTY).contains("CONFIG_BLK_FILTER"));
+        assert!(remedy(Operation::Attach, Errno::PERM).contains("initial user namespace"));
+        assert!(remedy(Operation::Take, Errno::SRCH).contains("blksnap status"));
+    }
+
+    #[test]
+    fn errno_has_its_symbol() {
+        assert_eq!(errno_name(Errno::DEADLK), "EDEADLK");
+        assert_eq!(errno_name(Errno::XFULL), "errno 54");
+    }
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A snapshot that is released when its holder lets go of it.
+
+use std::path::Path;
+use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::Duration;
+use std::time::Instant;
+
+use crate::device::Attachment;
+use crate::error::Error;
+use crate::error::Operation;
+use crate::error::Result;
+use crate::explain::errno_name;
+use crate::kernel::Kernel;
+use crate::size::Sectors;
+use crate::Uuid;
+
+/// How long device nodes may take to appear after the take.
+const IMAGE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A device of a held snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HeldDevice {
+    pub device: PathBuf,
+    /// Disk name of the image.
+    pub image: String,
+    /// Device node of the image.
+    pub node: PathBuf,
+}
+
+/// A taken snapshot. Dropping it destroys it.
+///
+/// The filter stays attached where it was attached here, as detaching loses
+/// the change tracking that the next backup may want, unless asked otherwise.
+/// But if the snapshot does not come about, everything is undone.
+pub struct Held<'a> {
+    kernel: &'a dyn Kernel,
+    id: Option<Uuid>,
+    devices: Vec<HeldDevice>,
+    attached: Vec<PathBuf>,
+    detach: bool,
+}
+
+impl<'a> Held<'a> {
+    /// Takes a snapshot of `devices` and waits for the images' nodes.
+    ///
+    /// `keep_on` is asked between the steps; its error undoes what was done.
+    /// If `detach` is set, the release detaches the filter from those devices
+    /// that had none before.
+    pub fn take(
+        kernel: &'a dyn Kernel,
+        devices: &[PathBuf],
+        store: &Path,
+        limit: Sectors,
+        detach: bool,
+        keep_on: &mut dyn FnMut() -> Result<()>,
+    ) -> Result<Self> {
+        // From here on an early return drops it, which undoes what it has.
+        let mut held = Self {
+            kernel,
+            id: None,
+            devices: Vec::new(),
+            attached: Vec::new(),
+            detach: true,
+        };
+        for device in devices {
+            keep_on()?;
+            if kernel.attach(device)? == Attachment::New {
+                held.attached.push(device.clone());
+            }
+        }
+        keep_on()?;
+        let id = kernel.create(store, limit)?;
+        held.id = Some(id);
+        for device in devices {
+            keep_on()?;
+            kernel.add(id, device)?;
+        }
+        keep_on()?;
+        kernel.take(id)?;
+        for device in devices {
+            held.devices.push(wait_for_image(kernel, device, keep_on)?);
+        }
+        keep_on()?;
+        held.detach = detach;
+        Ok(held)
+    }
+
+    pub fn id(&self) -> Uuid {
+        self.id.expect("only a release takes the id")
+    }
+
+    pub fn devices(&self) -> &[HeldDevice] {
+        &self.devices
+    }
+
+    /// What speaks against trusting the image of `device`.
+    pub fn verify(&self, device: &HeldDevice) -> Result<()> {
+        let distrust = |reason: String| {
+            Error::new(Operation::Verify, reason)
+                .on(&device.device)
+                .of(self.id())
+        };
+        let state = self
+            .kernel
+            .snapshot_state(&device.device)
+            .map_err(|error| {
+                distrust(format!("its state is unknown, {error}"))
+                    .remedied_by("make the backup anew; look into the kernel's log with \"dmesg\"")
+            })?;
+        if let Some(errno) = state.corruption() {
+            let error = distrust(match errno {
+                rustix::io::Errno::NOSPC => "the difference storage overflowed (ENOSPC)".to_owned(),
+                _ => format!("the snapshot is corrupted ({})", errno_name(errno)),
+            });
+            return Err(match errno {
+                rustix::io::Errno::NOSPC => error.remedied_by(
+                    "discard the backup and make it anew with a larger --limit or more free space \
+                     at the storage path",
+                ),
+                _ => error
+                    .remedied_by("discard the backup; look into the kernel's log with \"dmesg\""),
+            });
+        }
+        if state.image.as_deref() != Some(&device.image) {
+            return Err(distrust("someone else destroyed the snapshot".to_owned())
+                .remedied_by("discard the backup and make it anew"));
+        }
+        Ok(())
+    }
+
+    /// Where the image of `device` is mounted.
+    pub fn mounts(&self, device: &HeldDevice) -> Vec<PathBuf> {
+        self.kernel.mounts_of_image(&device.image)
+    }
+
+    /// Destroys the snapshot, and detaches what is to be detached. Goes on
+    /// after an error and returns all of them.
+    pub fn release(mut self) -> Vec<Error> {
+        self.undo()
+    }
+
+    fn undo(&mut self) -> Vec<Error> {
+        let mut errors = Vec::new();
+        if let Some(id) = self.id.take() {
+            errors.extend(self.kernel.destroy(id).err());
+        }
+        if self.detach {
+            for device in self.attached.drain(..).rev() {
+                errors.extend(self.kernel.detach(&device).err());
+            }
+        }
+        errors
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // The error that led here is the one to tell.
+        self.undo();
+    }
+}
+
+fn wait_for_image(
+    kernel: &dyn Kernel,
+    device: &Path,
+    keep_on: &mut dyn FnMut() -> Result<()>,
+) -> Result<HeldDevice> {
+    let missing = |reason: String| Error::new(Operation::FindImage, reason).on(device);
+    let image = kernel
+        .snapshot_state(device)?
+        .image
+        .ok_or_else(|| missing("the kernel names none".to_owned()))?;
+    let start = Instant::now();
+    loop {
+        keep_on()?;
+        if let Some(node) = kernel.image_node(&image) {
+            return Ok(HeldDevice {
+                device: device.to_owned(),
+                image,
+                node,
+            });
+        }
+        if start.elapsed() > IMAGE_TIMEOUT {
+            return Err(
+                missing(format!("the device node of disk {image} did not appear")).remedied_by(
+                    "check that devtmpfs is mounted at /dev and that udev is not stuck",
+                ),
+            );
+        }
+        sleep(Duration::from_millis(10));
+    }
+}
+
+#[cfg(test)]
+mod tests;

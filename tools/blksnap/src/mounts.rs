@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Where block devices are mounted, as this process sees it.
+
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::device::DeviceNumber;
+
+/// One line of mountinfo.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    /// Number of the filesystem's device; an anonymous one for some, such as
+    /// btrfs.
+    pub number: DeviceNumber,
+    pub mount_point: PathBuf,
+    /// The device as it was named to mount.
+    pub source: PathBuf,
+}
+
+/// The mounts of this process's namespace.
+pub fn read() -> io::Result<Vec<Mount>> {
+    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+fn parse(text: &[u8]) -> Vec<Mount> {
+    text.split(|&byte| byte == b'\n')
+        .filter_map(parse_line)
+        .collect()
+}
+
+fn parse_line(line: &[u8]) -> Option<Mount> {
+    let mut fields = line.split(|&byte| byte == b' ');
+    let number = DeviceNumber::parse(std::str::from_utf8(fields.nth(2)?).ok()?)?;
+    let mount_point = unescape(fields.nth(1)?);
+    // Optional fields end with a dash; the type and the source follow.
+    fields.find(|field| *field == b"-")?;
+    let source = unescape(fields.nth(1)?);
+    Some(Mount {
+        number,
+        mount_point,
+        source,
+    })
+}
+
+/// Undoes the kernel's `\040` for a space and the like.
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((&first, tail)) = rest.split_first() {
+        if let (b'\\', [a @ b'0'..=b'3', b @ b'0'..=b'7', c @ b'0'..=b'7', after @ ..]) =
+            (first, tail)
+        {
+            bytes.push((a - b'0') << 6 | (b - b'0') << 3 | (c - b'0'));
+            rest = after;
+        } else {
+            bytes.push(first);
+            rest = tail;
+        }
+    }
+    OsString::from_vec(bytes).into()
+}
+
+/// The mount points of filesystems on one of `numbers`, or mounted from
+/// something of which `is_source` is true.
+pub fn points_on(
+    mounts: &[Mount],
+    numbers: &[DeviceNumber],
+    is_source: impl Fn(&Path) -> bool,
+) -> Vec<PathBuf> {
+    mounts
+        .iter()
+        .filter(|mount| numbers.contains(&mount.number) || is_source(&mount.source))
+        .map(|mount| mount.mount_point.clone())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SAMPLE: &[u8] = b"\
+25 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
+31 25 259:1 / /mnt/my\\040backup ro shared:2 master:1 - xfs /dev/blksnap-image0 ro\n\
+32 25 0:44 / /mnt/b ro - btrfs /dev/blksnap-image1p2 ro\n\
+garbage\n";
+
+    #[test]
+    fn mounts_are_found_by_number_or_source() {
+        let mounts = parse(SAMPLE);
+        assert_eq!(mounts.len(), 3);
+        assert_eq!(mounts[1].mount_point, Path::new("/mnt/my backup"));
+
+        let image = DeviceNumber {
+            major: 259,
+            minor: 1,
+        };
+        assert_eq!(
+            points_on(&mounts, &[image], |_| false),
+            [Path::new("/mnt/my backup")]
+        );
+        let is_image = |source: &Path| source == Path::new("/dev/blksnap-image1p2");
+        assert_eq!(points_on(&mounts, &[], is_image), [Path::new("/mnt/b")]);
+        assert!(points_on(&mounts, &[], |_| false).is_empty());
+    }
+
+    #[test]
+    fn escapes_are_undone_and_nothing_else() {
+        assert_eq!(unescape(b"a\\134b\\011"), Path::new("a\\b\t"));
+        assert_eq!(unescape(b"a\\9\\04"), Path::new("a\\9\\04"));
+    }
+}

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The signals that ask a holder to stop.
+
+use std::io;
+
+use signal_hook::consts::SIGCHLD;
+use signal_hook::consts::SIGHUP;
+use signal_hook::consts::SIGINT;
+use signal_hook::consts::SIGQUIT;
+use signal_hook::consts::SIGTERM;
+use signal_hook::iterator::exfiltrator::WithOrigin;
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::low_level::siginfo::Cause;
+
+/// Signals that end a program by default and that users, terminals and
+/// service managers send.
+const STOP: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+
+/// A request to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stop {
+    pub signal: i32,
+    /// It comes from the terminal, which sent it to the whole process group.
+    pub to_group: bool,
+}
+
+/// Receives requests to stop, and wakes up when a child ends.
+///
+/// As long as it lives the signals do not end this process. Programs started
+/// from here have the default actions again.
+pub struct Signals(SignalsInfo<WithOrigin>);
+
+impl Signals {
+    /// A signal that is ignored, as SIGHUP under nohup, stays so.
+    pub fn catch() -> io::Result<Self> {
+        let ignored = ignored();
+        let wanted = STOP
+            .into_iter()
+            .filter(|signal| ignored & (1 << (signal - 1)) == 0)
+            .chain([SIGCHLD]);
+        Ok(Self(SignalsInfo::new(wanted)?))
+    }
+
+    /// The requests that came since the last call; does not wait.
+    pub fn pending(&mut self) -> Vec<Stop> {
+        self.0.pending().filter_map(stop_of).collect()
+    }
+
+    /// Waits until a request comes or a child ends, or now and then for
+    /// nothing.
+    pub fn wait(&mut self) -> Vec<Stop> {
+        self.0.wait().filter_map(stop_of).collect()
+    }
+}
+
+fn stop_of(origin: signal_hook::low_level::siginfo::Origin) -> Option<Stop> {
+    STOP.contains(&origin.signal).then_some(Stop {
+        signal: origin.signal,
+        to_group: origin.cause == Cause::Kernel,
+    })
+}
+
+/// Keeps the signals from ending this process, for good.
+pub fn outlive() -> io::Result<()> {
+    for signal in STOP {
+        let unread = std::sync::Arc::default();
+        signal_hook::flag::register(signal, unread)?;
+    }
+    Ok(())
+}
+
+/// The mask of ignored signals.
+fn ignored() -> u64 {
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| parse_ignored(&status))
+        .unwrap_or(0)
+}
+
+fn parse_ignored(status: &str) -> Option<u64> {
+    let mask = status
+        .lines()
+        .find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ignored_signals_are_read_from_the_status() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
+        assert_eq!(parse_ignored(status), Some(0x1001));
+        assert_eq!(parse_ignored("Name:\tx\n"), None);
+    }
+}

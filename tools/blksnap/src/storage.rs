@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! How much a difference storage may take by default.
+
+use std::fs::File;
+use std::io;
+use std::io::Seek;
+use std::io::SeekFrom;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use rustix::io::Errno;
+
+use crate::abi::SECTOR_SIZE;
+use crate::error::Error;
+use crate::error::Operation;
+use crate::error::Result;
+use crate::size::Bytes;
+use crate::size::Sectors;
+
+/// The limit to create a snapshot with: `wanted`, or by default
+///
+/// * all of a block device,
+/// * half the free space of the filesystem of a file or directory, plus what
+///   the file holds already, so that a snapshot alone can never fill it.
+pub fn limit(store: &Path, wanted: Option<Bytes>) -> Result<Sectors> {
+    let refused = |error: io::Error| Error::from_io(Operation::Create, &error).on(store);
+
+    // Before the kernel is asked, so that a wrong path is the first to show.
+    let metadata = std::fs::metadata(store).map_err(refused)?;
+    let kind = metadata.file_type();
+    if !(kind.is_dir() || kind.is_file() || kind.is_block_device()) {
+        return Err(Error::from_errno(Operation::Create, Errno::INVAL).on(store));
+    }
+    if let Some(wanted) = wanted {
+        return Ok(wanted.sectors());
+    }
+    if kind.is_block_device() {
+        let size = File::open(store)
+            .and_then(|mut file| file.seek(SeekFrom::End(0)))
+            .map_err(refused)?;
+        return Ok(Bytes(size).sectors());
+    }
+
+    let fs = rustix::fs::statvfs(store).map_err(|errno| refused(errno.into()))?;
+    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+    let held = if kind.is_file() {
+        metadata.blocks() * SECTOR_SIZE
+    } else {
+        0
+    };
+    let sectors = Bytes(held + free / 2).sectors();
+    if sectors.0 == 0 {
+        return Err(Error::from_errno(Operation::Create, Errno::NOSPC).on(store));
+    }
+    Ok(sectors)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_given_limit_is_kept() {
+        let temp = tempfile::tempdir().unwrap();
+        let limit = limit(temp.path(), Some(Bytes(1 << 20))).unwrap();
+        assert_eq!(limit, Sectors(2048));
+    }
+
+    #[test]
+    fn default_is_half_of_what_is_free() {
+        let temp = tempfile::tempdir().unwrap();
+        let fs = rustix::fs::statvfs(temp.path()).unwrap();
+        let free = (fs.f_bavail * fs.f_frsize / 512) as f64;
+        let limit = limit(temp.path(), None).unwrap().0 as f64;
+        // Others write to the filesystem meanwhile.
+        assert!((0.4..0.6).contains(&(limit / free)), "{limit} of {free}");
+    }
+
+    #[test]
+    fn what_cannot_be_a_storage_is_refused() {
+        for path in ["/nonexistent/store", "/dev/null"] {
+            let error = limit(Path::new(path), Some(Bytes(512))).unwrap_err();
+            assert_eq!(error.operation(), Operation::Create);
+            assert!(error.to_string().contains(path), "{error}");
+            assert!(error.remedy().is_some(), "{error}");
+        }
+    }
+}

@@ -1,0 +1,179 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The system calls; all `unsafe` of the crate is here.
+//!
+//! Every function is one ioctl, takes what it needs by reference and returns
+//! the kernel's errno untouched. None of them keeps a pointer.
+
+use std::ffi::CStr;
+use std::os::fd::BorrowedFd;
+
+use rustix::io::Errno;
+use rustix::ioctl;
+use rustix::ioctl::Opcode;
+
+use crate::abi;
+use crate::abi::Command;
+
+type Result<T> = std::result::Result<T, Errno>;
+
+/// Runs the ioctl `OPCODE` with `arg`, which the kernel may read and write.
+///
+/// # Safety
+///
+/// `T` is the argument type of `OPCODE`, and every address stored in `arg` is
+/// valid for what the ioctl does with it until the call returns.
+unsafe fn update<const OPCODE: Opcode, T>(fd: BorrowedFd<'_>, arg: &mut T) -> Result<()> {
+    // SAFETY: the caller names the right type; the reference is exclusive and
+    // covers the size encoded in the opcode.
+    let call = unsafe { ioctl::Updater::<'_, OPCODE, T>::new(arg) };
+    // SAFETY: as above, and the caller answers for addresses inside `arg`.
+    unsafe { ioctl::ioctl(fd, call) }
+}
+
+/// Hands `cmd` with its argument to the filter "blksnap" of a block device.
+///
+/// # Safety
+///
+/// `T` is the argument type of `cmd`, and every address stored in `arg` is
+/// valid for what the command does with it until the call returns.
+unsafe fn control<T>(fd: BorrowedFd<'_>, cmd: Command, arg: &mut T) -> Result<()> {
+    let mut ctl = abi::FilterCtl {
+        name: abi::padded_name(abi::FILTER_NAME),
+        cmd: cmd as u32,
+        optlen: size_of::<T>() as u32,
+        opt: (&raw mut *arg).expose_provenance() as u64,
+    };
+    // SAFETY: the type is that of BLKFILTER_CTL; `opt` points to `optlen`
+    // bytes borrowed exclusively; the caller answers for what is in them.
+    unsafe { update::<{ abi::BLKFILTER_CTL }, _>(fd, &mut ctl) }
+}
+
+pub(crate) fn attach(fd: BorrowedFd<'_>) -> Result<()> {
+    let mut arg = abi::FilterAttach {
+        name: abi::padded_name(abi::FILTER_NAME),
+        opt: 0,
+        optlen: 0,
+        pad: 0,
+    };
+    // SAFETY: the type is that of BLKFILTER_ATTACH, without options.
+    unsafe { update::<{ abi::BLKFILTER_ATTACH }, _>(fd, &mut arg) }
+}
+
+pub(crate) fn detach(fd: BorrowedFd<'_>) -> Result<()> {
+    let mut arg = abi::FilterDetach {
+        name: abi::padded_name(abi::FILTER_NAME),
+    };
+    // SAFETY: the type is that of BLKFILTER_DETACH, without addresses.
+    unsafe { update::<{ abi::BLKFILTER_DETACH }, _>(fd, &mut arg) }
+}
+
+pub(crate) fn cbt_info(fd: BorrowedFd<'_>) -> Result<abi::CbtInfo> {
+    let mut arg = abi::CbtInfo::default();
+    // SAFETY: the type is that of the command, without addresses.
+    unsafe { control(fd, Command::CbtInfo, &mut arg)? };
+    Ok(arg)
+}
+
+/// Fills `map` from the byte `offset` of the frozen map on.
+pub(crate) fn cbt_map(fd: BorrowedFd<'_>, offset: u32, map: &mut [u8]) -> Result<()> {
+    let mut arg = abi::CbtMap {
+        offset,
+        length: u32::try_from(map.len()).map_err(|_| Errno::OVERFLOW)?,
+        buffer: map.as_mut_ptr().expose_provenance() as u64,
+    };
+    // SAFETY: the type is that of the command; the kernel writes at most
+    // `length` bytes to `map`, which is borrowed exclusively.
+    unsafe { control(fd, Command::CbtMap, &mut arg) }
+}
+
+pub(crate) fn cbt_dirty(fd: BorrowedFd<'_>, ranges: &[abi::SectorRange]) -> Result<()> {
+    let mut arg = abi::CbtDirty {
+        count: u32::try_from(ranges.len()).map_err(|_| Errno::OVERFLOW)?,
+        pad: 0,
+        dirty_sectors: ranges.as_ptr().expose_provenance() as u64,
+    };
+    // SAFETY: the type is that of the command; the kernel only reads `count`
+    // ranges from `ranges`.
+    unsafe { control(fd, Command::CbtDirty, &mut arg) }
+}
+
+pub(crate) fn snapshot_add(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> {
+    // SAFETY: the type is that of the command, without addresses.
+    unsafe { control(fd, Command::SnapshotAdd, &mut id) }
+}
+
+pub(crate) fn snapshot_info(fd: BorrowedFd<'_>) -> Result<abi::SnapshotInfo> {
+    let mut arg = abi::SnapshotInfo::default();
+    // SAFETY: the type is that of the command, without addresses.
+    unsafe { control(fd, Command::SnapshotInfo, &mut arg)? };
+    Ok(arg)
+}
+
+pub(crate) fn version(fd: BorrowedFd<'_>) -> Result<abi::Version> {
+    let mut arg = abi::Version::default();
+    // SAFETY: the type is that of VERSION, without addresses.
+    unsafe { update::<{ abi::VERSION }, _>(fd, &mut arg)? };
+    Ok(arg)
+}
+
+pub(crate) fn snapshot_create(
+    fd: BorrowedFd<'_>,
+    store: &CStr,
+    limit_sectors: u64,
+) -> Result<abi::Id> {
+    let mut arg = abi::SnapshotCreate {
+        diff_storage_limit_sect: limit_sectors,
+        diff_storage_filename: store.as_ptr().expose_provenance() as u64,
+        id: abi::Id::default(),
+    };
+    // SAFETY: the type is that of SNAPSHOT_CREATE; the kernel only reads the
+    // path, up to its NUL.
+    unsafe { update::<{ abi::SNAPSHOT_CREATE }, _>(fd, &mut arg)? };
+    Ok(arg.id)
+}
+
+pub(crate) fn snapshot_destroy(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> {
+    // SAFETY: the type is that of SNAPSHOT_DESTROY, without addresses.
+    unsafe { update::<{ abi::SNAPSHOT_DESTROY }, _>(fd, &mut id) }
+}
+
+pub(crate) fn snapshot_take(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> {
+    // SAFETY: the type is that of SNAPSHOT_TAKE, without addresses.
+    unsafe { update::<{ abi::SNAPSHOT_TAKE }, _>(fd, &mut id) }
+}
+
+/// Fills `ids`; the count is that of all snapshots, also with -ENODATA for
+/// too small a slice. An empty slice asks for the count only.
+pub(crate) fn snapshot_collect(fd: BorrowedFd<'_>, ids: &mut [abi::Id]) -> (Result<()>, u32) {
+    let mut arg = abi::SnapshotCollect {
+        count: u32::try_from(ids.len()).unwrap_or(u32::MAX),
+        pad: 0,
+        ids: if ids.is_empty() {
+            0
+        } else {
+            ids.as_mut_ptr().expose_provenance() as u64
+        },
+    };
+    // SAFETY: the type is that of SNAPSHOT_COLLECT; the kernel writes at most
+    // `count` entries to `ids`, which is borrowed exclusively.
+    let result = unsafe { update::<{ abi::SNAPSHOT_COLLECT }, _>(fd, &mut arg) };
+    (result, arg.count)
+}
+
+pub(crate) fn snapshot_wait_event(
+    fd: BorrowedFd<'_>,
+    id: abi::Id,
+    timeout_ms: u32,
+) -> Result<Box<abi::SnapshotEvent>> {
+    let mut arg = Box::new(abi::SnapshotEvent {
+        id,
+        timeout_ms,
+        code: 0,
+        time_label: 0,
+        data: [0; abi::EVENT_DATA_LENGTH],
+    });
+    // SAFETY: the type is that of SNAPSHOT_WAIT_EVENT, without addresses.
+    unsafe { update::<{ abi::SNAPSHOT_WAIT_EVENT }, _>(fd, &mut *arg)? };
+    Ok(arg)
+}

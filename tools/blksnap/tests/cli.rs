@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The command itself, as far as it needs nothing from the kernel.
+
+use std::ffi::OsStr;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::Value;
+
+struct Outcome {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Outcome {
+    fn error(&self) -> Value {
+        let json: Value = serde_json::from_str(self.stderr.trim())
+            .unwrap_or_else(|error| panic!("{error}: {}", self.stderr));
+        json["error"].clone()
+    }
+}
+
+fn blksnap<S: AsRef<OsStr>>(args: &[S]) -> Outcome {
+    let output = Command::new(env!("CARGO_BIN_EXE_blksnap"))
+        .args(args)
+        .output()
+        .unwrap();
+    Outcome {
+        code: output.status.code().unwrap(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+const ID: &str = "5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11";
+
+#[test]
+fn help_has_examples_and_exit_codes() {
+    let help = blksnap(&["--help"]);
+    assert_eq!(help.code, 0);
+    assert!(help.stdout.contains("Exit codes:"));
+    for command in [
+        "attach", "detach", "status", "create", "add", "take", "image", "destroy", "version",
+        "snapshot",
+    ] {
+        assert!(help.stdout.contains(command), "{command}");
+        let help = blksnap(&[command, "--help"]);
+        assert_eq!(help.code, 0);
+        assert!(help.stdout.contains("Examples:"), "{command}");
+    }
+    assert!(!help.stdout.contains("guard "));
+}
+
+#[test]
+fn snapshot_documents_the_environment() {
+    let help = blksnap(&["snapshot", "--help"]).stdout;
+    for name in [
+        "BLKSNAP_ID",
+        "BLKSNAP_COUNT",
+        "BLKSNAP_IMAGE_1",
+        "BLKSNAP_DEVICE_1",
+        "BLKSNAP_IMAGES",
+    ] {
+        assert!(help.contains(name), "{name}");
+    }
+}
+
+#[test]
+fn wrong_command_lines_exit_with_2() {
+    for args in [
+        &["attach"][..],
+        &["frobnicate"],
+        &["create"],
+        &["create", "--store", "/tmp", "--limit", "10MB"],
+        &["create", "--store", "/tmp", "--limit", "0"],
+        &["take", "sda"],
+        &["add", ID],
+        &["snapshot", "/dev/null", "--store", "/tmp"],
+        &["snapshot", "--store", "/tmp", "--", "true"],
+        &[],
+    ] {
+        let outcome = blksnap(args);
+        assert_eq!(outcome.code, 2, "{args:?}: {}", outcome.stderr);
+        assert!(outcome.stdout.is_empty(), "{args:?}");
+        assert!(!outcome.stderr.is_empty(), "{args:?}");
+
+        let outcome = blksnap(&[&["--json"], args].concat());
+        assert_eq!(outcome.code, 2, "{args:?}: {}", outcome.stderr);
+        let error = outcome.error();
+        assert_eq!(error["operation"], "arguments", "{args:?}");
+        assert_eq!(error["exit_code"], 2, "{args:?}");
+    }
+}
+
+#[test]
+fn what_is_no_block_device_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("disk.img");
+    std::fs::write(&file, b"x").unwrap();
+    let file = file.to_str().unwrap();
+    let store = temp.path().to_str().unwrap();
+
+    for args in [
+        &["attach", file][..],
+        &["detach", file],
+        &["status", file],
+        &["create", "--store", store, file],
+        &["add", ID, file],
+        &["image", file],
+        &["snapshot", file, "--store", store, "--", "true"],
+    ] {
+        let outcome = blksnap(args);
+        assert_eq!(outcome.code, 1, "{args:?}");
+        let lines: Vec<_> = outcome.stderr.lines().collect();
+        assert_eq!(
+            lines[0],
+            format!("blksnap: cannot open {file}: it is not a block device (ENOTBLK)"),
+            "{args:?}"
+        );
+        assert!(lines[1].contains("losetup"), "{args:?}: {}", lines[1]);
+
+        let outcome = blksnap(&[&["--json"], args].concat());
+        assert_eq!(outcome.code, 1, "{args:?}");
+        let error = outcome.error();
+        assert_eq!(error["errno_name"], "ENOTBLK");
+        assert_eq!(error["path"], file);
+        assert!(error["remedy"].is_string());
+    }
+}
+
+#[test]
+fn a_missing_device_is_named() {
+    let error = blksnap(&["attach", "/dev/no such disk", "--json"]).error();
+    assert_eq!(error["errno_name"], "ENOENT");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("/dev/no such disk"), "{message}");
+}
+
+#[test]
+fn a_missing_storage_is_named() {
+    let outcome = blksnap(&["create", "--store", "/nonexistent/store"]);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("/nonexistent/store"),
+        "{}",
+        outcome.stderr
+    );
+    assert!(
+        outcome.stderr.contains("does not exist"),
+        "{}",
+        outcome.stderr
+    );
+}
+
+#[test]
+fn without_the_driver_its_loading_is_advised() {
+    if Path::new(blksnap::abi::CONTROL_PATH).exists() {
+        return;
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let store = temp.path().to_str().unwrap();
+    for args in [
+        &["status"][..],
+        &["create", "--store", store],
+        &["take", ID],
+        &["image", ID],
+        &["destroy", ID],
+        &["version"],
+    ] {
+        let outcome = blksnap(args);
+        assert_eq!(outcome.code, 1, "{args:?}");
+        assert!(
+            outcome.stderr.contains("modprobe blksnap"),
+            "{args:?}: {}",
+            outcome.stderr
+        );
+        let error = blksnap(&[&["--json"], args].concat()).error();
+        assert_eq!(error["operation"], "open_control", "{args:?}");
+        assert_eq!(error["path"], blksnap::abi::CONTROL_PATH, "{args:?}");
+    }
+    // The command knows its own version in any case.
+    let version: Value = serde_json::from_str(&blksnap(&["version", "--json"]).stdout).unwrap();
+    assert_eq!(version["command"], env!("CARGO_PKG_VERSION"));
+    assert!(version["driver"].is_null());
+}
+
+#[test]
+fn the_guardian_tells_its_holder_what_the_kernel_refused() {
+    if Path::new(blksnap::abi::CONTROL_PATH).exists() {
+        return;
+    }
+    let (mut socket, other) = UnixStream::pair().unwrap();
+    let status = Command::new(env!("CARGO_BIN_EXE_blksnap"))
+        .args(["guard", "--sectors=2048", "--store=/tmp"])
+        .stdin(OwnedFd::from(other))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).unwrap();
+    let answer: Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["refused"]["operation"], "open_control");
+    assert_eq!(answer["refused"]["errno"], 2);
+}
+
+#[test]
+fn json_is_no_option_of_the_command_to_run() {
+    let outcome = blksnap(&["snapshot", "/dev/null", "--", "true", "--json"]);
+    assert_eq!(outcome.code, 2);
+    assert!(serde_json::from_str::<Value>(&outcome.stderr).is_err());
+}
+
+#[test]
+fn a_path_that_is_no_text_is_no_trouble() {
+    use std::os::unix::ffi::OsStrExt;
+    let path = OsStr::from_bytes(b"/dev/\xff");
+    let outcome = blksnap(&["attach".as_ref(), "--json".as_ref(), path]);
+    assert_eq!(outcome.code, 1);
+    assert_eq!(outcome.error()["path"], "/dev/\u{fffd}");
+}

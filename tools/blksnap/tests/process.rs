@@ -1,0 +1,457 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Holder, guardian and COMMAND as real processes, on a kernel that only
+//! writes down what is asked of it.
+//!
+//! This test program starts itself again in the role of holder or guardian;
+//! [`role`] is what those processes run.
+
+use std::fs;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::ExitStatus;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+use std::time::Instant;
+
+use blksnap::device::Attachment;
+use blksnap::device::SnapshotState;
+use blksnap::error::Operation;
+use blksnap::guardian;
+use blksnap::guardian::Guarded;
+use blksnap::kernel::Kernel;
+use blksnap::run;
+use blksnap::Error;
+use blksnap::Result;
+use blksnap::Sectors;
+use blksnap::Uuid;
+use rustix::io::Errno;
+use rustix::process::kill_process;
+use rustix::process::Pid;
+use rustix::process::Signal;
+
+const ROLE: &str = "BLKSNAP_TEST_ROLE";
+const DIRECTORY: &str = "BLKSNAP_TEST_DIRECTORY";
+const SCRIPT: &str = "BLKSNAP_TEST_SCRIPT";
+const BEHAVIOUR: &str = "BLKSNAP_TEST_BEHAVIOUR";
+
+const ID: Uuid = Uuid::from_bytes([0x42; 16]);
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A kernel of files: "log" has the calls, "held" exists while the snapshot
+/// does.
+struct Files {
+    directory: PathBuf,
+    behaviour: String,
+}
+
+impl Files {
+    fn from_environment() -> Self {
+        Self {
+            directory: std::env::var_os(DIRECTORY).unwrap().into(),
+            behaviour: std::env::var(BEHAVIOUR).unwrap_or_default(),
+        }
+    }
+
+    fn note(&self, call: &str) {
+        let mut log = File::options()
+            .create(true)
+            .append(true)
+            .open(self.directory.join("log"))
+            .unwrap();
+        writeln!(log, "{call}").unwrap();
+    }
+}
+
+impl Kernel for Files {
+    fn attach(&self, _device: &Path) -> Result<Attachment> {
+        self.note("attach");
+        Ok(Attachment::New)
+    }
+
+    fn detach(&self, _device: &Path) -> Result<()> {
+        self.note("detach");
+        Ok(())
+    }
+
+    fn create(&self, store: &Path, limit: Sectors) -> Result<Uuid> {
+        if self.behaviour == "no space" {
+            return Err(Error::from_errno(Operation::Create, Errno::NOSPC).on(store));
+        }
+        assert_eq!(limit, Sectors(2048));
+        File::create_new(self.directory.join("held")).unwrap();
+        self.note("create");
+        Ok(ID)
+    }
+
+    fn add(&self, _id: Uuid, _device: &Path) -> Result<()> {
+        self.note("add");
+        Ok(())
+    }
+
+    fn take(&self, id: Uuid) -> Result<()> {
+        self.note("take");
+        match self.behaviour.as_str() {
+            "take fails" => Err(Error::from_errno(Operation::Take, Errno::IO).of(id)),
+            "take is slow" => {
+                let end = Instant::now() + Duration::from_secs(2);
+                while let Some(rest) = end.checked_duration_since(Instant::now()) {
+                    sleep(rest);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn destroy(&self, id: Uuid) -> Result<()> {
+        fs::remove_file(self.directory.join("held"))
+            .map_err(|_| Error::from_errno(Operation::Destroy, Errno::NODEV).of(id))?;
+        self.note("destroy");
+        Ok(())
+    }
+
+    fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
+        let overflowed = self.behaviour == "overflow";
+        Ok(SnapshotState {
+            error_code: if overflowed { -28 } else { 0 },
+            image: Some(format!("image{}", device.display()).replace('/', "-")),
+        })
+    }
+
+    fn image_node(&self, image: &str) -> Option<PathBuf> {
+        Some(Path::new("/dev").join(image))
+    }
+
+    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+fn start_role(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "role", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role);
+    command
+}
+
+/// Not a test, but what the processes started by the tests run.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let files = Files::from_environment();
+    let store = Path::new("/store");
+    let code = match role.as_str() {
+        "guardian" => {
+            guardian::serve(&files, store, Sectors(2048)).unwrap();
+            0
+        }
+        "holder" => {
+            let guarded = Guarded::new(files, |_, _| start_role("guardian"));
+            let request = run::Request {
+                devices: vec!["/dev/a".into(), "/dev/b".into()],
+                store: store.to_owned(),
+                limit: Sectors(2048),
+                detach: false,
+                command: match std::env::var_os(SCRIPT) {
+                    Some(script) => vec!["sh".into(), "-c".into(), script],
+                    None => vec!["/nonexistent/command".into()],
+                },
+                stdout_to_stderr: true,
+            };
+            match run::run(&guarded, &request) {
+                Ok(report) => {
+                    eprintln!("{}", serde_json::to_string(&report).unwrap());
+                    report.exit_code
+                }
+                Err(error) => {
+                    eprintln!("{error}");
+                    error.exit().code()
+                }
+            }
+        }
+        other => panic!("{other}"),
+    };
+    std::process::exit(code.into());
+}
+
+/// A holder that runs a script, and its directory.
+struct Holder {
+    child: Child,
+    directory: tempfile::TempDir,
+}
+
+impl Holder {
+    fn start(script: Option<&str>, behaviour: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut command = start_role("holder");
+        if let Some(script) = script {
+            command.env(SCRIPT, script);
+        }
+        let child = command
+            .env(DIRECTORY, directory.path())
+            .env(BEHAVIOUR, behaviour)
+            .current_dir(directory.path())
+            .stdout(Stdio::null())
+            .stderr(File::create(directory.path().join("stderr")).unwrap())
+            .spawn()
+            .unwrap();
+        Self { child, directory }
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.directory.path().join(name)).unwrap_or_default()
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(
+                start.elapsed() < PATIENCE,
+                "{what}; log {:?}, stderr {:?}",
+                self.read("log"),
+                self.read("stderr")
+            );
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn wait_for_file(&self, name: &str) -> String {
+        self.wait_until(name, || self.read(name).ends_with('\n'));
+        self.read(name).trim().to_owned()
+    }
+
+    fn kill(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id() as i32).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    fn end(&mut self) -> ExitStatus {
+        self.child.wait().unwrap()
+    }
+
+    fn code(&mut self) -> i32 {
+        let status = self.end();
+        status
+            .code()
+            .unwrap_or_else(|| panic!("{status}: {}", self.read("stderr")))
+    }
+
+    #[track_caller]
+    fn assert_log(&self, calls: &[&str]) {
+        let log = self.read("log");
+        assert_eq!(log.lines().collect::<Vec<_>>(), calls);
+        assert!(!self.directory.path().join("held").exists());
+    }
+
+    #[track_caller]
+    fn assert_held(&self) {
+        let log = self.read("log");
+        assert_eq!(log.lines().collect::<Vec<_>>(), HELD);
+        assert!(self.directory.path().join("held").exists());
+    }
+
+    fn guardian(&self) -> Pid {
+        // Any thread of the test harness may be its parent.
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
+        let children: String = tasks
+            .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap())
+            .collect();
+        let pid = children
+            .split_whitespace()
+            .find(|pid| {
+                fs::read_to_string(format!("/proc/{pid}/comm"))
+                    .is_ok_and(|comm| comm.trim() == "blksnap-guard")
+            })
+            .expect("no guardian");
+        Pid::from_raw(pid.parse().unwrap()).unwrap()
+    }
+}
+
+const HELD: [&str; 6] = ["attach", "attach", "create", "add", "add", "take"];
+const RELEASED: [&str; 7] = [
+    "attach", "attach", "create", "add", "add", "take", "destroy",
+];
+const UNDONE: [&str; 9] = [
+    "attach", "attach", "create", "add", "add", "take", "destroy", "detach", "detach",
+];
+
+#[test]
+fn command_finds_the_images_in_its_environment() {
+    let script = "test -e held || exit 1
+        env | grep ^BLKSNAP_ | grep -v ^BLKSNAP_TEST | sort > environment
+        printf %s \"$BLKSNAP_IMAGES\" > images
+        exit 5";
+    let mut holder = Holder::start(Some(script), "");
+    assert_eq!(holder.code(), 5);
+    holder.assert_log(&RELEASED);
+    assert_eq!(holder.read("images"), "/dev/image-dev-a\n/dev/image-dev-b");
+    let environment = holder.read("environment");
+    for line in [
+        format!("BLKSNAP_ID={ID}").as_str(),
+        "BLKSNAP_COUNT=2",
+        "BLKSNAP_DEVICE_1=/dev/a",
+        "BLKSNAP_DEVICE_2=/dev/b",
+        "BLKSNAP_IMAGE_1=/dev/image-dev-a",
+        "BLKSNAP_IMAGE_2=/dev/image-dev-b",
+    ] {
+        assert!(
+            environment.lines().any(|found| found == line),
+            "{environment}"
+        );
+    }
+}
+
+#[test]
+fn report_is_json() {
+    let mut holder = Holder::start(Some("exit 0"), "");
+    assert_eq!(holder.code(), 0);
+    let stderr = holder.read("stderr");
+    let report: serde_json::Value =
+        serde_json::from_str(stderr.lines().last().unwrap()).expect(&stderr);
+    assert_eq!(report["id"], ID.to_string());
+    assert_eq!(report["images"][1]["device"], "/dev/b");
+    assert_eq!(report["images"][1]["image"], "/dev/image-dev-b");
+    assert_eq!(report["images"][1]["valid"], true);
+    assert_eq!(report["command"]["exit_code"], 0);
+    assert_eq!(report["corrupted"], false);
+    assert_eq!(report["exit_code"], 0);
+}
+
+#[test]
+fn a_crash_of_the_command_releases() {
+    let mut holder = Holder::start(Some("kill -SEGV $$"), "");
+    assert_eq!(holder.code(), 128 + 11);
+    holder.assert_log(&RELEASED);
+}
+
+#[test]
+fn a_missing_command_releases() {
+    let mut holder = Holder::start(None, "");
+    assert_eq!(holder.code(), 127);
+    holder.assert_log(&RELEASED);
+    assert!(holder.read("stderr").contains("/nonexistent/command"));
+}
+
+#[test]
+fn signals_reach_the_command_before_the_release() {
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        let script = "trap 'test -e held && echo yes > still_held; exit 7' INT TERM HUP QUIT
+            echo > ready
+            while :; do sleep 0.05; done";
+        let mut holder = Holder::start(Some(script), "");
+        holder.wait_for_file("ready");
+        holder.kill(signal);
+        assert_eq!(holder.code(), 7, "{signal:?}");
+        assert_eq!(holder.read("still_held"), "yes\n", "{signal:?}");
+        holder.assert_log(&RELEASED);
+    }
+}
+
+#[test]
+fn a_signal_that_ends_the_command_is_in_the_exit_code() {
+    let mut holder = Holder::start(Some("echo > ready; exec sleep 60"), "");
+    holder.wait_for_file("ready");
+    holder.kill(Signal::TERM);
+    assert_eq!(holder.code(), 128 + 15);
+    holder.assert_log(&RELEASED);
+}
+
+#[test]
+fn a_signal_before_the_command_undoes_everything() {
+    let mut holder = Holder::start(Some("echo > started"), "take is slow");
+    holder.wait_until("take", || holder.read("log").contains("take"));
+    holder.kill(Signal::TERM);
+    assert_eq!(holder.code(), 128 + 15);
+    holder.assert_log(&UNDONE);
+    assert!(!holder.directory.path().join("started").exists());
+}
+
+#[test]
+fn a_failing_take_undoes_everything() {
+    let mut holder = Holder::start(Some("echo > started"), "take fails");
+    assert_eq!(holder.code(), 1);
+    holder.assert_log(&UNDONE);
+    assert!(!holder.directory.path().join("started").exists());
+}
+
+#[test]
+fn the_kernels_refusal_comes_through_the_guardian() {
+    let mut holder = Holder::start(Some("echo > started"), "no space");
+    assert_eq!(holder.code(), 1);
+    holder.assert_log(&["attach", "attach", "detach", "detach"]);
+    let stderr = holder.read("stderr");
+    assert!(stderr.contains("storage at /store"), "{stderr}");
+    assert!(stderr.contains("ENOSPC"), "{stderr}");
+}
+
+#[test]
+fn an_overflow_shows_even_if_the_command_succeeds() {
+    let mut holder = Holder::start(Some("exit 0"), "overflow");
+    assert_eq!(holder.code(), 3);
+    holder.assert_log(&RELEASED);
+    let stderr = holder.read("stderr");
+    assert!(stderr.contains("overflowed"), "{stderr}");
+}
+
+#[test]
+fn a_killed_holder_leaves_no_snapshot() {
+    let mut holder = Holder::start(Some("echo $$ > pid; exec sleep 60"), "");
+    let command = holder.wait_for_file("pid").parse().unwrap();
+    holder.assert_held();
+    holder.kill(Signal::KILL);
+    assert_eq!(holder.end().signal(), Some(9));
+    holder.wait_until("release", || holder.read("log").contains("destroy"));
+    holder.assert_log(&RELEASED);
+    // The command did not keep the guardian waiting.
+    let command = Pid::from_raw(command).unwrap();
+    kill_process(command, Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_holder_killed_while_taking_leaves_no_snapshot() {
+    let mut holder = Holder::start(Some("echo > started"), "take is slow");
+    holder.wait_until("take", || holder.read("log").contains("take"));
+    holder.kill(Signal::KILL);
+    assert_eq!(holder.end().signal(), Some(9));
+    holder.wait_until("release", || holder.read("log").contains("destroy"));
+    holder.assert_log(&RELEASED);
+}
+
+#[test]
+fn the_guardian_outlives_signals_to_all_processes() {
+    let mut holder = Holder::start(Some("echo $$ > pid; exec sleep 60"), "");
+    let command = holder.wait_for_file("pid").parse().unwrap();
+    let guardian = holder.guardian();
+    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
+        kill_process(guardian, signal).unwrap();
+    }
+    sleep(Duration::from_millis(100));
+    holder.assert_held();
+    holder.kill(Signal::KILL);
+    holder.end();
+    holder.wait_until("release", || holder.read("log").contains("destroy"));
+    kill_process(Pid::from_raw(command).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_killed_guardian_does_not_hinder_the_release() {
+    let mut holder = Holder::start(
+        Some("echo > ready; until test -e go; do sleep 0.05; done"),
+        "",
+    );
+    holder.wait_for_file("ready");
+    kill_process(holder.guardian(), Signal::KILL).unwrap();
+    File::create(holder.directory.path().join("go")).unwrap();
+    assert_eq!(holder.code(), 0);
+    holder.assert_log(&RELEASED);
+}

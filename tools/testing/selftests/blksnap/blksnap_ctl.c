@@ -1,0 +1,852 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Calls an ioctl of block device filters or of blksnap, for the tests here, and
+ * prints plain text. Also does the I/O of the tests, with fewer processes than dd
+ * and cmp need. usage() lists the commands.
+ *
+ * When something fails, the name of the error is the last line on stderr and its
+ * number is the exit status; 200 is for a wrong call of this program.
+ *
+ * Whatever the kernel gets a pointer to ends where a page begins that cannot be
+ * accessed, so it cannot read or write too much unnoticed.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <linux/blk-filter.h>
+#include <linux/blksnap.h>
+#include <linux/capability.h>
+
+#define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
+#define CONTROL		"/dev/" BLKSNAP_CTL
+#define WRONG		200
+
+/* How the ioctl is called. */
+static bool no_cap;	/* without CAP_SYS_ADMIN */
+static bool user_ns;	/* as root of a new user namespace */
+static bool compat;	/* as a 32-bit program does */
+static bool read_only;	/* with an argument that cannot be written to */
+
+static void __attribute__((noreturn, format(printf, 1, 2)))
+die(const char *format, ...)
+{
+	va_list args;
+
+	va_start(args, format);
+	vfprintf(stderr, format, args);
+	va_end(args);
+	fputc('\n', stderr);
+	exit(WRONG);
+}
+
+static const char *errno_name(int error)
+{
+	static const struct {
+		int error;
+		const char *name;
+	} names[] = {
+#define NAME(e) { e, #e }
+		NAME(EPERM), NAME(ENOENT), NAME(ESRCH), NAME(EINTR), NAME(EIO),
+		NAME(ENXIO), NAME(E2BIG), NAME(EBADF), NAME(EAGAIN),
+		NAME(ENOMEM), NAME(EACCES), NAME(EFAULT), NAME(ENOTBLK),
+		NAME(EBUSY), NAME(EEXIST), NAME(EXDEV), NAME(ENODEV),
+		NAME(ENOTDIR), NAME(EISDIR), NAME(EINVAL), NAME(ENOTTY),
+		NAME(ETXTBSY), NAME(EFBIG), NAME(ENOSPC), NAME(EROFS),
+		NAME(ERANGE), NAME(EDEADLK), NAME(ENAMETOOLONG), NAME(ELOOP),
+		NAME(ENODATA), NAME(EOVERFLOW), NAME(EOPNOTSUPP),
+		NAME(ESHUTDOWN), NAME(ETIMEDOUT), NAME(EALREADY),
+#undef NAME
+	};
+
+	for (size_t i = 0; i < ARRAY_SIZE(names); i++)
+		if (names[i].error == error)
+			return names[i].name;
+	return strerror(error);
+}
+
+static void __attribute__((noreturn)) fail(int error)
+{
+	fflush(stdout);
+	fprintf(stderr, "%s\n", errno_name(error));
+	exit(error);
+}
+
+/* Memory of @len bytes with a page behind it that cannot be accessed. */
+static void *guarded(size_t len)
+{
+	size_t page = sysconf(_SC_PAGESIZE);
+	size_t room = (len + page - 1) / page * page;
+	int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+	char *memory;
+
+#ifdef MAP_32BIT
+	if (compat)
+		flags |= MAP_32BIT;
+#endif
+	memory = mmap(NULL, room + page, PROT_READ | PROT_WRITE, flags, -1, 0);
+	if (memory == MAP_FAILED || mprotect(memory + room, page, PROT_NONE))
+		die("no memory");
+	return memory + room - len;
+}
+
+static void *bad_pointer(void)
+{
+	return guarded(0);
+}
+
+static void *guarded_copy(const void *from, size_t len)
+{
+	return len ? memcpy(guarded(len), from, len) : bad_pointer();
+}
+
+static __u64 ptr(const void *p)
+{
+	return (uintptr_t)p;
+}
+
+static unsigned long long number(const char *text)
+{
+	unsigned long long value;
+	char *end;
+
+	errno = 0;
+	value = strtoull(text, &end, 0);
+	if (errno || !*text || *end)
+		die("%s: not a number", text);
+	return value;
+}
+
+static size_t hex_bytes(const char *text, __u8 *bytes, size_t room)
+{
+	size_t len = strlen(text) / 2;
+
+	if (strlen(text) % 2 || len > room)
+		die("%s: not bytes in hex", text);
+	for (size_t i = 0; i < len; i++) {
+		unsigned int byte;
+
+		if (sscanf(text + 2 * i, "%2x", &byte) != 1)
+			die("%s: not bytes in hex", text);
+		bytes[i] = byte;
+	}
+	return len;
+}
+
+/* "null", "bad", "zero:LENGTH" or bytes in hex. */
+static void *pointer(const char *text, size_t *len)
+{
+	__u8 bytes[4096];
+
+	*len = 0;
+	if (!strcmp(text, "null"))
+		return NULL;
+	if (!strcmp(text, "bad"))
+		return bad_pointer();
+	if (!strncmp(text, "zero:", 5)) {
+		*len = number(text + 5);
+		return *len ? guarded(*len) : bad_pointer();
+	}
+	*len = hex_bytes(text, bytes, sizeof(bytes));
+	return guarded_copy(bytes, *len);
+}
+
+static struct blksnap_uuid to_id(const char *text)
+{
+	struct blksnap_uuid id = {};
+	char hex[2 * sizeof(id.b) + 1] = "";
+	size_t n = 0;
+
+	for (; *text; text++) {
+		if (*text == '-')
+			continue;
+		if (n == sizeof(hex) - 1)
+			die("an id is too long");
+		hex[n++] = *text;
+	}
+	if (hex_bytes(hex, id.b, sizeof(id.b)) != sizeof(id.b))
+		die("an id is too short");
+	return id;
+}
+
+static void print_id(const struct blksnap_uuid *id)
+{
+	for (size_t i = 0; i < sizeof(id->b); i++)
+		printf("%s%02x", i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "",
+		       id->b[i]);
+}
+
+/* A device, or "fd:NUMBER" for one that the caller has open. */
+static int open_device(const char *path)
+{
+	int fd;
+
+	if (!strncmp(path, "fd:", 3))
+		return number(path + 3);
+	/* As existing clients do. */
+	fd = open(path, O_RDONLY | O_DIRECT);
+	if (fd < 0 && errno == EINVAL)
+		fd = open(path, O_RDONLY);
+	if (fd < 0) {
+		fprintf(stderr, "%s: cannot be opened\n", path);
+		fail(errno);
+	}
+	return fd;
+}
+
+static int open_control(void)
+{
+	return open_device(CONTROL);
+}
+
+static void drop_rights(void)
+{
+	struct __user_cap_header_struct header = {
+		.version = _LINUX_CAPABILITY_VERSION_3,
+	};
+	struct __user_cap_data_struct data[2];
+
+	if (user_ns && unshare(CLONE_NEWUSER))
+		die("no user namespaces");
+	if (!no_cap)
+		return;
+	if (syscall(SYS_capget, &header, data))
+		die("capget");
+	data[0].effective &= ~(1U << CAP_SYS_ADMIN);
+	if (syscall(SYS_capset, &header, data))
+		die("capset");
+}
+
+static int call(int fd, unsigned int request, void *arg)
+{
+	drop_rights();
+	if (read_only && mprotect((void *)(ptr(arg) & -sysconf(_SC_PAGESIZE)),
+				  sysconf(_SC_PAGESIZE), PROT_READ))
+		die("mprotect");
+	if (!compat)
+		return ioctl(fd, request, arg) < 0 ? errno : 0;
+#ifdef __x86_64__
+	long ret;
+
+	asm volatile("int $0x80"
+		     : "=a" (ret)
+		     : "0" (54L), "b" ((long)fd), "c" ((long)request), "d" (arg)
+		     : "memory", "r8", "r9", "r10", "r11");
+	return (int)ret < 0 ? -(int)ret : 0;
+#else
+	die("no 32-bit programs here");
+#endif
+}
+
+static void must(int error)
+{
+	if (error)
+		fail(error);
+}
+
+static void set_name(__u8 *field, const char *name)
+{
+	/* One of BLKFILTER_NAME_LENGTH bytes is without an end. */
+	memcpy(field, name, strnlen(name, BLKFILTER_NAME_LENGTH));
+}
+
+static int filter_ctl(int fd, const char *name, __u32 cmd, __u32 optlen, void *opt)
+{
+	struct blkfilter_ctl *ctl = guarded(sizeof(*ctl));
+
+	set_name(ctl->name, name);
+	ctl->cmd = cmd;
+	ctl->optlen = optlen;
+	ctl->opt = ptr(opt);
+	return call(fd, BLKFILTER_CTL, ctl);
+}
+
+static void blksnap_ctl(const char *path, __u32 cmd, __u32 optlen, void *opt)
+{
+	must(filter_ctl(open_device(path), BLKSNAP_FILTER_NAME, cmd, optlen, opt));
+}
+
+/* The command line, from the command on. */
+static int argc;
+static char **argv;
+
+static const char *arg(int i, const char *otherwise)
+{
+	return i < argc ? argv[i] : otherwise;
+}
+
+static void do_abi(void)
+{
+#define VALUE(v)	printf("%s 0x%08x\n", #v, (unsigned int)(v))
+#define SIZE(t)		printf("struct %s %zu\n", #t, sizeof(struct t))
+#define FIELD(t, f)	printf("%s.%s %zu\n", #t, #f, offsetof(struct t, f))
+	VALUE(BLKFILTER_ATTACH);
+	VALUE(BLKFILTER_DETACH);
+	VALUE(BLKFILTER_CTL);
+	VALUE(IOCTL_BLKSNAP_VERSION);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_CREATE);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_DESTROY);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_TAKE);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_COLLECT);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT);
+	VALUE(BLKSNAP_FILTER_CBTINFO);
+	VALUE(BLKSNAP_FILTER_CBTMAP);
+	VALUE(BLKSNAP_FILTER_CBTDIRTY);
+	VALUE(BLKSNAP_FILTER_SNAPSHOTADD);
+	VALUE(BLKSNAP_FILTER_SNAPSHOTINFO);
+	VALUE(BLKSNAP_EVENT_CODE_CORRUPTED);
+	VALUE(BLKSNAP_EVENT_CODE_NO_SPACE);
+	SIZE(blkfilter_attach);
+	FIELD(blkfilter_attach, opt);
+	FIELD(blkfilter_attach, optlen);
+	SIZE(blkfilter_detach);
+	SIZE(blkfilter_ctl);
+	FIELD(blkfilter_ctl, cmd);
+	FIELD(blkfilter_ctl, optlen);
+	FIELD(blkfilter_ctl, opt);
+	SIZE(blksnap_cbtinfo);
+	FIELD(blksnap_cbtinfo, block_size);
+	FIELD(blksnap_cbtinfo, block_count);
+	FIELD(blksnap_cbtinfo, generation_id);
+	FIELD(blksnap_cbtinfo, changes_number);
+	SIZE(blksnap_cbtmap);
+	FIELD(blksnap_cbtmap, length);
+	FIELD(blksnap_cbtmap, buffer);
+	SIZE(blksnap_sectors);
+	SIZE(blksnap_cbtdirty);
+	FIELD(blksnap_cbtdirty, dirty_sectors);
+	SIZE(blksnap_snapshotadd);
+	SIZE(blksnap_snapshotinfo);
+	FIELD(blksnap_snapshotinfo, image);
+	SIZE(blksnap_version);
+	SIZE(blksnap_snapshot_create);
+	FIELD(blksnap_snapshot_create, diff_storage_filename);
+	FIELD(blksnap_snapshot_create, id);
+	SIZE(blksnap_snapshot_collect);
+	FIELD(blksnap_snapshot_collect, ids);
+	SIZE(blksnap_snapshot_event);
+	FIELD(blksnap_snapshot_event, timeout_ms);
+	FIELD(blksnap_snapshot_event, code);
+	FIELD(blksnap_snapshot_event, time_label);
+	FIELD(blksnap_snapshot_event, data);
+}
+
+static void do_attach(void)
+{
+	struct blkfilter_attach *attach = guarded(sizeof(*attach));
+	size_t len;
+
+	set_name(attach->name, arg(2, BLKSNAP_FILTER_NAME));
+	attach->opt = ptr(pointer(arg(4, "null"), &len));
+	attach->optlen = number(arg(3, "0"));
+	must(call(open_device(argv[1]), BLKFILTER_ATTACH, attach));
+}
+
+static void do_detach(void)
+{
+	struct blkfilter_detach *detach = guarded(sizeof(*detach));
+
+	set_name(detach->name, arg(2, BLKSNAP_FILTER_NAME));
+	must(call(open_device(argv[1]), BLKFILTER_DETACH, detach));
+}
+
+static void do_ctl(void)
+{
+	size_t len;
+	void *opt = pointer(argv[5], &len);
+
+	must(filter_ctl(open_device(argv[1]), argv[2], number(argv[3]),
+			number(argv[4]), opt));
+}
+
+static void do_create(void)
+{
+	struct blksnap_snapshot_create *create = guarded(sizeof(*create));
+	const char *path = argv[1];
+	void *p;
+
+	if (!strcmp(path, "bad"))
+		p = bad_pointer();
+	else
+		p = guarded_copy(path, strlen(path) + 1);
+	create->diff_storage_limit_sect = number(argv[2]);
+	create->diff_storage_filename = ptr(p);
+	must(call(open_control(), IOCTL_BLKSNAP_SNAPSHOT_CREATE, create));
+	print_id(&create->id);
+	putchar('\n');
+}
+
+static void do_id(unsigned int request)
+{
+	struct blksnap_uuid id = to_id(argv[1]);
+
+	must(call(open_control(), request, guarded_copy(&id, sizeof(id))));
+}
+
+static void do_destroy(void)
+{
+	do_id(IOCTL_BLKSNAP_SNAPSHOT_DESTROY);
+}
+
+static void do_take(void)
+{
+	do_id(IOCTL_BLKSNAP_SNAPSHOT_TAKE);
+}
+
+static void do_add(void)
+{
+	struct blksnap_snapshotadd add = { .id = to_id(argv[2]) };
+
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_SNAPSHOTADD, sizeof(add),
+		    guarded_copy(&add, sizeof(add)));
+}
+
+static void do_info(void)
+{
+	struct blksnap_snapshotinfo *info = guarded(sizeof(*info));
+
+	memset(info, 0xa5, sizeof(*info));
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_SNAPSHOTINFO, sizeof(*info), info);
+	if (info->image[sizeof(info->image) - 1])
+		die("the image's name has no end");
+	printf("error %d\nimage %s\n", info->error_code, info->image);
+}
+
+static void do_collect(void)
+{
+	struct blksnap_snapshot_collect *collect = guarded(sizeof(*collect));
+	const char *room = arg(1, "all");
+	struct blksnap_uuid *ids, untouched;
+	int fd = open_control(), error;
+
+	memset(&untouched, 0xa5, sizeof(untouched));
+	if (!strcmp(room, "null") || !strcmp(room, "bad")) {
+		collect->count = 1000;
+		if (*room == 'b')
+			collect->ids = ptr(bad_pointer());
+		error = call(fd, IOCTL_BLKSNAP_SNAPSHOT_COLLECT, collect);
+		printf("%u\n", collect->count);
+		must(error);
+		return;
+	}
+	collect->count = strcmp(room, "all") ? number(room) : 1000;
+	ids = collect->count ? guarded(collect->count * sizeof(*ids)) : bad_pointer();
+	for (__u32 i = 0; i < collect->count; i++)
+		ids[i] = untouched;
+	collect->ids = ptr(ids);
+
+	__u32 had = collect->count;
+
+	error = call(fd, IOCTL_BLKSNAP_SNAPSHOT_COLLECT, collect);
+	if (error)
+		printf("%u\n", collect->count);
+	must(error);
+	for (__u32 i = 0; i < had; i++) {
+		if (i < collect->count) {
+			print_id(&ids[i]);
+			putchar('\n');
+		} else if (memcmp(&ids[i], &untouched, sizeof(untouched))) {
+			die("more was written than is counted");
+		}
+	}
+}
+
+static void do_version(void)
+{
+	struct blksnap_version *v = guarded(sizeof(*v));
+
+	memset(v, 0xa5, sizeof(*v));
+	must(call(open_control(), IOCTL_BLKSNAP_VERSION, v));
+	printf("%u.%u.%u.%u\n", v->major, v->minor, v->revision, v->build);
+}
+
+static void do_cbtinfo(void)
+{
+	struct blksnap_cbtinfo *info = guarded(sizeof(*info));
+
+	memset(info, 0xa5, sizeof(*info));
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_CBTINFO, sizeof(*info), info);
+	printf("capacity %llu\nblock_size %u\nblock_count %u\nnumber %u\ngeneration ",
+	       (unsigned long long)info->device_capacity, info->block_size,
+	       info->block_count, info->changes_number);
+	print_id(&info->generation_id);
+	putchar('\n');
+}
+
+static void do_cbtmap(void)
+{
+	struct blksnap_cbtmap *map = guarded(sizeof(*map));
+	bool bad = !strcmp(arg(4, ""), "bad");
+	__u8 *buffer = NULL;
+
+	map->offset = number(argv[2]);
+	map->length = number(argv[3]);
+	/* What is longer is refused before it is looked at. */
+	if (map->length > 1 << 24)
+		bad = true;
+	buffer = bad || !map->length ? bad_pointer() : guarded(map->length);
+	map->buffer = ptr(buffer);
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_CBTMAP, sizeof(*map), map);
+	for (__u32 i = 0; !bad && i < map->length; i++)
+		printf("%u\n", buffer[i]);
+}
+
+static void do_cbtdirty(void)
+{
+	struct blksnap_cbtdirty *dirty = guarded(sizeof(*dirty));
+	struct blksnap_sectors *ranges;
+
+	if (!strcmp(arg(2, ""), "bad")) {
+		dirty->count = number(arg(3, "1"));
+		dirty->dirty_sectors = ptr(bad_pointer());
+	} else {
+		dirty->count = argc - 2;
+		ranges = dirty->count ? guarded(dirty->count * sizeof(*ranges)) :
+					bad_pointer();
+		for (int i = 2; i < argc; i++) {
+			char *count = strchr(argv[i], ':');
+
+			if (!count)
+				die("%s: not OFFSET:COUNT", argv[i]);
+			*count++ = 0;
+			ranges[i - 2].offset = number(argv[i]);
+			ranges[i - 2].count = number(count);
+		}
+		dirty->dirty_sectors = ptr(ranges);
+	}
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_CBTDIRTY, sizeof(*dirty), dirty);
+}
+
+static void on_signal(int signal)
+{
+	(void)signal;
+}
+
+static void do_wait(void)
+{
+	struct blksnap_snapshot_event *event = guarded(sizeof(*event));
+	const struct sigaction action = { .sa_handler = on_signal };
+	size_t used = 0;
+
+	/* Without SA_RESTART. */
+	sigaction(SIGTERM, &action, NULL);
+	memset(event, 0xa5, sizeof(*event));
+	event->id = to_id(argv[1]);
+	event->timeout_ms = number(argv[2]);
+	must(call(open_control(), IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT, event));
+
+	printf("code %u\ntime %lld\n", event->code, (long long)event->time_label);
+	if (event->code == BLKSNAP_EVENT_CODE_CORRUPTED) {
+		struct blksnap_event_corrupted *data = (void *)event->data;
+
+		printf("device %u:%u\nerror %d\n", data->dev_id_mj,
+		       data->dev_id_mn, data->err_code);
+		used = sizeof(*data);
+	} else if (event->code == BLKSNAP_EVENT_CODE_NO_SPACE) {
+		struct blksnap_event_no_space *data = (void *)event->data;
+
+		printf("sectors %llu\n", (unsigned long long)data->requested_nr_sect);
+		used = sizeof(*data);
+	}
+	for (size_t i = used; i < sizeof(event->data); i++)
+		if (event->data[i])
+			die("there is something behind the event's data");
+}
+
+static void do_raw(void)
+{
+	size_t len;
+	int fd = open_device(argv[1]);
+	__u8 *p = pointer(argv[3], &len);
+
+	must(call(fd, number(argv[2]), p));
+	for (size_t i = 0; i < len; i++)
+		printf("%02x", p[i]);
+	putchar('\n');
+}
+
+/* Rounds of create, add, take and destroy, for a device with a filter. */
+static void do_cycle(void)
+{
+	struct blksnap_snapshot_create create = {
+		.diff_storage_limit_sect = number(argv[3]),
+		.diff_storage_filename = ptr(argv[2]),
+	};
+	int dev = open_device(argv[1]), control = open_control();
+
+	for (unsigned long long n = number(argv[4]); n; n--) {
+		must(call(control, IOCTL_BLKSNAP_SNAPSHOT_CREATE, &create));
+		must(filter_ctl(dev, BLKSNAP_FILTER_NAME, BLKSNAP_FILTER_SNAPSHOTADD,
+				sizeof(create.id), &create.id));
+		must(call(control, IOCTL_BLKSNAP_SNAPSHOT_TAKE, &create.id));
+		must(call(control, IOCTL_BLKSNAP_SNAPSHOT_DESTROY, &create.id));
+	}
+}
+
+/*
+ * Writes 1, 2, 3 and so on to the first sectors of the devices, to each of them
+ * in turn, until it is killed. So the number on one of them is never higher than
+ * on those before it, nor lower by more than one.
+ */
+static void do_count(void)
+{
+	static __u64 block[512] __attribute__((aligned(4096)));
+	int fds[16];
+
+	if (argc > 1 + (int)ARRAY_SIZE(fds))
+		die("too many devices");
+	for (int i = 1; i < argc; i++) {
+		fds[i - 1] = open(argv[i], O_WRONLY | O_DIRECT);
+		if (fds[i - 1] < 0)
+			fail(errno);
+	}
+	for (;;) {
+		block[0]++;
+		for (int i = 0; i < argc - 1; i++)
+			if (pwrite(fds[i], block, sizeof(block), 0) != sizeof(block))
+				fail(errno);
+	}
+}
+
+/* Writes without waiting; says how often that was refused. */
+static void do_nowait(void)
+{
+	static char block[4096] __attribute__((aligned(4096)));
+	int fd = open(argv[1], O_WRONLY | O_DIRECT);
+	off_t end = number(argv[3]);
+	struct iovec iov = { .iov_base = block, .iov_len = sizeof(block) };
+	unsigned int done = 0, refused = 0;
+
+	if (fd < 0)
+		fail(errno);
+	memset(block, 'n', sizeof(block));
+	for (off_t at = number(argv[2]); at < end; at += sizeof(block)) {
+		ssize_t ret = pwritev2(fd, &iov, 1, at, RWF_NOWAIT);
+
+		if (ret == sizeof(block))
+			done++;
+		else if (ret < 0 && errno == EAGAIN)
+			refused++;
+		else
+			fail(ret < 0 ? errno : EIO);
+	}
+	printf("done %u\nrefused %u\n", done, refused);
+}
+
+static __u64 next_random(void)
+{
+	static __u64 state;
+
+	while (!state)
+		if (getrandom(&state, sizeof(state), 0) != sizeof(state))
+			die("getrandom");
+	state ^= state << 13;
+	state ^= state >> 7;
+	state ^= state << 17;
+	return state;
+}
+
+static void write_all(int fd, const __u8 *bytes, size_t len, off_t at)
+{
+	while (len) {
+		ssize_t done = pwrite(fd, bytes, len, at);
+
+		if (done <= 0)
+			fail(done ? errno : EIO);
+		bytes += done;
+		len -= done;
+		at += done;
+	}
+}
+
+static void *io_buffer(size_t len)
+{
+	void *buffer;
+
+	if (posix_memalign(&buffer, 4096, len))
+		die("no memory");
+	return buffer;
+}
+
+/* Random bytes: to the first file by way of @flags, the same to the others. */
+static void write_random(int flags, off_t at, size_t len, int files, char **paths)
+{
+	/* Not words of their own only: the number of bytes may be odd. */
+	__u64 *buffer = io_buffer(len + sizeof(__u64));
+
+	for (size_t i = 0; i <= len / sizeof(__u64); i++)
+		buffer[i] = next_random();
+	for (int i = 0; i < files; i++) {
+		int fd = open(paths[i], O_WRONLY | (i ? 0 : flags));
+
+		if (fd < 0)
+			fail(errno);
+		write_all(fd, (__u8 *)buffer, len, at);
+		if (close(fd))
+			fail(errno);
+	}
+	free(buffer);
+}
+
+static void do_fill(void)
+{
+	unsigned long long mebibytes = number(argv[1]);
+
+	for (unsigned long long i = 0; i < mebibytes; i++)
+		write_random(O_DIRECT, (off_t)i << 20, 1 << 20, argc - 2, argv + 2);
+}
+
+static void do_put(void)
+{
+	int flags = 0;
+
+	for (char *flag = strtok(argv[1], ","); flag; flag = strtok(NULL, ",")) {
+		if (!strcmp(flag, "direct"))
+			flags |= O_DIRECT;
+		else if (!strcmp(flag, "dsync"))
+			flags |= O_DSYNC;
+		else if (strcmp(flag, "buffered"))
+			die("%s: not a flag", flag);
+	}
+	write_random(flags, number(argv[2]), number(argv[3]), argc - 4, argv + 4);
+}
+
+/* Fills @len bytes, or what there is. */
+static size_t read_all(int fd, __u8 *bytes, size_t len, off_t at)
+{
+	size_t sum = 0;
+
+	while (sum < len) {
+		ssize_t done = pread(fd, bytes + sum, len - sum, at + sum);
+
+		if (done < 0)
+			fail(errno);
+		if (!done)
+			break;
+		sum += done;
+	}
+	return sum;
+}
+
+/* Whether all of the second file is in the first, from a byte on. */
+static void do_same(void)
+{
+	const size_t len = 1 << 20;
+	__u8 *a = io_buffer(len), *b = io_buffer(len);
+	off_t from = number(arg(3, "0"));
+	int fd = open_device(argv[1]), copy = open(argv[2], O_RDONLY);
+
+	if (copy < 0)
+		fail(errno);
+	for (off_t at = 0; ; at += len) {
+		size_t count = read_all(copy, b, len, at);
+
+		if (!count)
+			return;
+		if (read_all(fd, a, len, from + at) < count) {
+			printf("%s ends before byte %lld\n", argv[1],
+			       (long long)(from + at + count));
+			exit(1);
+		}
+		if (!memcmp(a, b, count))
+			continue;
+		for (size_t i = 0; i < count; i++) {
+			if (a[i] == b[i])
+				continue;
+			printf("%s differs from %s at byte %lld\n", argv[1],
+			       argv[2], (long long)(at + i));
+			exit(1);
+		}
+	}
+}
+
+static const struct {
+	const char *name;
+	int min, max;
+	void (*run)(void);
+	const char *arguments;
+} commands[] = {
+	{ "abi", 0, 0, do_abi, "" },
+	{ "version", 0, 0, do_version, "" },
+	{ "attach", 1, 4, do_attach, "DEV [NAME [OPTLEN [BYTES]]]" },
+	{ "detach", 1, 2, do_detach, "DEV [NAME]" },
+	{ "ctl", 5, 5, do_ctl, "DEV NAME CMD OPTLEN BYTES" },
+	{ "create", 2, 2, do_create, "PATH|bad SECTORS" },
+	{ "add", 2, 2, do_add, "DEV ID" },
+	{ "take", 1, 1, do_take, "ID" },
+	{ "info", 1, 1, do_info, "DEV" },
+	{ "destroy", 1, 1, do_destroy, "ID" },
+	{ "collect", 0, 1, do_collect, "[COUNT|null|bad]" },
+	{ "wait", 2, 2, do_wait, "ID MILLISECONDS" },
+	{ "cbtinfo", 1, 1, do_cbtinfo, "DEV" },
+	{ "cbtmap", 3, 4, do_cbtmap, "DEV OFFSET LENGTH [bad]" },
+	{ "cbtdirty", 1, 999, do_cbtdirty, "DEV OFFSET:COUNT... | DEV bad [COUNT]" },
+	{ "raw", 3, 3, do_raw, "FILE REQUEST BYTES" },
+	{ "cycle", 4, 4, do_cycle, "DEV PATH SECTORS ROUNDS" },
+	{ "count", 1, 999, do_count, "DEV..." },
+	{ "fill", 2, 999, do_fill, "MEBIBYTES FILE..." },
+	{ "put", 4, 999, do_put, "buffered|direct|dsync,... OFFSET BYTES FILE..." },
+	{ "same", 2, 3, do_same, "FILE COPY [OFFSET]" },
+	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },
+};
+
+static void __attribute__((noreturn)) usage(void)
+{
+	fprintf(stderr, "usage: blksnap_ctl [-u] [-U] [-c] [-r] COMMAND ...\n"
+		"  -u  without CAP_SYS_ADMIN    -U  in a user namespace of its own\n"
+		"  -c  as a 32-bit program      -r  the ioctl's argument is read-only\n"
+		"  DEV may be fd:NUMBER, BYTES are hex, zero:LENGTH, null or bad\n");
+	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
+		fprintf(stderr, "  %s %s\n", commands[i].name, commands[i].arguments);
+	exit(WRONG);
+}
+
+int main(int count, char **values)
+{
+	int opt;
+
+	while ((opt = getopt(count, values, "+uUcr")) != -1) {
+		switch (opt) {
+		case 'u':
+			no_cap = true;
+			break;
+		case 'U':
+			user_ns = true;
+			break;
+		case 'c':
+			compat = true;
+			break;
+		case 'r':
+			read_only = true;
+			break;
+		default:
+			usage();
+		}
+	}
+	argc = count - optind;
+	argv = values + optind;
+	for (size_t i = 0; argc && i < ARRAY_SIZE(commands); i++) {
+		if (strcmp(argv[0], commands[i].name))
+			continue;
+		if (argc - 1 < commands[i].min || argc - 1 > commands[i].max)
+			usage();
+		commands[i].run();
+		return 0;
+	}
+	usage();
+}

@@ -1,0 +1,488 @@
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck shell=bash
+#
+# What the tests of blksnap share. A test is made of cases: functions that run_cases
+# calls, each in a subshell that ends at the first command that fails, and with a
+# description. What a case sets up is taken down after it, in reverse.
+#
+# Environment:
+#   BLKSNAP_DISKS    spare disks, separated by spaces; the tests overwrite them
+#   BLKSNAP_MODULES  a directory with blksnap.ko, if modprobe does not find it
+#   TMPDIR           where scratch files go; should be in memory
+
+here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
+# shellcheck source=../kselftest/ktap_helpers.sh
+. "$here/../kselftest/ktap_helpers.sh"
+
+PATH=$here:$PATH:/usr/sbin:/sbin
+export LC_ALL=C
+set -o pipefail
+
+# Storages get that many sectors if it does not matter: 64 MiB.
+# shellcheck disable=SC2034
+readonly ROOM=131072
+
+ctl()
+{
+	blksnap_ctl "$@"
+}
+
+#
+# Cases
+#
+
+# run_cases DESCRIPTION FUNCTION...
+run_cases()
+{
+	prepare
+	ktap_print_header
+	ktap_set_plan $(($# / 2))
+	while [ $# -gt 0 ]; do
+		run_case "$1" "$2"
+		shift 2
+	done
+	rm -rf "$scratch"
+	ktap_finished
+}
+
+# Also ends the test where it cannot run at all.
+prepare()
+{
+	local reason=
+
+	if [ "$(id -u)" != 0 ]; then
+		reason="only for root"
+	elif ! load; then
+		reason="no blksnap in this kernel"
+	fi
+	if [ -n "$reason" ]; then
+		ktap_print_header
+		ktap_skip_all "$reason"
+		exit "$KSFT_SKIP"
+	fi
+	scratch=$(mktemp -d "${TMPDIR:-/tmp}/blksnap.XXXXXX") || exit "$KSFT_FAIL"
+}
+
+load()
+{
+	[ -e /dev/blksnap-control ] && return 0
+	modprobe -q blksnap 2>/dev/null ||
+		insmod "${BLKSNAP_MODULES:-.}/blksnap.ko" 2>/dev/null
+	[ -e /dev/blksnap-control ]
+}
+
+# Whether the driver is a module, so that it can be unloaded.
+is_module()
+{
+	[ -e /sys/module/blksnap/refcnt ]
+}
+
+run_case()
+{
+	local description=$1 function=$2 log=$scratch/log status
+
+	rm -f "$scratch/skipped"
+	# The log of the kernel tells what belongs to what.
+	echo "blksnap test: ${0##*/}: $description" >/dev/kmsg
+	(run_in_case "$function") >"$log" 2>&1 </dev/null
+	status=$?
+	if [ "$status" -eq "$KSFT_SKIP" ] && [ -e "$scratch/skipped" ]; then
+		__ktap_test ok "$description" "SKIP $(<"$scratch/skipped")"
+		KTAP_CNT_SKIP=$((KTAP_CNT_SKIP + 1))
+		return
+	fi
+	if [ "$status" -eq 0 ]; then
+		ktap_test_pass "$description"
+	else
+		sed 's/^/# /' "$log"
+		ktap_test_fail "$description"
+	fi
+}
+
+run_in_case()
+{
+	undos=()
+	failures=0
+	trap end_case EXIT
+	trap 'say_where $? "$BASH_COMMAND"' ERR
+	set -eE
+	"$1"
+}
+
+say_where()
+{
+	local i
+
+	for ((i = 1; i < ${#BASH_LINENO[@]} - 1; i++)); do
+		[[ ${BASH_SOURCE[i]} = *blksnap_lib.sh ]] || break
+	done
+	echo "${BASH_SOURCE[i]##*/}:${BASH_LINENO[i - 1]}: status $1: $2" >&2
+}
+
+end_case()
+{
+	local status=$? i
+
+	trap - ERR EXIT
+	set +eE
+	for ((i = ${#undos[@]} - 1; i >= 0; i--)); do
+		if ! eval "${undos[i]}"; then
+			echo "could not be undone: ${undos[i]}"
+			failures=$((failures + 1))
+		fi
+	done
+	for i in $(ctl collect); do
+		echo "a snapshot is left: $i"
+		failures=$((failures + 1))
+		ctl destroy "$i"
+	done
+	[ "$failures" -eq 0 ] || status=$KSFT_FAIL
+	exit "$status"
+}
+
+# The case cannot run here.
+skip()
+{
+	echo "$*" >"$scratch/skipped"
+	exit "$KSFT_SKIP"
+}
+
+need()
+{
+	local program
+
+	for program; do
+		command -v "$program" >/dev/null || skip "no $program"
+	done
+}
+
+# Remembers a command that takes something down again.
+undo()
+{
+	undos+=("$(printf '%q ' "$@")")
+}
+
+# Says that something is wrong; the case goes on, and fails.
+wrong()
+{
+	echo "${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}: $*"
+	failures=$((failures + 1))
+}
+
+# expect ERROR COMMAND...: the command fails with that error. The case goes on
+# where it does not, and fails.
+expect()
+{
+	local want=$1 got
+
+	shift
+	if got=$("$@" 2>&1); then
+		got="success ($got)"
+	fi
+	got=${got##*$'\n'}
+	if [ "$got" != "$want" ]; then
+		echo "line ${BASH_LINENO[0]}: $*: expected $want, got $got"
+		failures=$((failures + 1))
+	fi
+}
+
+# equal WANT GOT WHAT
+equal()
+{
+	[ "$1" = "$2" ] && return 0
+	echo "line ${BASH_LINENO[0]}: $3: expected $1, got $2"
+	failures=$((failures + 1))
+}
+
+# Runs a command in the background as long as the case does; its id is in $!.
+background()
+{
+	"$@" &
+	undo stop $!
+}
+
+stop()
+{
+	kill -KILL "$1" 2>/dev/null
+	wait "$1" 2>/dev/null
+	return 0
+}
+
+# Tries a command for 10 s.
+eventually()
+{
+	local i
+
+	for ((i = 0; i < 100; i++)); do
+		"$@" && return 0
+		sleep 0.1
+	done
+	return 1
+}
+
+#
+# Devices; $REPLY is the new one
+#
+
+next_number=0
+
+# null_blk MEBIBYTES [ATTRIBUTE=VALUE]...
+null_blk()
+{
+	local name=blksnap-test$next_number config=/sys/kernel/config/nullb
+	local size=$1 attribute
+
+	next_number=$((next_number + 1))
+	shift
+	[ -d $config ] || modprobe -q null_blk nr_devices=0 2>/dev/null || true
+	mountpoint -q /sys/kernel/config ||
+		mount -t configfs configfs /sys/kernel/config 2>/dev/null || true
+	[ -d $config ] || skip "no null_blk"
+	mkdir "$config/$name"
+	undo rmdir "$config/$name"
+	for attribute in size="$size" memory_backed=1 "$@"; do
+		echo "${attribute#*=}" 2>/dev/null >"$config/$name/${attribute%%=*}" ||
+			skip "null_blk does not do $attribute"
+	done
+	echo 1 >"$config/$name/power"
+	REPLY=/dev/$name
+}
+
+# partitioned MEBIBYTES [ATTRIBUTE=VALUE]...: a null_blk disk with two partitions: the
+# first a quarter of it, from 1 MiB on, the second from there to the end
+partitioned()
+{
+	local dev
+
+	need sfdisk
+	null_blk "$@"; dev=$REPLY
+	printf '2048,%u\n%u,\n' $(($1 << 9)) $((2048 + ($1 << 9))) | sfdisk -q "$dev"
+	eventually test -b "${dev}p2"
+	REPLY=$dev
+}
+
+null_blk_remove()
+{
+	echo 0 >"/sys/kernel/config/nullb/${1#/dev/}/power"
+}
+
+# brd MEBIBYTES
+brd()
+{
+	[ -e /sys/module/brd/refcnt ] && skip "brd is in use"
+	modprobe -q brd rd_nr=1 rd_size=$(($1 << 10)) 2>/dev/null || skip "no brd"
+	undo eventually rmmod brd
+	REPLY=/dev/ram0
+}
+
+# loop MEBIBYTES [OPTION]...: on a file in the scratch directory
+loop()
+{
+	local file
+
+	file=$(mktemp "$scratch/loop.XXXXXX")
+	truncate -s "$1M" "$file"
+	shift
+	undo rm -f "$file"
+	loop_on "$file" "$@"
+}
+
+# loop_on FILE [OPTION]...
+loop_on()
+{
+	local file=$1
+
+	shift
+	REPLY=$(losetup --find --show "$@" "$file") || skip "no loop devices"
+	undo loop_remove "$REPLY" "$file"
+}
+
+loop_remove()
+{
+	[ "$(losetup -nO BACK-FILE "$1" 2>/dev/null)" != "$2" ] || losetup -d "$1"
+}
+
+# dm NAME TABLE
+dm()
+{
+	need dmsetup
+	dmsetup create --noudevsync --verifyudev "$1" --table "$2" ||
+		skip "no device mapper"
+	undo dm_remove "$1"
+	REPLY=/dev/dm-$(dmsetup info -c --noheadings -o minor "$1")
+}
+
+dm_remove()
+{
+	dmsetup info "$1" >/dev/null 2>&1 || return 0
+	eventually dmsetup remove --noudevsync "$1"
+}
+
+# dm_linear NAME DEV OFFSET SECTORS
+dm_linear()
+{
+	dm "$1" "0 $4 linear $2 $3"
+}
+
+# disk NUMBER: one of the spare disks, emptied
+disk()
+{
+	local disks
+
+	read -ra disks <<<"${BLKSNAP_DISKS:-}"
+	[ "${#disks[@]}" -gt "$1" ] || skip "\$BLKSNAP_DISKS has no disk number $1"
+	REPLY=${disks[$1]}
+	wipefs -qaf "$REPLY" || skip "no disk $REPLY"
+	blockdev --rereadpt "$REPLY"
+}
+
+# mounted DEV [OPTION]...: mounts it; $REPLY is where
+mounted()
+{
+	local where
+
+	where=$(mktemp -d "$scratch/mnt.XXXXXX")
+	undo rmdir "$where"
+	mount "$@" "$where"
+	undo unmount "$where"
+	REPLY=$where
+}
+
+unmount()
+{
+	! mountpoint -q "$1" || eventually umount "$1" 2>/dev/null
+}
+
+# make_fs TYPE DEV
+make_fs()
+{
+	need "mkfs.$1"
+	case $1 in
+	xfs)	mkfs.xfs -qf "$2" ;;
+	*)	"mkfs.$1" -qF "$2" ;;
+	esac
+}
+
+logical_block()
+{
+	blockdev --getss "$1"
+}
+
+size_of()
+{
+	blockdev --getsize64 "$1"
+}
+
+#
+# Snapshots
+#
+
+attach()
+{
+	ctl attach "$1"
+	undo detach "$1"
+}
+
+detach()
+{
+	local error
+
+	[ -b "$1" ] || return 0
+	error=$(ctl detach "$1" 2>&1) || [ "$error" = ENOENT ] ||
+		{ echo "detach $1: $error"; return 1; }
+}
+
+# create STORAGE SECTORS: the id is in $snapshot
+create()
+{
+	snapshot=$(ctl create "$@")
+	undo destroy "$snapshot"
+}
+
+destroy()
+{
+	local error
+
+	error=$(ctl destroy "$1" 2>&1) || [ "$error" = ENODEV ] ||
+		{ echo "destroy $1: $error"; return 1; }
+}
+
+# A file for the difference storage, in $storage
+new_storage()
+{
+	storage=$(mktemp "$scratch/storage.XXXXXX")
+	undo rm -f "$storage"
+}
+
+# take DEV...: a snapshot of devices that have the filter already
+take()
+{
+	local dev
+
+	new_storage
+	create "$storage" "$ROOM"
+	for dev; do
+		ctl add "$dev" "$snapshot"
+	done
+	ctl take "$snapshot"
+}
+
+# snapshot_of DEV...: the same of devices without it
+snapshot_of()
+{
+	local dev
+
+	for dev; do
+		attach "$dev"
+	done
+	take "$@"
+}
+
+# image_of DEV: its path
+image_of()
+{
+	local name
+
+	name=$(ctl info "$1" | sed -n 's/^image //p')
+	[ -n "$name" ] && echo "/dev/$name"
+}
+
+# error_of DEV: what the snapshot says of it
+error_of()
+{
+	ctl info "$1" | sed -n 's/^error //p'
+}
+
+#
+# Contents
+#
+
+# filled DEV MEBIBYTES COPY: writes random bytes to its beginning, and to COPY
+filled()
+{
+	: >"$3"
+	ctl fill "$2" "$1" "$3"
+}
+
+# same DEV COPY [OFFSET]: the device has what the file has, from byte OFFSET on. It is
+# read past the page cache.
+same()
+{
+	ctl same "$@"
+}
+
+# put FLAGS OFFSET BYTES DEV [COPY]: random bytes to the device, and to a copy of it
+put()
+{
+	ctl put "$@"
+}
+
+# Nothing of the device or its image stays in the page cache.
+uncache()
+{
+	local dev
+
+	for dev; do
+		blockdev --flushbufs "$dev"
+	done
+}

@@ -1,0 +1,393 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck disable=SC2317,SC2329
+#
+# Each wrong call gets its error and leaves nothing behind.
+
+# shellcheck source=blksnap_lib.sh
+. "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
+
+readonly NOBODY=01234567-89ab-cdef-0123-456789abcdef
+
+not_a_block_device()
+{
+	expect ENOTTY ctl attach /dev/null
+	expect ENOTTY ctl attach "$0"
+	expect ENOTTY ctl detach /dev/null
+	expect ENOTTY ctl cbtinfo "$0"
+	expect ENOTTY ctl attach /dev/blksnap-control
+}
+
+names()
+{
+	local dev long
+
+	null_blk 1; dev=$REPLY
+	long=$(printf 'x%.0s' {1..32})
+	expect ENOENT ctl attach "$dev" nosuchfilter
+	expect ENOENT ctl attach "$dev" ""
+	expect ENOENT ctl attach "$dev" "${long:1}"
+	expect EINVAL ctl attach "$dev" "$long"
+	expect EINVAL ctl detach "$dev" "$long"
+	expect EINVAL ctl ctl "$dev" "$long" 0 40 zero:40
+	expect ENOENT ctl detach "$dev"
+	expect ENOENT ctl cbtinfo "$dev"
+	attach "$dev"
+	expect EALREADY ctl attach "$dev"
+	expect ENOENT ctl attach "$dev" nosuchfilter
+	expect ENOENT ctl detach "$dev" nosuchfilter
+	expect ENOENT ctl ctl "$dev" nosuchfilter 0 40 zero:40
+	ctl cbtinfo "$dev"
+	ctl detach "$dev"
+	expect ENOENT ctl detach "$dev"
+}
+
+lengths()
+{
+	local dev cmd size len
+
+	null_blk 1; dev=$REPLY
+	for len in 1 8 4096 0x7fffffff 0x80000000 0xffffffff; do
+		expect EINVAL ctl attach "$dev" blksnap "$len" zero:8
+		expect EINVAL ctl attach "$dev" blksnap "$len" bad
+	done
+	expect ENOENT ctl detach "$dev"
+	attach "$dev"
+	cmd=0
+	for size in 40 16 16 16 36; do
+		for len in 0 1 $((size - 1)) $((size + 1)) 4096 0x7fffffff \
+				0x80000000 0xffffffff; do
+			expect EINVAL ctl ctl "$dev" blksnap "$cmd" "$len" zero:"$size"
+		done
+		cmd=$((cmd + 1))
+	done
+}
+
+pointers()
+{
+	local dev cmd size request
+
+	null_blk 1; dev=$REPLY
+	new_storage
+	for request in 0xc030128e 0xc020128f 0xc0301290; do
+		expect EFAULT ctl raw "$dev" "$request" null
+		expect EFAULT ctl raw "$dev" "$request" bad
+		# All but the last byte can be read.
+		expect EFAULT ctl raw "$dev" "$request" zero:$(((request >> 16 & 0xff) - 1))
+	done
+	attach "$dev"
+	create "$storage" 2048
+	cmd=0
+	for size in 40 16 16 16; do
+		expect EFAULT ctl ctl "$dev" blksnap "$cmd" "$size" null
+		expect EFAULT ctl ctl "$dev" blksnap "$cmd" "$size" bad
+		expect EFAULT ctl ctl "$dev" blksnap "$cmd" "$size" zero:$((size - 1))
+		cmd=$((cmd + 1))
+	done
+	expect EFAULT ctl cbtmap "$dev" 0 1 bad
+	expect EFAULT ctl cbtdirty "$dev" bad
+	expect EFAULT ctl cbtdirty "$dev" bad 0xffffffff
+	ctl cbtdirty "$dev"
+	for request in 0x80085600 0xc0205601 0x40105602 0x40105603 0x80105604 \
+			0x90005605; do
+		expect EFAULT ctl raw /dev/blksnap-control "$request" null
+		expect EFAULT ctl raw /dev/blksnap-control "$request" bad
+	done
+	expect EFAULT ctl create bad 2048
+	expect EFAULT ctl collect bad
+	expect EFAULT ctl -r collect
+	expect EFAULT ctl -r version
+	ctl add "$dev" "$snapshot"
+	expect EFAULT ctl ctl "$dev" blksnap 4 36 bad
+	expect EFAULT ctl ctl "$dev" blksnap 4 36 zero:35
+	equal "$snapshot" "$(ctl collect)" "the snapshots"
+}
+
+# An id that nobody gets is that of no snapshot.
+create_unwritable()
+{
+	new_storage
+	expect EFAULT ctl -r create "$storage" 2048
+	equal "" "$(ctl collect)" "the snapshots"
+	create "$storage" 2048
+}
+
+event_unwritable()
+{
+	new_storage
+	create "$storage" 2048
+	# It can be read up to where the kernel writes.
+	expect ENOENT ctl -r wait "$snapshot" 10
+}
+
+unprivileged()
+{
+	local dev how
+
+	null_blk 1; dev=$REPLY
+	snapshot_of "$dev"
+	for how in -u -U; do
+		if [ "$how" = -U ] && ! unshare -Ur true 2>/dev/null; then
+			echo "no user namespaces"
+			continue
+		fi
+		expect EPERM ctl "$how" attach "$dev"
+		expect EPERM ctl "$how" detach "$dev"
+		expect EPERM ctl "$how" cbtinfo "$dev"
+		expect EPERM ctl "$how" cbtmap "$dev" 0 1
+		expect EPERM ctl "$how" cbtdirty "$dev" 0:1
+		expect EPERM ctl "$how" add "$dev" "$snapshot"
+		expect EPERM ctl "$how" info "$dev"
+		# Not even whether there is a filter.
+		expect EPERM ctl "$how" attach "$dev" nosuchfilter
+		expect EPERM ctl "$how" version
+		expect EPERM ctl "$how" create "$scratch/log" 2048
+		expect EPERM ctl "$how" collect
+		expect EPERM ctl "$how" take "$snapshot"
+		expect EPERM ctl "$how" wait "$snapshot" 1
+		expect EPERM ctl "$how" destroy "$snapshot"
+	done
+	equal "600 0 0" "$(stat -c '%a %u %g' /dev/blksnap-control)" \
+		"mode and owner of the control device"
+	equal "$snapshot" "$(ctl collect)" "the snapshots"
+}
+
+unknown_ids()
+{
+	local dev id
+
+	null_blk 1; dev=$REPLY
+	attach "$dev"
+	new_storage
+	create "$storage" 2048
+	ctl destroy "$snapshot"
+	for id in $NOBODY 00000000000000000000000000000000 "$snapshot"; do
+		expect ESRCH ctl take "$id"
+		expect ESRCH ctl add "$dev" "$id"
+		expect ESRCH ctl wait "$id" 1
+		expect ENODEV ctl destroy "$id"
+	done
+	expect ESRCH ctl info "$dev"
+}
+
+order()
+{
+	local dev other first
+
+	null_blk 1; dev=$REPLY
+	null_blk 1; other=$REPLY
+	attach "$dev"
+	attach "$other"
+	new_storage
+	create "$storage" 2048
+	first=$snapshot
+	expect ENODATA ctl take "$first"
+	ctl add "$dev" "$first"
+	expect EALREADY ctl add "$dev" "$first"
+	new_storage
+	create "$storage" 2048
+	expect EBUSY ctl add "$dev" "$snapshot"
+	expect ENODATA ctl take "$snapshot"
+	expect EBUSY ctl detach "$dev"
+	ctl take "$first"
+	expect EALREADY ctl take "$first"
+	expect EBUSY ctl add "$other" "$first"
+	expect EALREADY ctl add "$dev" "$first"
+	expect EBUSY ctl add "$dev" "$snapshot"
+	expect EBUSY ctl detach "$dev"
+	expect EALREADY ctl attach "$dev"
+	ctl destroy "$first"
+	# What was refused has left nothing.
+	ctl add "$dev" "$snapshot"
+	ctl add "$other" "$snapshot"
+	ctl take "$snapshot"
+	ctl destroy "$snapshot"
+	ctl detach "$dev"
+	ctl detach "$other"
+}
+
+zoned()
+{
+	null_blk 64 zoned=1 zone_size=4
+	expect EOPNOTSUPP ctl attach "$REPLY"
+	expect ENOENT ctl detach "$REPLY"
+}
+
+limits()
+{
+	new_storage
+	expect EINVAL ctl create "$storage" 0
+	expect EINVAL ctl create "$scratch" 0
+	expect EINVAL ctl create "$storage" 0xffffffffffffffff
+	expect EINVAL ctl create "$storage" 0x80000000000000
+}
+
+paths()
+{
+	local long
+
+	new_storage
+	expect ENOENT ctl create "$scratch/no/such/file" 2048
+	expect ENOENT ctl create "" 2048
+	expect ENOTDIR ctl create "$storage/file" 2048
+	long=$(printf 'x%.0s' {1..300})
+	expect ENAMETOOLONG ctl create "$scratch/$long" 2048
+	long=$(printf '/%.0s' {1..4100})
+	expect ENAMETOOLONG ctl create "$long" 2048
+	expect EINVAL ctl create /dev/null 2048
+	mkfifo "$scratch/fifo"
+	undo rm "$scratch/fifo"
+	expect EINVAL timeout 5 blksnap_ctl create "$scratch/fifo" 2048
+	ln -s loop "$scratch/loop"
+	undo rm "$scratch/loop"
+	expect ELOOP ctl create "$scratch/loop" 2048
+}
+
+storage_in_use()
+{
+	local dev where
+
+	new_storage
+	exec 8>>"$storage"
+	expect ETXTBSY ctl create "$storage" 2048
+	exec 8>&-
+	create "$storage" 2048
+	expect ETXTBSY ctl create "$storage" 2048
+	cp "$(command -v sleep)" "$scratch/program"
+	undo rm -f "$scratch/program"
+	background "$scratch/program" 1000
+	eventually expect_running
+	expect ETXTBSY ctl create "$scratch/program" 2048
+
+	null_blk 16; dev=$REPLY
+	make_fs ext4 "$dev"
+	mounted "$dev"; where=$REPLY
+	expect EBUSY ctl create "$dev" 0
+	umount "$where"
+	create "$dev" 0
+	expect EBUSY ctl create "$dev" 0
+	# It was opened exclusively, so it cannot be mounted.
+	if mount "$dev" "$where" 2>/dev/null; then
+		wrong "a storage could be mounted"
+	fi
+}
+
+expect_running()
+{
+	[ "$(readlink "/proc/$!/exe")" = "$scratch/program" ]
+}
+
+# refused_storage STORAGE SECTORS DEV...: it is on each of the devices.
+refused_storage()
+{
+	local storage=$1 sectors=$2 dev
+
+	shift 2
+	create "$storage" "$sectors"
+	for dev; do
+		expect EDEADLK ctl add "$dev" "$snapshot"
+	done
+	ctl destroy "$snapshot"
+}
+
+storage_on_origin()
+{
+	local disk one two where
+
+	partitioned 64; disk=$REPLY one=${REPLY}p1 two=${REPLY}p2
+	attach "$disk"
+	attach "$one"
+	attach "$two"
+	# A file, an unnamed file.
+	make_fs ext4 "$one"
+	mounted "$one"; where=$REPLY
+	: >"$where/storage"
+	refused_storage "$where/storage" 2048 "$one" "$disk"
+	refused_storage "$where" 2048 "$one" "$disk"
+	# On the other partition it may be.
+	create "$where/storage" 2048
+	ctl add "$two" "$snapshot"
+	ctl destroy "$snapshot"
+	umount "$where"
+	# The device, its partition, and the disk of it.
+	refused_storage "$disk" 0 "$disk" "$one" "$two"
+	refused_storage "$one" 0 "$disk" "$one"
+	create "$one" 0
+	ctl add "$two" "$snapshot"
+	ctl take "$snapshot"
+}
+
+storage_by_loop()
+{
+	local dev where loop
+
+	null_blk 64; dev=$REPLY
+	make_fs ext4 "$dev"
+	mounted "$dev"; where=$REPLY
+	truncate -s 16M "$where/file"
+	loop_on "$where/file"; loop=$REPLY
+	attach "$dev"
+	refused_storage "$loop" 0 "$dev"
+}
+
+storage_by_dm()
+{
+	local dev dm
+
+	null_blk 64; dev=$REPLY
+	dm_linear blksnap-above "$dev" 0 65536; dm=$REPLY
+	attach "$dev"
+	refused_storage "$dm" 0 "$dev"
+}
+
+map_range()
+{
+	local dev count sectors
+
+	null_blk 4; dev=$REPLY
+	attach "$dev"
+	count=$(ctl cbtinfo "$dev" | sed -n 's/^block_count //p')
+	sectors=$(($(size_of "$dev") / 512))
+	equal "$count" "$(ctl cbtmap "$dev" 0 "$count" | wc -l)" "bytes of the map"
+	equal 1 "$(ctl cbtmap "$dev" $((count - 1)) 1 | wc -l)" "bytes of the map"
+	expect ENODATA ctl cbtmap "$dev" "$count" 1
+	expect ENODATA ctl cbtmap "$dev" 0 $((count + 1))
+	expect ENODATA ctl cbtmap "$dev" $((count - 1)) 2
+	expect ENODATA ctl cbtmap "$dev" 1 0xffffffff
+	expect ENODATA ctl cbtmap "$dev" 0xffffffff 1
+	expect ENODATA ctl cbtmap "$dev" 0xffffffff 0xffffffff
+	expect ERANGE ctl cbtdirty "$dev" "$sectors:1"
+	expect ERANGE ctl cbtdirty "$dev" "0:$((sectors + 1))"
+	expect ERANGE ctl cbtdirty "$dev" 0xffffffffffffffff:2
+	expect ERANGE ctl cbtdirty "$dev" 2:0xffffffffffffffff
+	ctl cbtdirty "$dev" "0:$sectors"
+}
+
+# What was refused above holds nothing.
+nothing_left()
+{
+	equal "" "$(ctl collect)" "the snapshots"
+	is_module || skip "the driver is built in"
+	rmmod blksnap
+	load
+}
+
+run_cases \
+	"not a block device" not_a_block_device \
+	"names of filters" names \
+	"lengths of arguments" lengths \
+	"pointers" pointers \
+	"create that cannot return the id" create_unwritable \
+	"event that cannot be returned" event_unwritable \
+	"callers without privilege" unprivileged \
+	"unknown snapshots" unknown_ids \
+	"calls in the wrong order" order \
+	"zoned device" zoned \
+	"limits of the storage" limits \
+	"paths of the storage" paths \
+	"storage that is in use" storage_in_use \
+	"storage on a device of the snapshot" storage_on_origin \
+	"storage on a loop device on a device of the snapshot" storage_by_loop \
+	"storage on a dm device on a device of the snapshot" storage_by_dm \
+	"ranges of the change map" map_range \
+	"nothing is left" nothing_left

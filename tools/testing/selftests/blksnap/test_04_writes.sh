@@ -1,0 +1,216 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck disable=SC2317,SC2329
+#
+# The image survives everything that changes the media, not just plain writes.
+
+# shellcheck source=blksnap_lib.sh
+. "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
+
+readonly SIZE=8
+
+# begin DEV: sets $image and $old
+begin()
+{
+	old=$scratch/old
+	filled "$1" $SIZE "$old"
+	snapshot_of "$1"
+	image=$(image_of "$1")
+}
+
+# changed DEV: the device is not what it was, and the image still is
+changed()
+{
+	uncache "$1"
+	same "$image" "$old"
+	if ctl same "$1" "$old" >/dev/null; then
+		wrong "the device has not changed"
+	fi
+	equal 0 "$(error_of "$1")" "the snapshot's error"
+}
+
+# zeroes DEV OFFSET BYTES: they are there
+zeroes()
+{
+	head -c "$3" /dev/zero >"$scratch/zeroes"
+	same "$1" "$scratch/zeroes" "$2"
+}
+
+discard_on()
+{
+	local dev=$1
+
+	begin "$dev"
+	blkdiscard -f -o $((1 << 20)) -l $((1 << 20)) "$dev" 2>/dev/null ||
+		skip "no discard on $dev"
+	changed "$dev"
+	# From the middle of a chunk to the middle of another, in part saved already.
+	blkdiscard -f -o $(((1 << 20) + (512 << 10) - 4096)) \
+		-l $(((2 << 20) + 8192)) "$dev"
+	changed "$dev"
+	put direct $((3 << 20)) 4096 "$dev"
+	changed "$dev"
+	# All of it at once.
+	blkdiscard -f "$dev"
+	changed "$dev"
+	put direct 0 $((SIZE << 20)) "$dev"
+	changed "$dev"
+}
+
+zero_on()
+{
+	local dev=$1
+
+	begin "$dev"
+	blkdiscard -f -z -o $((1 << 20)) -l $(((1 << 20) + 4096)) "$dev"
+	changed "$dev"
+	zeroes "$dev" $((1 << 20)) $(((1 << 20) + 4096))
+	# Punching a hole may deallocate, zeroing a range may not.
+	fallocate -p -o $((4 << 20)) -l $((1 << 20)) "$dev"
+	changed "$dev"
+	zeroes "$dev" $((4 << 20)) $((1 << 20))
+	fallocate -z -o $((6 << 20)) -l 8192 "$dev"
+	changed "$dev"
+	zeroes "$dev" $((6 << 20)) 8192
+	blkdiscard -f -z "$dev"
+	changed "$dev"
+}
+
+discard_null_blk()
+{
+	null_blk $SIZE discard=1
+	discard_on "$REPLY"
+}
+
+discard_brd()
+{
+	brd $SIZE
+	discard_on "$REPLY"
+}
+
+discard_loop()
+{
+	loop $SIZE
+	discard_on "$REPLY"
+}
+
+# Discarding 512 MiB at once has to save that in bounded pieces; more than what was
+# written there needs no space in a storage that is allocated as it grows.
+discard_disk()
+{
+	disk 0
+	discard_on "$REPLY"
+}
+
+zero_null_blk()
+{
+	null_blk $SIZE
+	zero_on "$REPLY"
+}
+
+zero_brd()
+{
+	brd $SIZE
+	zero_on "$REPLY"
+}
+
+zero_loop()
+{
+	loop $SIZE
+	zero_on "$REPLY"
+}
+
+zero_dm()
+{
+	loop $SIZE
+	dm_linear blksnap-zero "$REPLY" 0 $((SIZE << 11))
+	zero_on "$REPLY"
+}
+
+secure_erase()
+{
+	local dev=${BLKSNAP_DISKS%% *}
+
+	[ -n "$dev" ] && [ -b "$dev" ] || skip "no spare disk"
+	disk 0; dev=$REPLY
+	begin "$dev"
+	blkdiscard -f -s -o $((1 << 20)) -l $((1 << 20)) "$dev" 2>/dev/null ||
+		skip "no secure erase on $dev"
+	changed "$dev"
+}
+
+# Flush and FUA
+synchronous()
+{
+	local dev
+
+	null_blk $SIZE fua=1 cache_size=1; dev=$REPLY
+	begin "$dev"
+	put direct,dsync 4096 512 "$dev"
+	changed "$dev"
+	put dsync $((1 << 20)) 65536 "$dev"
+	changed "$dev"
+	dd if=/dev/zero of="$dev" bs=64k count=16 seek=32 oflag=direct conv=notrunc,fsync \
+		status=none
+	changed "$dev"
+	dd if=/dev/zero of="$dev" bs=1M count=2 seek=5 conv=notrunc,fdatasync status=none
+	changed "$dev"
+}
+
+# It is refused where it would wait, and never loses anything.
+nowait()
+{
+	local dev
+
+	null_blk $SIZE irqmode=2 completion_nsec=1000000; dev=$REPLY
+	begin "$dev"
+	ctl nowait "$dev" 0 $((4 << 20))
+	same "$image" "$old"
+	# What is saved passes.
+	put direct $((4 << 20)) $((4 << 20)) "$dev"
+	ctl nowait "$dev" $((4 << 20)) $((5 << 20)) | tee "$scratch/nowait"
+	grep -qx 'refused 0' "$scratch/nowait"
+	changed "$dev"
+}
+
+# A page that was mapped before the take is written back after it.
+mapped()
+{
+	local dev
+
+	need fio
+	null_blk $SIZE; dev=$REPLY
+	begin "$dev"
+	fio --name=mmap --filename="$dev" --rw=randwrite --ioengine=mmap --bs=4k \
+		--size=${SIZE}M --io_size=2M --end_fsync=1 >/dev/null
+	changed "$dev"
+}
+
+# io_uring with many writes at once, and vectors of many pages
+many_at_once()
+{
+	local dev
+
+	need fio
+	null_blk $SIZE irqmode=2 completion_nsec=500000; dev=$REPLY
+	begin "$dev"
+	fio --name=many --filename="$dev" --rw=randwrite --ioengine=io_uring --direct=1 \
+		--bsrange=512-64k --bs_unaligned --size=${SIZE}M --io_size=8M \
+		--iodepth=64 >/dev/null
+	changed "$dev"
+}
+
+run_cases \
+	"discard on null_blk" discard_null_blk \
+	"discard on brd" discard_brd \
+	"discard on loop" discard_loop \
+	"discard on the spare disk" discard_disk \
+	"zeroes on null_blk" zero_null_blk \
+	"zeroes on brd" zero_brd \
+	"zeroes on loop" zero_loop \
+	"zeroes on dm" zero_dm \
+	"secure erase" secure_erase \
+	"flush and FUA" synchronous \
+	"writes that do not wait" nowait \
+	"writes by mmap" mapped \
+	"many writes at once" many_at_once
