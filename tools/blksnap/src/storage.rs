@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! How much a difference storage may take by default.
+//! What can be a difference storage, and how much it may take.
 
 use std::fs::File;
 use std::io;
+use std::io::Read;
 use std::io::Seek;
 use std::io::SeekFrom;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -18,6 +20,46 @@ use crate::error::Operation;
 use crate::error::Result;
 use crate::size::Bytes;
 use crate::size::Sectors;
+
+/// How much of the start of a block device is looked at for data.
+const LOOK_AT: usize = 1 << 20;
+
+/// Refuses a file or block device that holds data, since the snapshot would
+/// overwrite it.
+///
+/// A file must have no data in it, as one from `fallocate` or `truncate`; a
+/// block device must begin with 1 MiB of zeroes.
+pub fn refuse_data(store: &Path) -> Result<()> {
+    let refused = |error: io::Error| Error::from_io(Operation::Create, &error).on(store);
+
+    let kind = std::fs::metadata(store).map_err(refused)?.file_type();
+    if !(kind.is_file() || kind.is_block_device()) {
+        return Ok(());
+    }
+    let file = File::open(store).map_err(refused)?;
+    let holds_data = if kind.is_file() {
+        match rustix::fs::seek(file.as_fd(), rustix::fs::SeekFrom::Data(0)) {
+            Ok(_) => true,
+            // No data after the start.
+            Err(Errno::NXIO) => false,
+            Err(errno) => return Err(refused(errno.into())),
+        }
+    } else {
+        let mut start = Vec::with_capacity(LOOK_AT);
+        file.take(LOOK_AT as u64)
+            .read_to_end(&mut start)
+            .map_err(refused)?;
+        start.iter().any(|byte| *byte != 0)
+    };
+    if !holds_data {
+        return Ok(());
+    }
+    Err(
+        Error::new(Operation::Create, "it holds data, which would be lost")
+            .on(store)
+            .remedied_by("name a directory or something empty, or say --overwrite"),
+    )
+}
 
 /// The limit to create a snapshot with: `wanted`, or by default
 ///
@@ -76,6 +118,23 @@ mod tests {
         let limit = limit(temp.path(), None).unwrap().0 as f64;
         // Others write to the filesystem meanwhile.
         assert!((0.4..0.6).contains(&(limit / free)), "{limit} of {free}");
+    }
+
+    #[test]
+    fn data_is_not_overwritten() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("store");
+        refuse_data(temp.path()).unwrap();
+
+        let file = File::create(&path).unwrap();
+        refuse_data(&path).unwrap();
+        file.set_len(1 << 20).unwrap();
+        refuse_data(&path).unwrap();
+
+        std::fs::write(&path, "the only copy").unwrap();
+        let error = refuse_data(&path).unwrap_err();
+        assert!(error.to_string().contains("holds data"), "{error}");
+        assert!(error.remedy().unwrap().contains("--overwrite"));
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use blksnap::storage;
 use blksnap::Bytes;
+use blksnap::Sectors;
 use blksnap::Uuid;
 use clap::Parser;
 
@@ -187,6 +189,10 @@ pub struct Store {
     #[arg(long, value_name = "PATH")]
     pub store: PathBuf,
 
+    /// Use a file or block device as the store though it holds data
+    #[arg(long)]
+    pub overwrite: bool,
+
     /// How much it may take, such as 512M or 10G
     ///
     /// In bytes, or with K, M, G, T or P for powers of 1024. When it is used
@@ -194,6 +200,16 @@ pub struct Store {
     /// half the free space of the filesystem, or all of the block device.
     #[arg(long, value_name = "SIZE")]
     pub limit: Option<Bytes>,
+}
+
+impl Store {
+    /// Checks the store, and gives the limit to create the snapshot with.
+    pub fn checked_limit(&self) -> blksnap::Result<Sectors> {
+        if !self.overwrite {
+            storage::refuse_data(&self.store)?;
+        }
+        storage::limit(&self.store, self.limit)
+    }
 }
 
 const SNAPSHOT_ABOUT: &str = "\

@@ -11,7 +11,6 @@ use blksnap::device;
 use blksnap::device::Attachment;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
-use blksnap::storage;
 use blksnap::Control;
 use blksnap::Device;
 use blksnap::Error;
@@ -96,7 +95,7 @@ pub fn detach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
 
 pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8> {
     check_devices(devices)?;
-    let limit = storage::limit(&store.store, store.limit)?;
+    let limit = store.checked_limit()?;
     let control = Control::open()?;
     let id = control.create(&store.store, limit)?;
     for path in devices {

@@ -12,7 +12,6 @@ use blksnap::guardian;
 use blksnap::guardian::Guarded;
 use blksnap::kernel::Linux;
 use blksnap::run;
-use blksnap::storage;
 use blksnap::Error;
 use blksnap::Result;
 use blksnap::Sectors;
@@ -24,7 +23,7 @@ use super::output::Output;
 pub fn snapshot(output: &Output, args: Snapshot) -> Result<u8> {
     check_devices(&args.devices)?;
     let request = run::Request {
-        limit: storage::limit(&args.store.store, args.store.limit)?,
+        limit: args.store.checked_limit()?,
         devices: args.devices,
         store: args.store.store,
         detach: args.detach,
