@@ -44,15 +44,28 @@ struct blk_filter_write {
 
 #define BLK_FILTER_MIN_WRITES	64
 
+/* How long to wait for writes that are on their way, in jiffies. */
+#define BLK_FILTER_TIMEOUT	(30 * HZ)
+
 static mempool_t *blk_filter_writes;
 
 static void blk_filter_retry_work(struct work_struct *work);
 
-/* Writes that found no memory to be counted with, for a try that may sleep. */
+/*
+ * Writes to be submitted again: there was no memory to count them, or they were
+ * held back while writes were waited for. The lock is also that of
+ * gendisk::filtered_gate and filtered_held.
+ */
 static struct bio_list blk_filter_retry_list;
 static DEFINE_SPINLOCK(blk_filter_retry_lock);
 static DECLARE_WORK(blk_filter_retry, blk_filter_retry_work);
 static struct workqueue_struct *blk_filter_wq;
+
+static void blk_filter_uncount(struct gendisk *disk)
+{
+	if (atomic_dec_and_test(&disk->filtered_writes))
+		wake_up_var(&disk->filtered_writes);
+}
 
 static void blk_filter_end_write(struct bio *bio)
 {
@@ -64,34 +77,58 @@ static void blk_filter_end_write(struct bio *bio)
 	mempool_free(write, blk_filter_writes);
 
 	/* The disk may go as soon as the bio has ended. */
-	if (atomic_dec_and_test(&disk->filtered_writes))
-		wake_up_var(&disk->filtered_writes);
+	blk_filter_uncount(disk);
 
 	/* Not ->bi_end_io(): a chained bio is completed in bio_endio() only. */
 	bio_endio(bio);
 }
 
-/* Returns %true if the bio was put off, because memory is short. */
+static void blk_filter_put_off(struct bio *bio)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&blk_filter_retry_lock, flags);
+	bio_list_add(&blk_filter_retry_list, bio);
+	spin_unlock_irqrestore(&blk_filter_retry_lock, flags);
+	queue_work(blk_filter_wq, &blk_filter_retry);
+}
+
+/* Holds a write back if the gate is closed. */
+static bool blk_filter_hold(struct gendisk *disk, struct bio *bio)
+{
+	guard(spinlock_irqsave)(&blk_filter_retry_lock);
+	if (!disk->filtered_gate)
+		return false;
+	bio_list_add(&disk->filtered_held, bio);
+	return true;
+}
+
+/* Returns %true if the bio is not to be submitted now. */
 static bool blk_filter_count_write(struct bio *bio)
 {
 	struct gendisk *disk = bio->bi_bdev->bd_disk;
 	struct blk_filter_write *write = bio->bi_private;
-	unsigned long flags;
 
-	/* What remains of a bio that was split is counted already. */
+	/*
+	 * What remains of a bio that its driver has split is counted already.
+	 * It must not be held back: the part that is on its way ends with it.
+	 */
 	if (bio->bi_end_io == blk_filter_end_write && write->disk == disk)
 		return false;
 
 	write = mempool_alloc(blk_filter_writes, GFP_NOWAIT);
 	if (unlikely(!write)) {
-		if (bio->bi_opf & REQ_NOWAIT) {
-			bio_wouldblock_error(bio);
-			return true;
-		}
-		spin_lock_irqsave(&blk_filter_retry_lock, flags);
-		bio_list_add(&blk_filter_retry_list, bio);
-		spin_unlock_irqrestore(&blk_filter_retry_lock, flags);
-		queue_work(blk_filter_wq, &blk_filter_retry);
+		blk_filter_put_off(bio);
+		return true;
+	}
+
+	atomic_inc(&disk->filtered_writes);
+	/* Pairs with the barrier in blk_filter_close_gate(). */
+	smp_mb__after_atomic();
+	if (unlikely(READ_ONCE(disk->filtered_gate)) &&
+	    blk_filter_hold(disk, bio)) {
+		mempool_free(write, blk_filter_writes);
+		blk_filter_uncount(disk);
 		return true;
 	}
 
@@ -100,7 +137,6 @@ static bool blk_filter_count_write(struct bio *bio)
 	write->private = bio->bi_private;
 	bio->bi_end_io = blk_filter_end_write;
 	bio->bi_private = write;
-	atomic_inc(&disk->filtered_writes);
 	return false;
 }
 
@@ -120,6 +156,40 @@ static void blk_filter_retry_work(struct work_struct *work)
 			     blk_filter_writes);
 		blk_filter_resubmit_bio(bio);
 	}
+}
+
+static void blk_filter_open_gate(struct gendisk *disk)
+{
+	scoped_guard(spinlock_irq, &blk_filter_retry_lock) {
+		if (--disk->filtered_gate)
+			return;
+		bio_list_merge_init(&blk_filter_retry_list,
+				    &disk->filtered_held);
+	}
+	queue_work(blk_filter_wq, &blk_filter_retry);
+}
+
+/*
+ * Holds back new writes to a bio-based disk and waits for those on their way.
+ * That cannot be left to freezing the queue: when a driver has split a bio, what
+ * remains of it would wait outside, and the part inside does not end without it.
+ */
+static int blk_filter_close_gate(struct gendisk *disk)
+{
+	long left;
+
+	scoped_guard(spinlock_irq, &blk_filter_retry_lock)
+		WRITE_ONCE(disk->filtered_gate, disk->filtered_gate + 1);
+	/* A write either sees the gate closed, or is counted here. */
+	smp_mb();
+	left = ___wait_var_event(&disk->filtered_writes,
+				 ___wait_cond_timeout(!atomic_read(&disk->filtered_writes)),
+				 TASK_KILLABLE, 0, BLK_FILTER_TIMEOUT,
+				 __ret = schedule_timeout(__ret));
+	if (left > 0)
+		return 0;
+	blk_filter_open_gate(disk);
+	return left ? -EINTR : -ETIMEDOUT;
 }
 
 static bool blk_filter_bdev(struct block_device *bdev, struct bio *bio)
@@ -170,27 +240,29 @@ bool __blk_filter_bio(struct bio *bio)
  * @bdev: a block device
  * @memflags: filled for blk_filter_unfreeze()
  *
- * On return no bio is between the filters of @bdev's disk and its media: every
- * write that they have let pass is done, on bio-based devices too, and no
+ * On return no write is between the filters of @bdev's disk and its media: each
+ * one that they have let pass is done, on bio-based devices too, and no
  * filter's ->submit_bio() runs. New bios wait outside. May sleep; until
  * blk_filter_unfreeze() the caller must not wait for I/O to the disk, and its
  * allocations are GFP_NOIO.
  *
- * Return: 0, or -EINTR if the task was killed while writes were waited for;
- * then nothing is frozen.
+ * Whoever freezes several devices must begin with those that are stacked on
+ * others; else the writes to the ones on top wait for the ones below.
+ *
+ * Return: 0, -EINTR if the task was killed, or -ETIMEDOUT if the writes of a
+ * bio-based device were not done in 30 seconds; then nothing is frozen.
  */
 int blk_filter_freeze(struct block_device *bdev, unsigned int *memflags)
 {
 	struct gendisk *disk = bdev->bd_disk;
 	int ret;
 
-	*memflags = blk_mq_freeze_queue(disk->queue);
-	ret = wait_var_event_killable(&disk->filtered_writes,
-				      !atomic_read(&disk->filtered_writes));
-	if (ret) {
-		blk_mq_unfreeze_queue(disk->queue, *memflags);
-		return -EINTR;
+	if (!queue_is_mq(disk->queue)) {
+		ret = blk_filter_close_gate(disk);
+		if (ret)
+			return ret;
 	}
+	*memflags = blk_mq_freeze_queue(disk->queue);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(blk_filter_freeze);
@@ -203,7 +275,11 @@ EXPORT_SYMBOL_GPL(blk_filter_freeze);
  */
 void blk_filter_unfreeze(struct block_device *bdev, unsigned int memflags)
 {
-	blk_mq_unfreeze_queue(bdev->bd_disk->queue, memflags);
+	struct gendisk *disk = bdev->bd_disk;
+
+	blk_mq_unfreeze_queue(disk->queue, memflags);
+	if (!queue_is_mq(disk->queue))
+		blk_filter_open_gate(disk);
 }
 EXPORT_SYMBOL_GPL(blk_filter_unfreeze);
 
@@ -304,33 +380,41 @@ static bool blk_filter_in_flight(struct gendisk *disk)
 {
 	struct block_device *part;
 	unsigned long idx;
+	int cpu, writes = 0;
 
 	guard(rcu)();
 	xa_for_each(&disk->part_tbl, idx, part)
-		if (bdev_count_inflight(part))
-			return true;
-	return false;
+		for_each_possible_cpu(cpu)
+			writes += part_stat_local_read_cpu(part,
+							   in_flight[WRITE],
+							   cpu);
+	return writes > 0;
 }
 
 /*
  * What a bio-based driver took in before the disk's first filter was there is
- * not counted. Its statistics know of it, unless they are switched off.
+ * not counted. Its statistics know of it, unless they are switched off. New
+ * writes are held back, since they would be in the statistics too.
  */
 static int blk_filter_wait_uncounted(struct gendisk *disk)
 {
-	unsigned int memflags;
-	int ret = 0;
+	unsigned long end = jiffies + BLK_FILTER_TIMEOUT;
+	int ret;
 
 	if (queue_is_mq(disk->queue))
 		return 0;
 
-	memflags = blk_mq_freeze_queue(disk->queue);
+	ret = blk_filter_close_gate(disk);
+	if (ret)
+		return ret;
 	while (!ret && blk_filter_in_flight(disk)) {
 		schedule_timeout_killable(1);
 		if (fatal_signal_pending(current))
 			ret = -EINTR;
+		else if (time_after(jiffies, end))
+			ret = -ETIMEDOUT;
 	}
-	blk_mq_unfreeze_queue(disk->queue, memflags);
+	blk_filter_open_gate(disk);
 	return ret;
 }
 

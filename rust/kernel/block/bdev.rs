@@ -129,6 +129,12 @@ impl BlockDevice {
         unsafe { bindings::bdev_is_partition(self.as_raw()) }
     }
 
+    /// Whether the driver of the disk takes bios, not requests, as those that stack devices do.
+    pub fn is_bio_based(&self) -> bool {
+        // SAFETY: The queue of a disk is valid as long as the disk.
+        unsafe { (*(*self.disk()).queue).mq_ops.is_null() }
+    }
+
     /// Whether both are on the same disk and have sectors in common.
     pub fn overlaps(&self, other: &BlockDevice) -> bool {
         let range = |bdev: &BlockDevice| {
@@ -264,19 +270,25 @@ impl Drop for FrozenFs {
 
 /// Runs `f` while no I/O goes on to any of `devices`.
 ///
+/// They are frozen from the last to the first, those with bio-based drivers before the others: so
+/// that devices which are stacked on others come before these.
+///
 /// When `f` runs, every write that has passed the filters of the devices' disks is on the media,
 /// and new I/O waits outside. So `f` must not wait for I/O to them, and its allocations are
 /// `GFP_NOIO`. May sleep.
 ///
 /// # Errors
 ///
-/// [`EINTR`] if the task was killed while writes were waited for, [`ENOMEM`]; `f` has not run then.
+/// [`EINTR`] if the task was killed while writes were waited for, [`ETIMEDOUT`] if they took too
+/// long, [`ENOMEM`]; `f` has not run then.
 #[cfg(CONFIG_BLK_FILTER)]
 pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result<R> {
     let mut frozen = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
     let mut result = Ok(());
 
-    for bdev in devices {
+    let bio_based = devices.iter().rev().filter(|bdev| bdev.is_bio_based());
+    let others = devices.iter().rev().filter(|bdev| !bdev.is_bio_based());
+    for bdev in Iterator::chain(bio_based, others) {
         let mut flags = 0;
         // SAFETY: The device is valid by its type invariant.
         result = to_result(unsafe { bindings::blk_filter_freeze(bdev.as_raw(), &mut flags) });

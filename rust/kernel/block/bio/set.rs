@@ -113,6 +113,41 @@ unsafe impl Send for Inner {}
 // SAFETY: Allocation from a bio set is synchronised in C.
 unsafe impl Sync for Inner {}
 
+// Not generic and not inline, so that all code of the work item is in the kernel: it may run when
+// the module that has used it is gone.
+impl Inner {
+    #[inline(never)]
+    fn new(reserve: u32, front_pad: u32) -> Result<Pin<KBox<Self>>> {
+        KBox::try_pin_init(
+            try_pin_init!(Self {
+                // INVARIANT: The set is initialised here.
+                set <- Opaque::try_ffi_init(|slot: *mut bindings::bio_set| {
+                    // SAFETY: `slot` is valid for writes, and zeroes are what `bioset_init` wants.
+                    unsafe { slot.write_bytes(0, 1) };
+                    // SAFETY: `slot` points to a zeroed bio set that stays where it is.
+                    to_result(unsafe {
+                        bindings::bioset_init(
+                            slot,
+                            reserve,
+                            front_pad,
+                            bindings::BIOSET_NEED_BVECS as c_int,
+                        )
+                    })
+                }),
+                // INVARIANT: No bio has been allocated.
+                in_flight: Atomic::new(0),
+                drop_work <- new_work!("BioSet::drop"),
+            }? Error),
+            GFP_KERNEL,
+        )
+    }
+
+    #[inline(never)]
+    fn drop_later(this: Pin<KBox<Self>>) {
+        workqueue::system_long().enqueue(this);
+    }
+}
+
 impl WorkItem for Inner {
     type Pointer = Pin<KBox<Self>>;
 
@@ -152,28 +187,7 @@ impl<T: EndIo> BioSet<T> {
         // A bio comes at the alignment of its slab, which is that of a long long.
         const { assert!(align_of::<Private<T>>() <= align_of::<u64>()) };
 
-        let inner = KBox::try_pin_init(
-            try_pin_init!(Inner {
-                // INVARIANT: The set is initialised here.
-                set <- Opaque::try_ffi_init(|slot: *mut bindings::bio_set| {
-                    // SAFETY: `slot` is valid for writes, and zeroes are what `bioset_init` wants.
-                    unsafe { slot.write_bytes(0, 1) };
-                    // SAFETY: `slot` points to a zeroed bio set that stays where it is.
-                    to_result(unsafe {
-                        bindings::bioset_init(
-                            slot,
-                            reserve,
-                            Private::<T>::FRONT_PAD as u32,
-                            bindings::BIOSET_NEED_BVECS as c_int,
-                        )
-                    })
-                }),
-                // INVARIANT: No bio has been allocated.
-                in_flight: Atomic::new(0),
-                drop_work <- new_work!("BioSet::drop"),
-            }? Error),
-            GFP_KERNEL,
-        )?;
+        let inner = Inner::new(reserve, Private::<T>::FRONT_PAD as u32)?;
         // INVARIANT: The front pad is that.
         Ok(Self {
             inner: Some(inner),
@@ -306,7 +320,7 @@ impl<T: EndIo> Drop for BioSet<T> {
         // The last reference to the owner of a set is often that of I/O which is done, in a
         // context that must not sleep, as freeing a set does.
         if let Some(inner) = self.inner.take() {
-            workqueue::system().enqueue(inner);
+            Inner::drop_later(inner);
         }
     }
 }

@@ -11,7 +11,7 @@
 #   TMPDIR           where scratch files go; should be in memory
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
-# shellcheck source=../kselftest/ktap_helpers.sh
+# shellcheck source=/dev/null
 . "$here/../kselftest/ktap_helpers.sh"
 
 PATH=$here:$PATH:/usr/sbin:/sbin
@@ -181,7 +181,8 @@ expect()
 	fi
 	got=${got##*$'\n'}
 	if [ "$got" != "$want" ]; then
-		echo "line ${BASH_LINENO[0]}: $*: expected $want, got $got"
+		printf 'line %u: %.200s: expected %s, got %s\n' \
+			"${BASH_LINENO[0]}" "$*" "$want" "$got"
 		failures=$((failures + 1))
 	fi
 }
@@ -203,9 +204,8 @@ background()
 
 stop()
 {
-	kill -KILL "$1" 2>/dev/null
-	wait "$1" 2>/dev/null
-	return 0
+	kill -KILL "$1" 2>/dev/null || true
+	wait "$1" 2>/dev/null || true
 }
 
 # Tries a command for 10 s.
@@ -305,9 +305,12 @@ loop_remove()
 # dm NAME TABLE
 dm()
 {
+	local target
+
 	need dmsetup
-	dmsetup create --noudevsync --verifyudev "$1" --table "$2" ||
-		skip "no device mapper"
+	read -r _ _ target _ <<<"$2"
+	dmsetup targets 2>/dev/null | grep -q "^$target " || skip "no dm-$target"
+	dmsetup create --noudevsync --verifyudev "$1" --table "$2"
 	undo dm_remove "$1"
 	REPLY=/dev/dm-$(dmsetup info -c --noheadings -o minor "$1")
 }
@@ -464,6 +467,12 @@ filled()
 	ctl fill "$2" "$1" "$3"
 }
 
+# copy_of DEV COPY: the whole device
+copy_of()
+{
+	dd if="$1" of="$2" bs=1M iflag=direct status=none
+}
+
 # same DEV COPY [OFFSET]: the device has what the file has, from byte OFFSET on. It is
 # read past the page cache.
 same()
@@ -475,6 +484,19 @@ same()
 put()
 {
 	ctl put "$@"
+}
+
+# discard DEV [OPTION]...: what is in use is no obstacle
+discard()
+{
+	blkdiscard -f "$@" 2>"$scratch/blkdiscard" ||
+		{ cat "$scratch/blkdiscard"; return 1; }
+}
+
+# What the device says of a queue's limit
+limit_of()
+{
+	cat "/sys/block/${1#/dev/}/queue/$2"
 }
 
 # Nothing of the device or its image stays in the page cache.

@@ -13,7 +13,7 @@ readonly SIZE=8
 begin()
 {
 	old=$scratch/old
-	filled "$1" $SIZE "$old"
+	filled "$1" "$SIZE" "$old"
 	snapshot_of "$1"
 	image=$(image_of "$1")
 }
@@ -40,18 +40,16 @@ discard_on()
 {
 	local dev=$1
 
+	[ "$(limit_of "$dev" discard_max_bytes)" != 0 ] || skip "no discard on $dev"
 	begin "$dev"
-	blkdiscard -f -o $((1 << 20)) -l $((1 << 20)) "$dev" 2>/dev/null ||
-		skip "no discard on $dev"
+	discard "$dev" -o $((1 << 20)) -l $((1 << 20))
 	changed "$dev"
 	# From the middle of a chunk to the middle of another, in part saved already.
-	blkdiscard -f -o $(((1 << 20) + (512 << 10) - 4096)) \
-		-l $(((2 << 20) + 8192)) "$dev"
-	changed "$dev"
+	discard "$dev" -o $(((1 << 20) + (512 << 10) - 4096)) -l $(((2 << 20) + 8192))
 	put direct $((3 << 20)) 4096 "$dev"
 	changed "$dev"
 	# All of it at once.
-	blkdiscard -f "$dev"
+	discard "$dev" -l $((SIZE << 20))
 	changed "$dev"
 	put direct 0 $((SIZE << 20)) "$dev"
 	changed "$dev"
@@ -59,84 +57,94 @@ discard_on()
 
 zero_on()
 {
-	local dev=$1
+	local dev=$1 max
 
 	begin "$dev"
-	blkdiscard -f -z -o $((1 << 20)) -l $(((1 << 20) + 4096)) "$dev"
+	max=$(limit_of "$dev" write_zeroes_max_bytes)
+	discard "$dev" -z -o $((1 << 20)) -l $(((1 << 20) + 4096))
 	changed "$dev"
 	zeroes "$dev" $((1 << 20)) $(((1 << 20) + 4096))
-	# Punching a hole may deallocate, zeroing a range may not.
-	fallocate -p -o $((4 << 20)) -l $((1 << 20)) "$dev"
-	changed "$dev"
-	zeroes "$dev" $((4 << 20)) $((1 << 20))
-	fallocate -z -o $((6 << 20)) -l 8192 "$dev"
+	# Without a command for it, there are no holes.
+	if fallocate -p -o $((4 << 20)) -l $((1 << 20)) "$dev" 2>/dev/null; then
+		zeroes "$dev" $((4 << 20)) $((1 << 20))
+	elif [ "$max" != 0 ]; then
+		wrong "no hole could be punched"
+	fi
+	fallocate -n -z -o $((6 << 20)) -l 8192 "$dev"
 	changed "$dev"
 	zeroes "$dev" $((6 << 20)) 8192
-	blkdiscard -f -z "$dev"
+	discard "$dev" -z -l $((SIZE << 20))
 	changed "$dev"
 }
 
 discard_null_blk()
 {
-	null_blk $SIZE discard=1
+	null_blk "$SIZE" discard=1
 	discard_on "$REPLY"
 }
 
 discard_brd()
 {
-	brd $SIZE
+	brd "$SIZE"
 	discard_on "$REPLY"
 }
 
 discard_loop()
 {
-	loop $SIZE
+	loop "$SIZE"
 	discard_on "$REPLY"
 }
 
-# Discarding 512 MiB at once has to save that in bounded pieces; more than what was
-# written there needs no space in a storage that is allocated as it grows.
 discard_disk()
 {
 	disk 0
 	discard_on "$REPLY"
 }
 
+# One bio is about more than may be in memory at a time.
+discard_much()
+{
+	local dev mebibytes=96
+
+	null_blk "$mebibytes" discard=1; dev=$REPLY
+	old=$scratch/old
+	filled "$dev" "$SIZE" "$old"
+	attach "$dev"
+	new_storage
+	create "$storage" $(((mebibytes << 11) + 2048))
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+	image=$(image_of "$dev")
+	discard "$dev"
+	changed "$dev"
+}
+
 zero_null_blk()
 {
-	null_blk $SIZE
+	null_blk "$SIZE"
 	zero_on "$REPLY"
 }
 
-zero_brd()
+zero_disk()
 {
-	brd $SIZE
-	zero_on "$REPLY"
-}
-
-zero_loop()
-{
-	loop $SIZE
+	disk 0
 	zero_on "$REPLY"
 }
 
 zero_dm()
 {
-	loop $SIZE
+	disk 0
 	dm_linear blksnap-zero "$REPLY" 0 $((SIZE << 11))
 	zero_on "$REPLY"
 }
 
 secure_erase()
 {
-	local dev=${BLKSNAP_DISKS%% *}
-
-	[ -n "$dev" ] && [ -b "$dev" ] || skip "no spare disk"
-	disk 0; dev=$REPLY
-	begin "$dev"
-	blkdiscard -f -s -o $((1 << 20)) -l $((1 << 20)) "$dev" 2>/dev/null ||
-		skip "no secure erase on $dev"
-	changed "$dev"
+	disk 0
+	begin "$REPLY"
+	discard "$REPLY" -s -o $((1 << 20)) -l $((1 << 20)) ||
+		skip "no secure erase on $REPLY"
+	changed "$REPLY"
 }
 
 # Flush and FUA
@@ -144,7 +152,7 @@ synchronous()
 {
 	local dev
 
-	null_blk $SIZE fua=1 cache_size=1; dev=$REPLY
+	null_blk "$SIZE" fua=1 cache_size=1; dev=$REPLY
 	begin "$dev"
 	put direct,dsync 4096 512 "$dev"
 	changed "$dev"
@@ -162,7 +170,7 @@ nowait()
 {
 	local dev
 
-	null_blk $SIZE irqmode=2 completion_nsec=1000000; dev=$REPLY
+	null_blk "$SIZE" irqmode=2 completion_nsec=1000000; dev=$REPLY
 	begin "$dev"
 	ctl nowait "$dev" 0 $((4 << 20))
 	same "$image" "$old"
@@ -179,10 +187,10 @@ mapped()
 	local dev
 
 	need fio
-	null_blk $SIZE; dev=$REPLY
+	null_blk "$SIZE"; dev=$REPLY
 	begin "$dev"
 	fio --name=mmap --filename="$dev" --rw=randwrite --ioengine=mmap --bs=4k \
-		--size=${SIZE}M --io_size=2M --end_fsync=1 >/dev/null
+		--size="${SIZE}M" --io_size=2M --end_fsync=1 >/dev/null
 	changed "$dev"
 }
 
@@ -192,11 +200,11 @@ many_at_once()
 	local dev
 
 	need fio
-	null_blk $SIZE irqmode=2 completion_nsec=500000; dev=$REPLY
+	null_blk "$SIZE" irqmode=2 completion_nsec=500000; dev=$REPLY
 	begin "$dev"
 	fio --name=many --filename="$dev" --rw=randwrite --ioengine=io_uring --direct=1 \
-		--bsrange=512-64k --bs_unaligned --size=${SIZE}M --io_size=8M \
-		--iodepth=64 >/dev/null
+		--bsrange=512-64k --size="${SIZE}M" --io_size=8M --iodepth=64 \
+		>/dev/null
 	changed "$dev"
 }
 
@@ -205,9 +213,9 @@ run_cases \
 	"discard on brd" discard_brd \
 	"discard on loop" discard_loop \
 	"discard on the spare disk" discard_disk \
+	"discard of 96 MiB at once" discard_much \
 	"zeroes on null_blk" zero_null_blk \
-	"zeroes on brd" zero_brd \
-	"zeroes on loop" zero_loop \
+	"zeroes on the spare disk" zero_disk \
 	"zeroes on dm" zero_dm \
 	"secure erase" secure_erase \
 	"flush and FUA" synchronous \

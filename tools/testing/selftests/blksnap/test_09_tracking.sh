@@ -1,0 +1,277 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck disable=SC2317,SC2329
+#
+# The change map: what is not in it is missing in a backup.
+
+# shellcheck source=blksnap_lib.sh
+. "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
+
+cbt()
+{
+	ctl cbtinfo "$1" | sed -n "s/^$2 //p"
+}
+
+# map DEV: the blocks that are not 0, as BLOCK:NUMBER
+map()
+{
+	ctl cbtmap "$1" 0 "$(cbt "$1" block_count)" |
+		awk '$1 { printf "%s%d:%d", n++ ? " " : "", NR - 1, $1 }'
+}
+
+# next DEV: takes and destroys a snapshot
+next()
+{
+	take "$@"
+	ctl destroy "$snapshot"
+}
+
+info()
+{
+	local dev size block count
+
+	for size in 1 16; do
+		null_blk "$size"; dev=$REPLY
+		attach "$dev"
+		equal "$(size_of "$dev")" "$(cbt "$dev" capacity)" "the capacity"
+		block=$(cbt "$dev" block_size)
+		count=$(cbt "$dev" block_count)
+		[ $((block & (block - 1))) = 0 ]
+		[ "$block" -ge 512 ]
+		equal $((((size << 20) + block - 1) / block)) "$count" "the number of blocks"
+		equal 0 "$(cbt "$dev" number)" "the number of the newest snapshot"
+		[ "$(cbt "$dev" generation)" != 00000000-0000-0000-0000-000000000000 ]
+		equal "" "$(map "$dev")" "the map"
+	done
+}
+
+marks()
+{
+	local dev block last generation
+
+	null_blk 16 discard=1; dev=$REPLY
+	attach "$dev"
+	block=$(cbt "$dev" block_size)
+	last=$(($(cbt "$dev" block_count) - 1))
+	generation=$(cbt "$dev" generation)
+	put direct "$block" 4096 "$dev"
+	# What is seen is the map of the newest snapshot, and there was none.
+	equal "" "$(map "$dev")" "the map before the first snapshot"
+	next "$dev"
+	equal 1 "$(cbt "$dev" number)" "the number"
+	equal "1:1" "$(map "$dev")" "the map of the first snapshot"
+
+	put direct $((4 * block - 512)) 512 "$dev"
+	# Over a border, by one sector on either side
+	put direct $((11 * block - 512)) 1024 "$dev"
+	put direct $(((last + 1) * block - 512)) 512 "$dev"
+	dd if="$dev" of=/dev/null bs="$block" skip=20 count=5 iflag=direct status=none
+	equal "1:1" "$(map "$dev")" "the map is frozen"
+	next "$dev"
+	equal 2 "$(cbt "$dev" number)" "the number"
+	equal "1:1 3:2 10:2 11:2 $last:2" "$(map "$dev")" "the second map"
+
+	# One that is held sees nothing of what comes after it.
+	take "$dev"
+	put direct 0 $((2 * block)) "$dev"
+	equal 3 "$(cbt "$dev" number)" "the number"
+	equal "1:1 3:2 10:2 11:2 $last:2" "$(map "$dev")" "the third map"
+	ctl destroy "$snapshot"
+	equal "1:1 3:2 10:2 11:2 $last:2" "$(map "$dev")" "the third map later"
+	next "$dev"
+	equal "0:4 1:4 3:2 10:2 11:2 $last:2" "$(map "$dev")" "the fourth map"
+	equal "$generation" "$(cbt "$dev" generation)" "the generation"
+
+	# A part of the map
+	equal "2 0" "$(ctl cbtmap "$dev" 11 2 | tr '\n' ' ' | sed 's/ $//')" "two bytes"
+}
+
+# Every operation that changes the media
+operations()
+{
+	local dev block
+
+	null_blk 16 discard=1; dev=$REPLY
+	attach "$dev"
+	block=$(cbt "$dev" block_size)
+	next "$dev"
+	put buffered $((2 * block + 12345)) 1 "$dev"
+	uncache "$dev"
+	put direct,dsync $((4 * block)) 512 "$dev"
+	discard "$dev" -o $((6 * block)) -l $((2 * block))
+	discard "$dev" -z -o $((10 * block)) -l 4096
+	next "$dev"
+	equal "2:2 4:2 6:2 7:2 10:2" "$(map "$dev")" "the map"
+}
+
+# What a file system writes, and only that, makes the difference.
+restored()
+{
+	local dev where block number offset copy=$scratch/copy
+
+	null_blk 32; dev=$REPLY
+	make_fs ext4 "$dev"
+	attach "$dev"
+	block=$(cbt "$dev" block_size)
+	mounted "$dev"; where=$REPLY
+	take "$dev"
+	copy_of "$(image_of "$dev")" "$copy"
+	ctl destroy "$snapshot"
+	mkdir "$where/dir"
+	: >"$where/dir/file"
+	put buffered 100000 1000000 "$where/dir/file"
+	take "$dev"
+	offset=0
+	for number in $(ctl cbtmap "$dev" 0 "$(cbt "$dev" block_count)"); do
+		if [ "$number" -gt 1 ]; then
+			dd if="$(image_of "$dev")" of="$copy" bs="$block" count=1 \
+				skip="$offset" seek="$offset" conv=notrunc status=none
+		fi
+		offset=$((offset + 1))
+	done
+	same "$(image_of "$dev")" "$copy"
+	[ "$(map "$dev" | tr ' ' '\n' | grep -c ':2$')" -lt $((offset / 2)) ]
+}
+
+dirty()
+{
+	local dev sectors
+
+	null_blk 16; dev=$REPLY
+	attach "$dev"
+	sectors=$(($(cbt "$dev" block_size) / 512))
+	next "$dev"
+	next "$dev"
+	ctl cbtdirty "$dev" $((5 * sectors)):1 $((8 * sectors - 1)):2 0:0
+	# It is in the frozen map, as a change up to the newest snapshot…
+	equal "5:2 7:2 8:2" "$(map "$dev")" "the map"
+	# … and in the live one, as a change after it.
+	next "$dev"
+	equal "5:3 7:3 8:3" "$(map "$dev")" "the next map"
+	next "$dev"
+	equal "5:3 7:3 8:3" "$(map "$dev")" "the map after that"
+}
+
+generations()
+{
+	local dev first
+
+	null_blk 4; dev=$REPLY
+	attach "$dev"
+	first=$(cbt "$dev" generation)
+	next "$dev"
+	put direct 0 4096 "$dev"
+	next "$dev"
+	equal "$first" "$(cbt "$dev" generation)" "the generation"
+	ctl detach "$dev"
+	put direct 65536 4096 "$dev"
+	ctl attach "$dev"
+	[ "$(cbt "$dev" generation)" != "$first" ]
+	equal 0 "$(cbt "$dev" number)" "the number"
+	equal "" "$(map "$dev")" "the map"
+}
+
+# A take that fails does not use up a number.
+failed_take()
+{
+	local dev
+
+	null_blk 4; dev=$REPLY
+	attach "$dev"
+	next "$dev"
+	new_storage
+	create "$storage" 2048
+	expect ENODATA ctl take "$snapshot"
+	ctl add "$dev" "$snapshot"
+	ctl destroy "$snapshot"
+	equal 1 "$(cbt "$dev" number)" "the number"
+}
+
+# resized DEV: it has just become larger
+resized()
+{
+	local dev=$1
+
+	put direct 0 4096 "$dev"
+	put direct $((5 << 20)) 4096 "$dev"
+	next "$dev"
+	[ "$(cbt "$dev" generation)" != "$generation" ] ||
+		wrong "the generation has survived"
+	equal 1 "$(cbt "$dev" number)" "the number"
+	equal $((8 << 20)) "$(cbt "$dev" capacity)" "the capacity"
+	generation=$(cbt "$dev" generation)
+	put direct $((7 << 20)) 4096 "$dev"
+	next "$dev"
+	equal $(((7 << 20) / $(cbt "$dev" block_size))):2 "$(map "$dev")" "the map"
+	equal "$generation" "$(cbt "$dev" generation)" "the generation"
+}
+
+resize_loop()
+{
+	local dev file
+
+	loop 4; dev=$REPLY
+	file=$(losetup -nO BACK-FILE "$dev")
+	attach "$dev"
+	next "$dev"
+	generation=$(cbt "$dev" generation)
+	truncate -s 8M "$file"
+	losetup -c "$dev"
+	resized "$dev"
+}
+
+resize_dm()
+{
+	local dev under
+
+	null_blk 8; under=$REPLY
+	dm_linear blksnap-grow "$under" 0 8192; dev=$REPLY
+	attach "$dev"
+	next "$dev"
+	generation=$(cbt "$dev" generation)
+	dmsetup reload blksnap-grow --table "0 16384 linear $under 0"
+	dmsetup resume --noudevsync blksnap-grow
+	resized "$dev"
+}
+
+# The numbers end at 255; no client may mistake what comes then.
+rollover()
+{
+	local dev generation
+
+	null_blk 1; dev=$REPLY
+	attach "$dev"
+	generation=$(cbt "$dev" generation)
+	ctl cycle "$dev" "$scratch" 2048 253
+	equal 253 "$(cbt "$dev" number)" "the number"
+	put direct 65536 4096 "$dev"
+	ctl cycle "$dev" "$scratch" 2048 1
+	equal "1:254" "$(map "$dev")" "the map"
+	equal "$generation" "$(cbt "$dev" generation)" "the generation"
+	put direct 0 4096 "$dev"
+	ctl cycle "$dev" "$scratch" 2048 1
+	if [ "$(cbt "$dev" generation)" = "$generation" ]; then
+		# Then it has to be the last one.
+		equal 255 "$(cbt "$dev" number)" "the number"
+		equal "0:255 1:254" "$(map "$dev")" "the map"
+		ctl cycle "$dev" "$scratch" 2048 1
+	fi
+	[ "$(cbt "$dev" generation)" != "$generation" ]
+	equal 1 "$(cbt "$dev" number)" "the number"
+	put direct 131072 4096 "$dev"
+	ctl cycle "$dev" "$scratch" 2048 1
+	equal 2 "$(cbt "$dev" number)" "the number"
+	equal 2 "$(ctl cbtmap "$dev" 2 1)" "the block's number"
+}
+
+run_cases \
+	"numbers of the map" info \
+	"writes are marked, and the map is frozen at take" marks \
+	"all operations are marked" operations \
+	"a copy is brought up to date by the map" restored \
+	"blocks that are marked by hand" dirty \
+	"generations" generations \
+	"take that fails" failed_take \
+	"resized loop device" resize_loop \
+	"resized dm device" resize_dm \
+	"numbers that are used up" rollover

@@ -1,0 +1,407 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck disable=SC2317,SC2329
+#
+# Snapshots, images, devices and the module go in any order.
+
+# shellcheck source=blksnap_lib.sh
+. "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
+
+readonly SIZE=8
+
+# Destroying does not wait for anybody.
+destroy_soon()
+{
+	timeout 30 blksnap_ctl destroy "$snapshot"
+}
+
+destroy_mounted()
+{
+	local dev where
+
+	null_blk 16; dev=$REPLY
+	make_fs ext4 "$dev"
+	mounted "$dev"; where=$REPLY
+	: >"$where/file"
+	put buffered 0 $((4 << 20)) "$where/file"
+	snapshot_of "$dev"
+	mounted "$(image_of "$dev")" -o ro
+	head -c 4096 "$REPLY/file" >/dev/null
+	destroy_soon
+	if dd if="$REPLY/file" of=/dev/null bs=1M iflag=direct status=none 2>/dev/null; then
+		wrong "the image could still be read"
+	fi
+	# The next one is not in its way.
+	take "$dev"
+	e2fsck -fn "$(image_of "$dev")"
+	umount "$REPLY"
+	put buffered 0 4096 "$where/file"
+	destroy_soon
+}
+
+read_on()
+{
+	while dd if="$1" of=/dev/null bs=64k iflag=direct status=none; do
+		:
+	done
+}
+
+destroy_while_read()
+{
+	local dev i old=$scratch/old
+
+	null_blk "$SIZE" irqmode=2 completion_nsec=500000; dev=$REPLY
+	attach "$dev"
+	for i in 1 2 3; do
+		filled "$dev" "$SIZE" "$old"
+		take "$dev"
+		put direct 0 $((4 << 20)) "$dev"
+		read_on "$(image_of "$dev")" 2>/dev/null &
+		read_on "$(image_of "$dev")" 2>/dev/null &
+		sleep 0.3
+		destroy_soon
+		timeout 30 tail --pid=$! -f /dev/null
+		wait
+	done
+}
+
+destroy_while_written()
+{
+	local dev i
+
+	null_blk "$SIZE" irqmode=2 completion_nsec=500000; dev=$REPLY
+	attach "$dev"
+	for i in 1 2 3; do
+		filled "$dev" "$SIZE" "$scratch/new"
+		take "$dev"
+		put direct 0 $((SIZE << 20)) "$dev" "$scratch/new" &
+		sleep 0.1
+		destroy_soon
+		wait $!
+		same "$dev" "$scratch/new"
+	done
+}
+
+destroy_open()
+{
+	local dev image first
+
+	null_blk "$SIZE"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/old"
+	snapshot_of "$dev"
+	first=$(image_of "$dev")
+	exec 7<"$first"
+	destroy_soon
+	[ ! -e "$first" ]
+	take "$dev"
+	image=$(image_of "$dev")
+	# Nobody can take an old image for the new one.
+	[ "$first" != "$image" ]
+	# Nothing or an error, but no data
+	equal 0 "$(head -c 4096 2>/dev/null <&7 | wc -c)" "bytes of the first image"
+	same "$image" "$scratch/old"
+	if is_module; then
+		destroy_soon
+		ctl detach "$dev"
+		# The image that is open belongs to the module.
+		if rmmod blksnap 2>/dev/null; then
+			wrong "the module was unloaded with an image open"
+			load
+		fi
+	fi
+	exec 7<&-
+}
+
+# event_of_removal DEVICE-NUMBER
+event_of_removal()
+{
+	ctl wait "$snapshot" 5000 | tee "$scratch/event"
+	grep -qx 'code 0' "$scratch/event" || wrong "the event's code"
+	grep -qx "device $1" "$scratch/event" || wrong "the event's device is not $1"
+	grep -qx 'error -[1-9][0-9]*' "$scratch/event" || wrong "the event's error"
+}
+
+# The device goes while its snapshot is held.
+removed()
+{
+	local dev other image number
+
+	null_blk "$SIZE"; dev=$REPLY
+	null_blk "$SIZE"; other=$REPLY
+	filled "$dev" "$SIZE" "$scratch/old"
+	filled "$other" "$SIZE" "$scratch/other"
+	number=$((0x$(stat -c %t "$dev"))):$((0x$(stat -c %T "$dev")))
+	snapshot_of "$dev" "$other"
+	image=$(image_of "$dev")
+	put direct 0 $((2 << 20)) "$dev"
+	exec 7<"$dev"
+	timeout 60 bash -c "echo 0 >/sys/kernel/config/nullb/${dev#/dev/}/power"
+	[ ! -e "$dev" ]
+	event_of_removal "$number"
+	# There is no filter any more, or it says that something is wrong.
+	if [ "$(error_of fd:7 2>/dev/null)" = 0 ]; then
+		wrong "the snapshot says that all is well"
+	fi
+	expect EIO ctl same "$image" "$scratch/old"
+	# The other device has nothing to do with it.
+	put direct 0 $((1 << 20)) "$other"
+	same "$(image_of "$other")" "$scratch/other"
+	destroy_soon
+	exec 7<&-
+	ctl detach "$other"
+}
+
+# It goes after it was added and before the take.
+removed_early()
+{
+	local dev
+
+	null_blk 1; dev=$REPLY
+	ctl attach "$dev"
+	new_storage
+	create "$storage" 2048
+	ctl add "$dev" "$snapshot"
+	timeout 60 bash -c "echo 0 >/sys/kernel/config/nullb/${dev#/dev/}/power"
+	if ctl take "$snapshot"; then
+		wrong "a snapshot was taken of a device that is gone"
+	fi
+	destroy_soon
+}
+
+# It goes with the filter, without a snapshot.
+removed_attached()
+{
+	null_blk 1
+	ctl attach "$REPLY"
+	timeout 60 bash -c "echo 0 >/sys/kernel/config/nullb/${REPLY#/dev/}/power"
+}
+
+loop_detached()
+{
+	local dev image
+
+	loop "$SIZE"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/old"
+	snapshot_of "$dev"
+	image=$(image_of "$dev")
+	put direct 0 $((1 << 20)) "$dev"
+	# It goes when nobody uses it any more.
+	losetup -d "$dev"
+	if [ "$(error_of "$dev" 2>/dev/null)" = 0 ]; then
+		same "$image" "$scratch/old"
+	fi
+	destroy_soon
+}
+
+dm_failing()
+{
+	local dev image
+
+	null_blk "$SIZE"
+	dm_linear blksnap-fail "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/old"
+	snapshot_of "$dev"
+	image=$(image_of "$dev")
+	put direct 0 $((1 << 20)) "$dev"
+	dmsetup suspend --noudevsync --nolockfs blksnap-fail
+	dmsetup reload blksnap-fail --table "0 $((SIZE << 11)) error"
+	dmsetup resume --noudevsync blksnap-fail
+	expect EIO ctl same "$image" "$scratch/old"
+	expect EIO put direct $((4 << 20)) 4096 "$dev"
+	# The copy that could not be made is one that the image lacks.
+	[ "$(error_of "$dev")" -lt 0 ] || wrong "the snapshot says that all is well"
+	destroy_soon
+}
+
+storage_failing()
+{
+	local dev image under storage
+
+	null_blk "$SIZE"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/new"
+	null_blk "$SIZE"; under=$REPLY
+	dm_linear blksnap-storage "$under" 0 $((SIZE << 11)); storage=$REPLY
+	attach "$dev"
+	create "$storage" 0
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+	image=$(image_of "$dev")
+	dmsetup suspend --noudevsync --nolockfs blksnap-storage
+	dmsetup reload blksnap-storage --table "0 $((SIZE << 11)) error"
+	dmsetup resume --noudevsync blksnap-storage
+	put direct 0 $((4 << 20)) "$dev" "$scratch/new"
+	same "$dev" "$scratch/new"
+	eventually fails "$dev"
+	expect EIO ctl same "$image" "$scratch/new"
+	ctl wait "$snapshot" 1000 | grep -x 'code 0'
+	destroy_soon
+}
+
+fails()
+{
+	[ "$(error_of "$1")" -lt 0 ]
+}
+
+unloading()
+{
+	local dev
+
+	is_module || skip "the driver is built in"
+	null_blk 1; dev=$REPLY
+	attach "$dev"
+	expect_in_use
+	take "$dev"
+	expect_in_use
+	ctl destroy "$snapshot"
+	expect_in_use
+	ctl detach "$dev"
+	rmmod blksnap
+	[ ! -e /dev/blksnap-control ]
+	put direct 0 4096 "$dev"
+	load
+	expect ENOENT ctl detach "$dev"
+	attach "$dev"
+}
+
+expect_in_use()
+{
+	if rmmod blksnap 2>/dev/null; then
+		wrong "the module was unloaded while it was in use"
+		load
+	fi
+}
+
+# A snapshot without devices does not keep the module, and frees its storage.
+unloading_empty()
+{
+	is_module || skip "the driver is built in"
+	new_storage
+	ctl create "$storage" 2048
+	if rmmod blksnap; then
+		load
+		dd if=/dev/null of="$storage" conv=notrunc status=none
+	fi
+	for id in $(ctl collect); do
+		ctl destroy "$id"
+	done
+}
+
+rounds()
+{
+	local dev i image
+
+	null_blk 2; dev=$REPLY
+	filled "$dev" 2 "$scratch/old"
+	new_storage
+	undo detach "$dev"
+	for ((i = 0; i < 20; i++)); do
+		ctl attach "$dev"
+		create "$storage" 8192
+		ctl add "$dev" "$snapshot"
+		ctl take "$snapshot"
+		image=$(image_of "$dev")
+		cp "$scratch/old" "$scratch/then"
+		put direct $((i * 65536)) 65536 "$dev" "$scratch/old"
+		same "$image" "$scratch/then"
+		ctl destroy "$snapshot"
+		ctl detach "$dev"
+	done
+}
+
+# Many at a time
+crowd()
+{
+	local devs=() i
+
+	for i in 0 1 2 3 4 5 6 7; do
+		null_blk 1
+		devs[i]=$REPLY
+		filled "$REPLY" 1 "$scratch/old$i"
+	done
+	for i in "${devs[@]}"; do
+		attach "$i"
+	done
+	take "${devs[@]}"
+	for i in "${devs[@]}"; do
+		put direct 0 $((1 << 20)) "$i" &
+	done
+	wait
+	for i in 0 1 2 3 4 5 6 7; do
+		same "$(image_of "${devs[i]}")" "$scratch/old$i"
+	done
+	for i in "${devs[@]}"; do
+		equal 0 "$(error_of "$i")" "the snapshot's error"
+	done
+}
+
+# Everybody at everything, in no order; all that counts is that nothing is left.
+chaos()
+{
+	local dev i id
+
+	null_blk 2; dev=$REPLY
+	undo detach "$dev"
+	for i in 1 2 3; do
+		attach_and_detach &
+		take_and_destroy &
+		write_all_over &
+	done >/dev/null 2>&1
+	wait
+	for id in $(ctl collect); do
+		ctl destroy "$id"
+	done
+}
+
+attach_and_detach()
+{
+	local i
+
+	trap - ERR
+	set +e
+	for ((i = 0; i < 15; i++)); do
+		ctl attach "$dev"
+		ctl detach "$dev"
+	done
+}
+
+take_and_destroy()
+{
+	local i id
+
+	trap - ERR
+	set +e
+	for ((i = 0; i < 10; i++)); do
+		id=$(ctl create "$scratch" 4096)
+		ctl attach "$dev"
+		ctl add "$dev" "$id"
+		ctl take "$id"
+		ctl info "$dev"
+		ctl destroy "$id"
+	done
+}
+
+write_all_over()
+{
+	local i
+
+	for ((i = 0; i < 10; i++)); do
+		put direct 0 $((2 << 20)) "$dev"
+	done
+}
+
+run_cases \
+	"destroy while the image is mounted" destroy_mounted \
+	"destroy while the image is read" destroy_while_read \
+	"destroy while the device is written" destroy_while_written \
+	"destroy while the image is open" destroy_open \
+	"device that is removed while in a snapshot" removed \
+	"device that is removed before the take" removed_early \
+	"device that is removed with the filter" removed_attached \
+	"loop device that is detached" loop_detached \
+	"device that fails" dm_failing \
+	"storage that fails" storage_failing \
+	"unloading the module" unloading \
+	"unloading it with a snapshot without devices" unloading_empty \
+	"20 rounds" rounds \
+	"eight devices" crowd \
+	"everything at once" chaos
