@@ -127,7 +127,7 @@ struct State {
 /// The difference area of a device.
 #[pin_data]
 pub(crate) struct Area {
-    origin: BdevFile,
+    origin: Arc<BdevFile>,
     geometry: Geometry,
     max_copies: usize,
     max_copy_bytes: usize,
@@ -163,7 +163,7 @@ impl_has_work! {
 
 /// What an [`Area`] needs.
 pub(crate) struct Config {
-    pub(crate) origin: BdevFile,
+    pub(crate) origin: Arc<BdevFile>,
     pub(crate) geometry: Geometry,
     pub(crate) max_copy_bytes: usize,
     pub(crate) storage: Arc<Storage>,

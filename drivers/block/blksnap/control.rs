@@ -103,11 +103,17 @@ fn create(arg: usize) -> Result {
         .ok_or(EINVAL)?;
     let path = UserPtr::from_addr(usize::try_from(from.read::<u64>()?)?);
 
-    let mut buffer = KVec::from_elem(0, uapi::PATH_MAX as usize, GFP_KERNEL)?;
+    // A path that is cut off is not the one that was meant.
+    const MAX: usize = uapi::PATH_MAX as usize;
+    let mut buffer = KVec::from_elem(0, MAX + 1, GFP_KERNEL)?;
     let path = UserSlice::new(path, buffer.len())
         .reader()
-        .strcpy_into_buf(&mut buffer)
-        .map_err(|e| if e == EINVAL { ENAMETOOLONG } else { e })?;
+        .strcpy_into_buf(&mut buffer)?;
+    match path.to_bytes().len() {
+        0 => return Err(ENOENT),
+        MAX.. => return Err(ENAMETOOLONG),
+        _ => {}
+    }
     let storage = Storage::open(path, limit, params::storage_step())?;
     let id = Snapshot::create(Arc::pin_init(storage, GFP_KERNEL)?)?;
     at(arg, 16, 16)

@@ -50,22 +50,19 @@ use kernel::{
 /// All snapshots, while the module is there.
 static SNAPSHOTS: RcuArc<Snapshots> = RcuArc::empty();
 
-/// The snapshots that exist, and what they share.
+/// The snapshots that exist.
 #[pin_data]
 pub(crate) struct Snapshots {
     #[pin]
     list: Mutex<KVec<Arc<Snapshot>>>,
-    queue: Arc<OwnedQueue>,
 }
 
 impl Snapshots {
     /// Makes snapshots possible until the guard is dropped. May sleep.
     pub(crate) fn enable() -> Result<SnapshotsGuard> {
-        let queue = Arc::new(OwnedQueue::new_mem_reclaim(c"blksnap")?, GFP_KERNEL)?;
         let snapshots = Arc::pin_init(
             pin_init!(Self {
                 list <- new_mutex!(KVec::new(), "blksnap_snapshots"),
-                queue,
             }),
             GFP_KERNEL,
         )?;
@@ -90,9 +87,6 @@ impl Drop for SnapshotsGuard {
         while let Some(snapshot) = pop() {
             snapshot.end();
         }
-        // Work and the end of bios may still hold what they were about.
-        snapshots.queue.flush();
-        rcu::synchronize_rcu();
     }
 }
 
@@ -102,8 +96,7 @@ pub(crate) type ImageName = [u8; uapi::BLKSNAP_IMAGE_NAME_LEN as usize];
 /// A device of a snapshot.
 struct Device {
     tracker: Arc<Tracker>,
-    /// Keeps the device open until the area has it.
-    origin: BdevFile,
+    origin: Arc<BdevFile>,
     // In the order in which they go: the image uses the area.
     image: Option<Image>,
     area: Option<Arc<Area>>,
@@ -147,7 +140,7 @@ impl Snapshot {
     /// Makes a snapshot without devices and returns its id. May sleep.
     pub(crate) fn create(storage: Arc<Storage>) -> Result<Uuid> {
         let snapshots = Snapshots::get()?;
-        let queue = snapshots.queue.clone();
+        let queue = Arc::new(OwnedQueue::new_mem_reclaim(c"blksnap")?, GFP_KERNEL)?;
         let id = Uuid::random();
         let events = Arc::pin_init(Events::new(), GFP_KERNEL)?;
         let snapshot = Arc::pin_init(
@@ -203,7 +196,7 @@ impl Snapshot {
     /// Those of [`Tracker::join`], [`EBUSY`] if the snapshot was taken, and [`EDEADLK`] if the
     /// difference storage is on the device.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
-        let origin = BdevFile::open(bdev.dev())?;
+        let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
         let mut devices = self.devices.lock();
         let fits = match devices.state {
             _ if devices
@@ -269,7 +262,7 @@ impl Snapshot {
         // Whatever can fail for lack of something comes first.
         let max_copy_bytes = params::MAX_COPY_BYTES / devices.len();
         for device in devices.iter_mut() {
-            let origin = BdevFile::open(device.origin.dev())?;
+            let origin = device.origin.clone();
             let nr_sectors = origin.nr_sectors();
             device.tracker.prepare(nr_sectors)?;
             device.area = Some(Area::new(Config {
@@ -283,7 +276,7 @@ impl Snapshot {
         }
         let mut bdevs: KVec<&BlockDevice> = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
         for device in devices.iter() {
-            bdevs.push(&device.origin, GFP_KERNEL)?;
+            bdevs.push(&**device.origin, GFP_KERNEL)?;
         }
 
         let mut frozen = KVec::new();
@@ -375,5 +368,9 @@ impl Snapshot {
             device.undo_take();
             device.tracker.leave();
         }
+        // Work and bios that have just ended may still hold the areas. Then they, the devices and
+        // the storage would be closed a moment later only.
+        self.queue.flush();
+        rcu::synchronize_rcu();
     }
 }

@@ -240,28 +240,35 @@ impl DirectFile {
         let mut iter = MaybeUninit::<bindings::iov_iter>::uninit();
         let iter = iter.as_mut_ptr();
         let mut pos = i64::try_from(pos).map_err(|_| EFBIG)?;
-        // SAFETY: The vectors describe pages that are borrowed during this function, which waits
-        // for the I/O; where it writes to them the caller has borrowed them mutably. By the type
-        // invariant the file is open for both.
-        let done = unsafe {
-            let file = self.file.as_ptr();
-            let direction = if write {
-                bindings::ITER_SOURCE
-            } else {
-                bindings::ITER_DEST
-            };
-            bindings::iov_iter_bvec(iter, direction, vecs.as_ptr(), vecs.len(), len);
-            if write {
-                bindings::vfs_iter_write(file, iter, &mut pos, 0)
-            } else {
-                bindings::vfs_iter_read(file, iter, &mut pos, 0)
-            }
+        let file = self.file.as_ptr();
+        let direction = if write {
+            bindings::ITER_SOURCE
+        } else {
+            bindings::ITER_DEST
         };
-        match done {
-            done if done < 0 => Err(Error::from_errno(done as c_int)),
-            done if done as usize != len => Err(EIO),
-            _ => Ok(()),
+        // SAFETY: The vectors are valid and have `len` bytes; they live as long as the iterator.
+        unsafe { bindings::iov_iter_bvec(iter, direction, vecs.as_ptr(), vecs.len(), len) };
+
+        let mut left = len;
+        while left > 0 {
+            // SAFETY: The vectors describe pages that are borrowed during this function, and each
+            // call waits for the I/O; where it writes to them the caller has borrowed them
+            // mutably. By the type invariant the file is open for both.
+            let done = unsafe {
+                if write {
+                    bindings::vfs_iter_write(file, iter, &mut pos, 0)
+                } else {
+                    bindings::vfs_iter_read(file, iter, &mut pos, 0)
+                }
+            };
+            // A transfer that stops on the way says why when it is asked to go on.
+            match usize::try_from(done) {
+                Ok(0) => return Err(EIO),
+                Ok(done) => left -= done.min(left),
+                Err(_) => return Err(Error::from_errno(done as c_int)),
+            }
         }
+        Ok(())
     }
 }
 

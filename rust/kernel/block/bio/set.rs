@@ -11,7 +11,7 @@ use super::{
 use crate::{
     alloc::Flags,
     bindings,
-    block::bdev::BlockDevice,
+    block::bdev::BdevFile,
     error::to_result,
     page::{
         Pages,
@@ -25,6 +25,7 @@ use crate::{
             Relaxed,
             Release, //
         },
+        Arc,
         UniqueArc, //
     },
     time::{
@@ -70,10 +71,13 @@ pub trait EndIo: Send + Sized + 'static {
     fn end_io(self, held: Self::Held, result: Result);
 }
 
+/// What an I/O has: the device, kept open, what is kept alive besides, and the driver's data.
+type Data<T> = (Arc<BdevFile>, <T as EndIo>::Held, T);
+
 /// What stands in front of each bio.
 #[repr(C)]
 struct Private<T: EndIo> {
-    data: MaybeUninit<(T, T::Held)>,
+    data: MaybeUninit<Data<T>>,
     bio: bindings::bio,
 }
 
@@ -83,7 +87,7 @@ impl<T: EndIo> Private<T> {
     /// # Safety
     ///
     /// `bio` was allocated from a `BioSet<T>`.
-    unsafe fn of(bio: *mut bindings::bio) -> *mut MaybeUninit<(T, T::Held)> {
+    unsafe fn of(bio: *mut bindings::bio) -> *mut MaybeUninit<Data<T>> {
         // SAFETY: The set has `FRONT_PAD` bytes in front of each bio, and `data` is at offset 0.
         unsafe { bio.byte_sub(Self::FRONT_PAD) }.cast()
     }
@@ -203,7 +207,7 @@ impl<T: EndIo> BioSet<T> {
     extern "C" fn end_io(bio: *mut bindings::bio) {
         // SAFETY: This is the `bi_end_io` of bios of a `BioSet<T>` only, set by `submit`, which has
         // initialised the data and `bi_private`; it is called once.
-        let (data, held) = unsafe { (*Private::<T>::of(bio)).assume_init_read() };
+        let (_bdev, held, data) = unsafe { (*Private::<T>::of(bio)).assume_init_read() };
         // SAFETY: `submit` has stored a pointer to it, and it waits for this bio before it is
         // freed.
         let set = unsafe { &*(*bio).bi_private.cast::<Inner>() };
@@ -218,15 +222,15 @@ impl<T: EndIo> BioSet<T> {
 
     /// # Safety
     ///
-    /// `bio` is fresh from an allocation in `self`, its device can be submitted to, and what `held`
-    /// keeps alive is all that it needs.
-    unsafe fn submit(&self, bio: *mut bindings::bio, data: T, held: T::Held) {
+    /// `bio` is fresh from an allocation in `self`, for the device in `data`, which also keeps alive
+    /// all else that it needs.
+    unsafe fn submit(&self, bio: *mut bindings::bio, data: Data<T>) {
         // INVARIANT: There is one more, and it is counted before it can be done.
         let inner = self.inner();
         inner.in_flight.add(1, Relaxed);
         // SAFETY: The bio is from a `BioSet<T>` and not submitted, so it is ours to write to.
         unsafe {
-            (*Private::<T>::of(bio)).write((data, held));
+            (*Private::<T>::of(bio)).write(data);
             (*bio).bi_end_io = Some(Self::end_io);
             (*bio).bi_private = core::ptr::from_ref(inner).cast_mut().cast();
             bindings::submit_bio_noacct(bio);
@@ -238,11 +242,10 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
     /// Reads `len` bytes from `sector` on into the first of `pages`.
     ///
     /// May sleep, but not for the I/O: [`EndIo::end_io`] is called when that is done, at once in
-    /// case of an error here. `bdev` must stay open until then. With flags that allow to sleep the
-    /// allocation cannot fail.
+    /// case of an error here. With flags that allow to sleep the allocation cannot fail.
     pub fn read(
         &self,
-        bdev: &BlockDevice,
+        bdev: &Arc<BdevFile>,
         sector: u64,
         pages: UniqueArc<Pages>,
         len: usize,
@@ -278,7 +281,7 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
         }
         // SAFETY: The bio is fresh, and `pages` is what it reads into. `UniqueArc` makes sure that
         // nobody looks at them meanwhile.
-        unsafe { self.submit(bio, data, pages) };
+        unsafe { self.submit(bio, (bdev.clone(), pages, data)) };
     }
 }
 
@@ -286,10 +289,10 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
     /// Submits a copy of `parent`, sharing its memory, to `bdev` at `sector`.
     ///
     /// May sleep, but not for the I/O: [`EndIo::end_io`] is called when that is done, at once in
-    /// case of an error here. `bdev` must stay open until then.
+    /// case of an error here.
     pub fn forward(
         &self,
-        bdev: &BlockDevice,
+        bdev: &Arc<BdevFile>,
         sector: u64,
         parent: OwnedBio,
         data: T,
@@ -311,7 +314,7 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
         // SAFETY: The bio is not submitted, so it is ours to write to.
         unsafe { (*bio).bi_iter.bi_sector = sector };
         // SAFETY: The bio is fresh, and the parent owns the memory.
-        unsafe { self.submit(bio, data, parent) };
+        unsafe { self.submit(bio, (bdev.clone(), parent, data)) };
     }
 }
 

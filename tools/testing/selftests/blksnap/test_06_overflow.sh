@@ -81,7 +81,15 @@ device_limit()
 	overflow "$REPLY" 1024
 }
 
-full_file_system()
+full_ext4()
+{
+	null_blk 4
+	make_fs ext4 "$REPLY"
+	mounted "$REPLY"
+	overflow "$REPLY" "$ROOM"
+}
+
+full_tmpfs()
 {
 	local where
 
@@ -220,7 +228,8 @@ run_cases \
 	"file" file \
 	"block device" device \
 	"block device with a limit" device_limit \
-	"file system that is full" full_file_system \
+	"ext4 that is full" full_ext4 \
+	"tmpfs that is full" full_tmpfs \
 	"storage smaller than a chunk" tiny \
 	"many writers at once" many_writers \
 	"waiting ends in time" timeouts \
