@@ -222,8 +222,8 @@ impl<T: EndIo> BioSet<T> {
 
     /// # Safety
     ///
-    /// `bio` is fresh from an allocation in `self`, for the device in `data`, which also keeps alive
-    /// all else that it needs.
+    /// `bio` is fresh from an allocation in `self`, for the device in `data`, which also keeps
+    /// alive all else that it needs.
     unsafe fn submit(&self, bio: *mut bindings::bio, data: Data<T>) {
         // INVARIANT: There is one more, and it is counted before it can be done.
         let inner = self.inner();
