@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* A filter that lets every bio pass: what the filter API itself costs. */
+#include <linux/blk-filter.h>
+#include <linux/module.h>
+#include <linux/slab.h>
+
+static struct blk_filter *pass_attach(struct block_device *bdev,
+				      void __user *opt, u32 optlen)
+{
+	struct blk_filter *filter = kzalloc(sizeof(*filter), GFP_KERNEL);
+
+	return filter ?: ERR_PTR(-ENOMEM);
+}
+
+static int pass_may_detach(struct blk_filter *filter)
+{
+	return 0;
+}
+
+static void pass_detached(struct blk_filter *filter, bool gone)
+{
+}
+
+static int pass_ctl(struct blk_filter *filter, unsigned int cmd,
+		    void __user *opt, u32 optlen)
+{
+	return -ENOTTY;
+}
+
+static enum blk_filter_verdict pass_submit_bio(struct blk_filter *filter,
+					       struct bio *bio, sector_t sector,
+					       sector_t nr_sectors)
+{
+	return BLK_FILTER_PASS;
+}
+
+static void pass_free(struct blk_filter *filter)
+{
+	kfree(filter);
+}
+
+static struct blk_filter_ops pass_ops = {
+	.name		= "pass",
+	.owner		= THIS_MODULE,
+	.attach		= pass_attach,
+	.may_detach	= pass_may_detach,
+	.detached	= pass_detached,
+	.ctl		= pass_ctl,
+	.submit_bio	= pass_submit_bio,
+	.free		= pass_free,
+};
+
+static int __init pass_init(void)
+{
+	return blk_filter_register(&pass_ops);
+}
+module_init(pass_init);
+
+static void __exit pass_exit(void)
+{
+	blk_filter_unregister(&pass_ops);
+}
+module_exit(pass_exit);
+
+MODULE_DESCRIPTION("Block device filter that does nothing");
+MODULE_LICENSE("GPL");
