@@ -28,6 +28,11 @@
  */
 DEFINE_STATIC_KEY_DEFERRED_FALSE(blk_filter_enabled, HZ);
 
+struct blk_filter_driver {
+	struct list_head list;
+	const struct blk_filter_ops *ops;
+};
+
 static LIST_HEAD(blk_filter_drivers);
 static DEFINE_MUTEX(blk_filter_drivers_lock);
 
@@ -44,7 +49,7 @@ struct blk_filter_write {
 
 #define BLK_FILTER_MIN_WRITES	64
 
-/* How long to wait for writes that are on their way, in jiffies. */
+/* How long to wait for I/O that is on its way, in jiffies. */
 #define BLK_FILTER_TIMEOUT	(30 * HZ)
 
 static mempool_t *blk_filter_writes;
@@ -52,8 +57,8 @@ static mempool_t *blk_filter_writes;
 static void blk_filter_retry_work(struct work_struct *work);
 
 /*
- * Writes to be submitted again: there was no memory to count them, or they were
- * held back while writes were waited for. The lock is also that of
+ * Bios to be submitted again: there was no memory to count them, or they were
+ * held back while others were waited for. The lock is also that of
  * gendisk::filtered_gate and filtered_held.
  */
 static struct bio_list blk_filter_retry_list;
@@ -93,7 +98,7 @@ static void blk_filter_put_off(struct bio *bio)
 	queue_work(blk_filter_wq, &blk_filter_retry);
 }
 
-/* Holds a write back if the gate is closed. */
+/* Holds a bio back if the gate is closed. */
 static bool blk_filter_hold(struct gendisk *disk, struct bio *bio)
 {
 	guard(spinlock_irqsave)(&blk_filter_retry_lock);
@@ -170,7 +175,7 @@ static void blk_filter_open_gate(struct gendisk *disk)
 }
 
 /*
- * Holds back new writes to a bio-based disk and waits for those on their way.
+ * Holds back new bios for a bio-based disk and waits for writes on their way.
  * That cannot be left to freezing the queue: when a driver has split a bio, what
  * remains of it would wait outside, and the part inside does not end without it.
  */
@@ -229,10 +234,37 @@ bool __blk_filter_bio(struct bio *bio)
 	}
 	rcu_read_unlock();
 
-	if (bdev_test_flag(bio->bi_bdev, BD_HAS_SUBMIT_BIO) &&
-	    op_is_write(bio_op(bio)))
+	if (!bdev_test_flag(bio->bi_bdev, BD_HAS_SUBMIT_BIO))
+		return false;
+	if (op_is_write(bio_op(bio)))
 		return blk_filter_count_write(bio);
-	return false;
+	return unlikely(READ_ONCE(disk->filtered_gate)) &&
+	       blk_filter_hold(disk, bio);
+}
+
+/*
+ * Not blk_mq_freeze_queue(), which waits for ever: a disk that is a file, like
+ * loop or nbd, may wait for a file system that the caller has frozen.
+ */
+static int blk_filter_freeze_queue(struct request_queue *q,
+				   unsigned int *memflags)
+{
+	unsigned long end = jiffies + BLK_FILTER_TIMEOUT;
+	int ret;
+
+	*memflags = memalloc_noio_save();
+	blk_freeze_queue_start(q);
+	while (!blk_mq_freeze_queue_wait_timeout(q, HZ / 4)) {
+		if (fatal_signal_pending(current))
+			ret = -EINTR;
+		else if (time_after(jiffies, end))
+			ret = -ETIMEDOUT;
+		else
+			continue;
+		blk_mq_unfreeze_queue(q, *memflags);
+		return ret;
+	}
+	return 0;
 }
 
 /**
@@ -249,21 +281,23 @@ bool __blk_filter_bio(struct bio *bio)
  * Whoever freezes several devices must begin with those that are stacked on
  * others; else the writes to the ones on top wait for the ones below.
  *
- * Return: 0, -EINTR if the task was killed, or -ETIMEDOUT if the writes of a
- * bio-based device were not done in 30 seconds; then nothing is frozen.
+ * Return: 0, -EINTR if the task was killed, or -ETIMEDOUT if the I/O that is on
+ * its way was not done in 30 seconds; then nothing is frozen.
  */
 int blk_filter_freeze(struct block_device *bdev, unsigned int *memflags)
 {
 	struct gendisk *disk = bdev->bd_disk;
-	int ret;
+	bool gated = !queue_is_mq(disk->queue);
+	int ret = 0;
 
-	if (!queue_is_mq(disk->queue)) {
+	if (gated)
 		ret = blk_filter_close_gate(disk);
-		if (ret)
-			return ret;
-	}
-	*memflags = blk_mq_freeze_queue(disk->queue);
-	return 0;
+	if (ret)
+		return ret;
+	ret = blk_filter_freeze_queue(disk->queue, memflags);
+	if (ret && gated)
+		blk_filter_open_gate(disk);
+	return ret;
 }
 EXPORT_SYMBOL_GPL(blk_filter_freeze);
 
@@ -300,15 +334,26 @@ static struct blk_filter *blk_filter_of(struct block_device *bdev)
 			lockdep_is_held(&bdev->bd_disk->open_mutex));
 }
 
-static struct blk_filter_ops *blk_filter_get_driver(const char *name)
+static struct blk_filter_driver *blk_filter_find_driver(const char *name)
 {
-	struct blk_filter_ops *ops;
+	struct blk_filter_driver *driver;
+
+	lockdep_assert_held(&blk_filter_drivers_lock);
+	list_for_each_entry(driver, &blk_filter_drivers, list)
+		if (!strcmp(driver->ops->name, name))
+			return driver;
+	return NULL;
+}
+
+static const struct blk_filter_ops *blk_filter_get_driver(const char *name)
+{
+	struct blk_filter_driver *driver;
 
 	guard(mutex)(&blk_filter_drivers_lock);
-	list_for_each_entry(ops, &blk_filter_drivers, list)
-		if (!strcmp(ops->name, name))
-			return try_module_get(ops->owner) ? ops : NULL;
-	return NULL;
+	driver = blk_filter_find_driver(name);
+	if (!driver || !try_module_get(driver->ops->owner))
+		return NULL;
+	return driver->ops;
 }
 
 static int __blk_filter_attach(struct block_device *bdev,
@@ -334,6 +379,7 @@ static int __blk_filter_attach(struct block_device *bdev,
 		return PTR_ERR(filter);
 	filter->ops = ops;
 	filter->bdev = bdev;
+	filter->ready = false;
 	refcount_set(&filter->ref, 1);
 
 	rcu_assign_pointer(bdev->bd_filter, filter);
@@ -343,7 +389,7 @@ static int __blk_filter_attach(struct block_device *bdev,
 }
 
 static void __blk_filter_detach(struct block_device *bdev,
-				struct blk_filter *filter, bool gone)
+				struct blk_filter *filter)
 {
 	struct gendisk *disk = bdev->bd_disk;
 
@@ -352,7 +398,6 @@ static void __blk_filter_detach(struct block_device *bdev,
 		clear_bit(GD_FILTERED, &disk->state);
 	/* Not by a freeze: the queue may be dead, or quiesced for ever. */
 	synchronize_rcu();
-	filter->ops->detached(filter, gone);
 	blk_filter_put(filter);
 }
 
@@ -365,9 +410,9 @@ static int blk_filter_detach(struct block_device *bdev, const char *name)
 	mutex_lock(&disk->open_mutex);
 	filter = blk_filter_of(bdev);
 	if (filter && !strcmp(filter->ops->name, name)) {
-		ret = filter->ops->may_detach(filter);
+		ret = filter->ready ? filter->ops->may_detach(filter) : -EBUSY;
 		if (!ret)
-			__blk_filter_detach(bdev, filter, false);
+			__blk_filter_detach(bdev, filter);
 	}
 	mutex_unlock(&disk->open_mutex);
 
@@ -382,6 +427,9 @@ static bool blk_filter_in_flight(struct gendisk *disk)
 	unsigned long idx;
 	int cpu, writes = 0;
 
+	if (disk->fops->bios_in_flight)
+		return disk->fops->bios_in_flight(disk);
+
 	guard(rcu)();
 	xa_for_each(&disk->part_tbl, idx, part)
 		for_each_possible_cpu(cpu)
@@ -393,12 +441,14 @@ static bool blk_filter_in_flight(struct gendisk *disk)
 
 /*
  * What a bio-based driver took in before the disk's first filter was there is
- * not counted. Its statistics know of it, unless they are switched off. New
- * writes are held back, since they would be in the statistics too.
+ * not counted. The driver or its statistics (unless they are switched off) know
+ * of it once ->submit_bio() has returned, which a short freeze makes sure of.
+ * New bios are held back, since nobody could tell them from the old ones.
  */
 static int blk_filter_wait_uncounted(struct gendisk *disk)
 {
 	unsigned long end = jiffies + BLK_FILTER_TIMEOUT;
+	unsigned int memflags;
 	int ret;
 
 	if (queue_is_mq(disk->queue))
@@ -407,6 +457,9 @@ static int blk_filter_wait_uncounted(struct gendisk *disk)
 	ret = blk_filter_close_gate(disk);
 	if (ret)
 		return ret;
+	ret = blk_filter_freeze_queue(disk->queue, &memflags);
+	if (!ret)
+		blk_mq_unfreeze_queue(disk->queue, memflags);
 	while (!ret && blk_filter_in_flight(disk)) {
 		schedule_timeout_killable(1);
 		if (fatal_signal_pending(current))
@@ -421,7 +474,8 @@ static int blk_filter_wait_uncounted(struct gendisk *disk)
 static int blk_filter_attach(struct block_device *bdev, const char *name,
 			     void __user *opt, u32 optlen)
 {
-	struct blk_filter_ops *ops;
+	const struct blk_filter_ops *ops;
+	struct blk_filter *filter;
 	int ret;
 
 	/* Zone write plugging and DAX have ways past the filters. */
@@ -444,8 +498,19 @@ static int blk_filter_attach(struct block_device *bdev, const char *name,
 	}
 
 	ret = blk_filter_wait_uncounted(bdev->bd_disk);
-	if (ret)
-		blk_filter_detach(bdev, name);
+	mutex_lock(&bdev->bd_disk->open_mutex);
+	filter = blk_filter_of(bdev);
+	/* Until it is ready, only the removal of the device takes it away. */
+	if (filter && !ret)
+		/* Pairs with the acquire in blk_filter_ctl(). */
+		smp_store_release(&filter->ready, true);
+	else if (filter)
+		__blk_filter_detach(bdev, filter);
+	else if (!ret)
+		ret = -ENODEV;
+	mutex_unlock(&bdev->bd_disk->open_mutex);
+	if (ret && filter)
+		static_branch_slow_dec_deferred(&blk_filter_enabled);
 	return ret;
 }
 
@@ -458,9 +523,31 @@ void blk_filter_drop(struct block_device *bdev)
 	struct blk_filter *filter = blk_filter_of(bdev);
 
 	if (filter) {
-		__blk_filter_detach(bdev, filter, true);
+		/* First of all: bios that are on their way do not see it then. */
+		filter->ops->gone(filter);
+		__blk_filter_detach(bdev, filter);
 		static_branch_slow_dec_deferred(&blk_filter_enabled);
 	}
+}
+
+void __blk_filter_truncate(struct block_device *bdev, sector_t nr_sectors)
+{
+	struct blk_filter *filter;
+
+	guard(rcu)();
+	filter = rcu_dereference(bdev->bd_filter);
+	if (filter && nr_sectors < bdev_nr_sectors(bdev))
+		filter->ops->truncated(filter, nr_sectors);
+}
+
+void __blk_filter_change_media(struct gendisk *disk)
+{
+	struct block_device *part;
+	unsigned long idx;
+
+	guard(rcu)();
+	xa_for_each(&disk->part_tbl, idx, part)
+		__blk_filter_truncate(part, 0);
 }
 
 static struct blk_filter *blk_filter_get(struct block_device *bdev)
@@ -482,7 +569,9 @@ static int blk_filter_ctl(struct block_device *bdev,
 
 	if (!filter)
 		return ret;
-	if (!strcmp(filter->ops->name, arg->name))
+	/* Pairs with the release in blk_filter_attach(). */
+	if (smp_load_acquire(&filter->ready) &&
+	    !strcmp(filter->ops->name, arg->name))
 		ret = filter->ops->ctl(filter, arg->cmd,
 				       u64_to_user_ptr(arg->opt), arg->optlen);
 	blk_filter_put(filter);
@@ -530,38 +619,47 @@ ssize_t blk_filter_show(struct block_device *bdev, char *buf)
 
 /**
  * blk_filter_register - make a filter driver known
- * @ops: the driver; must stay until blk_filter_unregister()
+ * @ops: the driver; must stay as long as its module
  *
  * May sleep.
  *
- * Return: 0, -EINVAL if the name is empty or too long, or -EEXIST if another
- * driver has it.
+ * Return: 0, -EINVAL if the name is empty or too long, -EEXIST if another
+ * driver has it, or -ENOMEM.
  */
-int blk_filter_register(struct blk_filter_ops *ops)
+int blk_filter_register(const struct blk_filter_ops *ops)
 {
-	struct blk_filter_ops *other;
+	struct blk_filter_driver *driver;
 
 	if (!*ops->name || strlen(ops->name) >= BLKFILTER_NAME_LENGTH)
 		return -EINVAL;
 
 	guard(mutex)(&blk_filter_drivers_lock);
-	list_for_each_entry(other, &blk_filter_drivers, list)
-		if (!strcmp(other->name, ops->name))
-			return -EEXIST;
-	list_add(&ops->list, &blk_filter_drivers);
+	if (blk_filter_find_driver(ops->name))
+		return -EEXIST;
+	driver = kmalloc_obj(*driver);
+	if (!driver)
+		return -ENOMEM;
+	driver->ops = ops;
+	list_add(&driver->list, &blk_filter_drivers);
 	return 0;
 }
 EXPORT_SYMBOL_GPL(blk_filter_register);
 
 /**
  * blk_filter_unregister - forget a filter driver
- * @ops: the driver. None of its filters is attached any more, which the
- *	reference on its module sees to.
+ * @ops: the driver, which was registered. It cannot be attached any more.
+ *	Where it is attached it stays, and so does its module.
+ *
+ * May sleep.
  */
-void blk_filter_unregister(struct blk_filter_ops *ops)
+void blk_filter_unregister(const struct blk_filter_ops *ops)
 {
+	struct blk_filter_driver *driver;
+
 	guard(mutex)(&blk_filter_drivers_lock);
-	list_del(&ops->list);
+	driver = blk_filter_find_driver(ops->name);
+	list_del(&driver->list);
+	kfree(driver);
 }
 EXPORT_SYMBOL_GPL(blk_filter_unregister);
 

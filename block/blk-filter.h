@@ -10,6 +10,8 @@
 extern struct static_key_false_deferred blk_filter_enabled;
 
 bool __blk_filter_bio(struct bio *bio);
+void __blk_filter_truncate(struct block_device *bdev, sector_t nr_sectors);
+void __blk_filter_change_media(struct gendisk *disk);
 void blk_filter_drop(struct block_device *bdev);
 int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 		     void __user *argp);
@@ -28,11 +30,35 @@ static inline bool blk_filter_bio(struct bio *bio)
 	return false;
 }
 
+/* @bdev is about to have @nr_sectors: writes to what it loses go unseen. */
+static inline void blk_filter_truncate(struct block_device *bdev,
+				       sector_t nr_sectors)
+{
+	if (static_branch_unlikely(&blk_filter_enabled.key))
+		__blk_filter_truncate(bdev, nr_sectors);
+}
+
+/* The disk is about to have another content. */
+static inline void blk_filter_change_media(struct gendisk *disk)
+{
+	if (static_branch_unlikely(&blk_filter_enabled.key))
+		__blk_filter_change_media(disk);
+}
+
 #else
 
 static inline bool blk_filter_bio(struct bio *bio)
 {
 	return false;
+}
+
+static inline void blk_filter_truncate(struct block_device *bdev,
+				       sector_t nr_sectors)
+{
+}
+
+static inline void blk_filter_change_media(struct gendisk *disk)
+{
 }
 
 static inline void blk_filter_drop(struct block_device *bdev)

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
  * Block device filters: drivers that see the bios of a block device before
- * the device does. See Documentation/block/blk-filter.rst.
+ * the device does. See Documentation/block/blkfilter.rst.
  */
 #ifndef _LINUX_BLK_FILTER_H
 #define _LINUX_BLK_FILTER_H
 
 #include <linux/blk_types.h>
-#include <linux/list.h>
 #include <linux/rcupdate.h>
 #include <linux/refcount.h>
 #include <uapi/linux/blk-filter.h>
@@ -37,20 +36,28 @@ enum blk_filter_verdict {
  * @may_detach: user space wants the filter off; an error refuses it. Nothing
  *	may begin afterwards that could not stand the detach. Process context,
  *	the disk's open_mutex is held.
- * @detached: the instance has left its device; no @submit_bio runs or will
- *	run. What it has taken it must still end or resubmit. @gone says that
- *	the device is going away, so that I/O to it fails. Process context, the
- *	disk's open_mutex is held, and it must not wait for I/O.
+ * @gone: the device is going away, and the instance will leave it when this
+ *	has returned; bios that are on their way may still come and reach the
+ *	media. Process context, the disk's open_mutex is held, and it must not
+ *	wait for I/O.
+ * @truncated: the content of the device from @nr_sectors on is about to be lost
+ *	without bios: the device becomes smaller, or with 0 gets another
+ *	medium. Writes to what is cut off are not seen by @submit_bio. Called
+ *	under rcu_read_lock(); must not sleep.
  * @ctl: a command from user space. Process context; several may run at once,
- *	and concurrently with @may_detach and @detached.
+ *	and concurrently with @may_detach and @gone.
  * @submit_bio: a bio that touches the sectors from @sector on, @nr_sectors of
  *	them, counted from the start of the filter's device and cut to it. The
  *	bio itself may be for the whole disk or for another partition, and
  *	bi_sector counts from the start of the disk. Called under
  *	rcu_read_lock() and a reference on the queue's usage counter: it must
- *	not sleep, nor submit I/O. A bio can come again, whole or in pieces
- *	that the block layer has split it in.
- * @free: the last reference is gone. Process context, may sleep.
+ *	not sleep, nor submit I/O but reads by blk_filter_submit_read(). A bio
+ *	can come again, whole or in pieces that the block layer has split it
+ *	in.
+ * @free: the instance has left its device, no other callback runs or will
+ *	run. What it has taken it must still end or resubmit. Process context;
+ *	may sleep, but the disk's open_mutex may be held: it must not wait for
+ *	I/O.
  */
 struct blk_filter_ops {
 	const char *name;
@@ -58,33 +65,35 @@ struct blk_filter_ops {
 	struct blk_filter *(*attach)(struct block_device *bdev,
 				     void __user *opt, u32 optlen);
 	int (*may_detach)(struct blk_filter *filter);
-	void (*detached)(struct blk_filter *filter, bool gone);
+	void (*gone)(struct blk_filter *filter);
+	void (*truncated)(struct blk_filter *filter, sector_t nr_sectors);
 	int (*ctl)(struct blk_filter *filter, unsigned int cmd,
 		   void __user *opt, u32 optlen);
 	enum blk_filter_verdict (*submit_bio)(struct blk_filter *filter,
 					      struct bio *bio, sector_t sector,
 					      sector_t nr_sectors);
 	void (*free)(struct blk_filter *filter);
-
-	/* private: the list of registered drivers */
-	struct list_head list;
 };
 
 /**
  * struct blk_filter - a filter on one block device, filled by the block layer
  * @ops: its driver
- * @bdev: the device. The pointer is good until @detached has returned.
+ * @bdev: the device. The pointer is good while the filter is attached.
  * @ref: references; one is the device's as long as the filter is attached
+ * @ready: that it was attached has been reported, or is about to be: commands
+ *	reach it, and it can be detached
  */
 struct blk_filter {
 	const struct blk_filter_ops *ops;
 	struct block_device *bdev;
 	refcount_t ref;
+	bool ready;
 };
 
-int blk_filter_register(struct blk_filter_ops *ops);
-void blk_filter_unregister(struct blk_filter_ops *ops);
+int blk_filter_register(const struct blk_filter_ops *ops);
+void blk_filter_unregister(const struct blk_filter_ops *ops);
 
+void blk_filter_submit_read(struct bio *bio);
 void blk_filter_resubmit_bio(struct bio *bio);
 int blk_filter_freeze(struct block_device *bdev, unsigned int *memflags);
 void blk_filter_unfreeze(struct block_device *bdev, unsigned int memflags);

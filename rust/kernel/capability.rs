@@ -14,6 +14,21 @@ use crate::{
 };
 
 /// A capability, relative to the initial user namespace.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::capability::Capability;
+///
+/// fn administer() -> Result {
+///     Capability::SYS_ADMIN.require()?;
+///     // Only administrators come here, and the kernel itself.
+///     Ok(())
+/// }
+///
+/// administer()?;
+/// # Ok::<(), Error>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capability(c_int);
 
@@ -23,7 +38,7 @@ impl Capability {
 
     /// Succeeds if the current task has the capability in the initial user namespace.
     ///
-    /// Marks the task as having used it. May not be called in interrupt context.
+    /// Marks the task as having used it. Process context. Does not sleep, unless auditing does.
     ///
     /// # Errors
     ///

@@ -12,6 +12,8 @@ use crate::{
 /// Calls `f` with all allocations of the current task being `GFP_NOIO`, also those of code that
 /// does not know that it is on the way of I/O, like a file system.
 ///
+/// Process context; `f` may sleep. Scopes nest.
+///
 /// # Examples
 ///
 /// ```

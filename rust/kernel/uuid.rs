@@ -14,13 +14,20 @@ use crate::{
 /// # Examples
 ///
 /// ```
-/// use kernel::uuid::Uuid;
+/// use kernel::{str::CString, uuid::Uuid};
 ///
 /// let id = Uuid::random();
 /// assert_ne!(id, Uuid::random());
 /// assert_eq!(Uuid::from_bytes(*id.as_bytes()), id);
 /// // The version: random.
 /// assert_eq!(id.as_bytes()[6] >> 4, 4);
+///
+/// let mut bytes = [0; 16];
+/// bytes[0] = 0x12;
+/// bytes[15] = 0xff;
+/// let text = CString::try_from_fmt(fmt!("{}", Uuid::from_bytes(bytes)))?;
+/// assert_eq!(&*text, c"12000000-0000-0000-0000-0000000000ff");
+/// # Ok::<(), Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uuid([u8; 16]);

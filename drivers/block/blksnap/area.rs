@@ -2,10 +2,12 @@
 
 //! The difference area: what keeps the content that one device had when its snapshot was taken.
 //!
-//! A write to chunks that are not saved is taken from the device's filter and parked. A worker
-//! claims the chunks, which makes an extent of them, and reads the old data from the origin.
-//! When that is done the chunks count as saved and the write is released; the data goes from
-//! memory to the difference storage afterwards. So an extent goes through these places:
+//! A write to chunks that are not saved is taken from the device's filter. The chunks are claimed,
+//! which makes an extent of them, and their old data is read from the origin: right in the filter,
+//! behind the write that was taken, or by a worker if the write is large, memory is short or there
+//! are too many copies. When the read is done the chunks count as saved, and a worker releases the
+//! write. The data goes from memory to the difference storage afterwards, gathered into large
+//! writes. So an extent goes through these places:
 //!
 //! `Reading` -> `Memory` -> `Stored`
 //!
@@ -32,6 +34,7 @@ use crate::{
     },
     extent_map::{
         ExtentMap,
+        NewExtent,
         Piece,
         Place, //
     },
@@ -39,6 +42,7 @@ use crate::{
     storage::Storage, //
 };
 use kernel::{
+    alloc::Flags,
     block::{
         bdev::{
             BdevFile,
@@ -46,10 +50,15 @@ use kernel::{
         },
         bio::{
             BioList,
+            BioRead,
             BioSet,
             EndIo,
             Op,
             OwnedBio, //
+        },
+        filter::{
+            FilteredBio,
+            Verdict, //
         },
         SECTOR_SHIFT, //
     },
@@ -73,6 +82,7 @@ use kernel::{
         SpinLockIrq,
         UniqueArc, //
     },
+    time::msecs_to_jiffies,
     workqueue::{
         impl_has_work,
         new_work,
@@ -84,6 +94,10 @@ use kernel::{
 
 /// How many bytes are gathered into one write to the storage.
 const STORE_BYTES: usize = 4 << 20;
+
+/// A write to the storage waits until there are so many bytes of copies, or so many milliseconds.
+const GATHER_BYTES: usize = 1 << 20;
+const GATHER_MSECS: u32 = 10;
 
 /// Where the old data of an extent is.
 enum Old {
@@ -116,6 +130,10 @@ struct State {
     /// Extents that are claimed and not stored, and the bytes in them.
     copies: usize,
     copy_bytes: usize,
+    /// The bytes in `read`.
+    read_bytes: usize,
+    /// The worker that stores copies is at work, or waits for more of them.
+    storing: bool,
     /// Writes wait until there are fewer copies.
     starved: bool,
     /// Image reads that need more than the origin.
@@ -134,6 +152,8 @@ pub(crate) struct Area {
     saved: SavedMap,
     #[pin]
     state: SpinLockIrq<State>,
+    #[pin]
+    gathered: CondVar,
     #[pin]
     idle: CondVar,
     /// 0, or the negative error number of the failure.
@@ -197,10 +217,13 @@ impl Area {
                     read,
                     copies: 0,
                     copy_bytes: 0,
+                    read_bytes: 0,
+                    storing: false,
                     starved: false,
                     images: BioList::new(),
                     active: 0,
                 }, "blksnap_area"),
+                gathered <- new_condvar!("blksnap_area_gathered"),
                 idle <- new_condvar!("blksnap_area_idle"),
                 error: Atomic::new(0),
                 storage: config.storage,
@@ -245,6 +268,11 @@ impl Area {
         }
     }
 
+    /// Ends the image: it can only be closed from now on. Does not sleep.
+    pub(crate) fn shut(&self) {
+        let _ = self.error.cmpxchg(0, ESHUTDOWN.to_errno(), Release);
+    }
+
     fn fail_io(&self, error: Error) {
         self.fail(error, What::Corrupted(self.origin.dev(), error));
     }
@@ -263,8 +291,51 @@ impl Area {
         self.saved.first_unsaved(chunks).is_none() || self.error() != 0
     }
 
+    /// Decides on a write that may not pass right away: claims what it overwrites and lets it wait
+    /// for the copy. What cannot be had without sleeping is left to the worker. Does not sleep.
+    pub(crate) fn intercept<'a>(
+        this: ArcBorrow<'_, Self>,
+        bio: FilteredBio<'a>,
+        range: SectorRange,
+    ) -> Verdict<'a> {
+        let chunks = this.geometry.chunks_of(range);
+        let mut prepared: Option<Copy<'_>> = None;
+        loop {
+            let mut state = this.state.lock();
+            let run = match this.look_at(&state, chunks) {
+                Look::Passes => return bio.pass(),
+                Look::Waits(found) => {
+                    let (bio, verdict) = bio.take();
+                    state.active += 1;
+                    state.wait_for(found, bio);
+                    return verdict;
+                }
+                Look::Claims(run) => run,
+            };
+            // A large one keeps the worker busy, not the writer.
+            if chunks.end > run.end || state.is_full(&this, run) {
+                break;
+            }
+            if let Some(copy) = prepared.take_if(|copy| copy.run == run) {
+                state.claim(copy.extent, copy.bytes);
+                drop(state);
+                let data = OriginRead::Copy(this.into(), run.start);
+                bio.read_behind(copy.read, data);
+                continue;
+            }
+            drop(state);
+            prepared = Copy::new(&this, run, GFP_NOWAIT).ok();
+            if prepared.is_none() {
+                break;
+            }
+        }
+        let (bio, verdict) = bio.take();
+        Self::park(this, bio);
+        verdict
+    }
+
     /// Takes a write over until it may pass. Does not sleep.
-    pub(crate) fn park(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
+    fn park(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
         let mut state = this.state.lock();
         state.taken.push(bio);
         state.active += 1;
@@ -290,6 +361,8 @@ impl Area {
                 state.taken = bios;
                 if state.copies > 0 {
                     state.starved = true;
+                    drop(state);
+                    this.gathered.notify_all();
                     return;
                 }
                 break;
@@ -302,6 +375,28 @@ impl Area {
         self.done(&mut self.state.lock(), 1);
     }
 
+    /// What is to be done about a write to `chunks`.
+    fn look_at(&self, state: &State, chunks: ChunkRange) -> Look {
+        if self.error() != 0 {
+            return Look::Passes;
+        }
+        let Some(first) = self.saved.first_unsaved(chunks) else {
+            return Look::Passes;
+        };
+        let rest = ChunkRange {
+            start: first,
+            ..chunks
+        };
+        match state.map.lookup(rest) {
+            // What is claimed and not saved is being read.
+            Piece::Extent(found, _) => Look::Waits(found),
+            Piece::Hole(end) => Look::Claims(ChunkRange {
+                start: first,
+                end: end.min(first + self.geometry.max_run()),
+            }),
+        }
+    }
+
     /// Claims what `bio` is going to overwrite, and releases it or lets it wait for a copy. Gives
     /// it back if there are too many copies.
     fn claim(this: &Arc<Self>, bio: OwnedBio) -> Result<(), OwnedBio> {
@@ -309,90 +404,53 @@ impl Area {
             this.release(bio);
             return Ok(());
         };
-        let all = this.geometry.chunks_of(range);
-        let mut rest = all;
+        let chunks = this.geometry.chunks_of(range);
 
-        while let Some(first) = this.saved.first_unsaved(rest) {
-            if this.error() != 0 {
-                this.release(bio);
-                return Ok(());
-            }
-            rest.start = first;
-            let (run, full) = {
+        // All of it is read at once, as far as there may be copies.
+        let mut rest = chunks;
+        while rest.start < rest.end {
+            let run = {
                 let state = this.state.lock();
-                let run = match state.map.lookup(rest) {
-                    Piece::Extent(found, _) => {
-                        rest.start = found.end.min(rest.end);
+                match this.look_at(&state, rest) {
+                    Look::Passes => break,
+                    Look::Waits(found) => {
+                        rest.start = found.end;
                         continue;
                     }
-                    Piece::Hole(end) => ChunkRange {
-                        start: first,
-                        end: end.min(first + this.geometry.max_run()),
-                    },
-                };
-                (run, state.is_full(this, run))
+                    Look::Claims(run) if state.is_full(this, run) => break,
+                    Look::Claims(run) => run,
+                }
             };
-            if full {
-                break;
+            let copy = match Copy::new(this, run, GFP_NOIO) {
+                Ok(copy) => copy,
+                Err(e) => {
+                    this.fail_io(e);
+                    break;
+                }
+            };
+            let mut state = this.state.lock();
+            // A writer may have been faster.
+            if !state.map.overlaps(run) {
+                state.claim(copy.extent, copy.bytes);
+                drop(state);
+                copy.read.submit(OriginRead::Copy(this.clone(), run.start));
+                rest.start = run.end;
             }
-            if let Err(e) = Self::copy(this, run) {
-                this.fail_io(e);
-            }
-            rest.start = run.end;
         }
 
         let mut state = this.state.lock();
-        let Some(first) = this.saved.first_unsaved(all) else {
-            drop(state);
-            this.release(bio);
-            return Ok(());
-        };
-        let found = match state.map.lookup(ChunkRange {
-            start: first,
-            ..all
-        }) {
-            Piece::Extent(found, _) => Some(found.start),
-            Piece::Hole(_) => None,
-        };
-        if let Some((_, Old::Reading(waiting))) = found.and_then(|s| state.map.get_mut(s)) {
-            waiting.push(bio);
-            return Ok(());
+        match this.look_at(&state, chunks) {
+            Look::Passes => {
+                drop(state);
+                this.release(bio);
+                Ok(())
+            }
+            Look::Waits(found) => {
+                state.wait_for(found, bio);
+                Ok(())
+            }
+            Look::Claims(_) => Err(bio),
         }
-        drop(state);
-        if this.error() != 0 {
-            this.release(bio);
-            return Ok(());
-        }
-        Err(bio)
-    }
-
-    /// Claims chunks and starts to read them. Only one worker does so.
-    fn copy(this: &Arc<Self>, run: ChunkRange) -> Result {
-        let bytes = run.len() as usize * this.geometry.chunk_bytes();
-        let sectors = this.geometry.sectors_of(run);
-        let len = (sectors.len << SECTOR_SHIFT) as usize;
-        // What the last chunk has past the end of the device goes to the storage too.
-        let flags = if len < bytes {
-            GFP_NOIO | __GFP_ZERO
-        } else {
-            GFP_NOIO
-        };
-        this.saved.reserve(run)?;
-        let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, flags)?, GFP_NOIO)?;
-        let place = Old::Reading(KBox::new(BioList::new(), GFP_NOIO)?);
-        let extent = ExtentMap::new_extent(run, place, GFP_NOIO)?;
-
-        let mut state = this.state.lock();
-        state.map.insert(extent);
-        state.copies += 1;
-        state.copy_bytes += bytes;
-        state.active += 1;
-        drop(state);
-
-        let read = OriginRead::Copy(this.clone(), run.start);
-        this.reads
-            .read(&this.origin, sectors.start, pages, len, read, GFP_NOIO);
-        Ok(())
     }
 
     /// The old data of the extent at `start` was read, or not. Does not sleep.
@@ -408,21 +466,39 @@ impl Area {
                 state.taken.append(&mut waiting);
             }
             this.saved.set(chunks);
+            state.read_bytes += chunks.len() as usize * this.geometry.chunk_bytes();
             // There is room for all copies, so this cannot fail.
             let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
             let _ = state.read.insert_within_capacity(at, start);
         }
+        let storing = core::mem::replace(&mut state.storing, true);
+        let enough = state.read_bytes >= GATHER_BYTES;
+        let waiting = !state.taken.is_empty();
         drop(state);
-        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
-        let _ = this.queue.clone().enqueue::<Arc<Self>, STORE>(this);
+        if waiting {
+            let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
+        }
+        if !storing {
+            let _ = this.queue.clone().enqueue::<Arc<Self>, STORE>(this);
+        } else if enough {
+            this.gathered.notify_all();
+        }
     }
 
     /// Moves what is in memory to the storage.
     fn store_all(this: &Arc<Self>) {
         loop {
-            if this.state.lock().read.is_empty() {
+            let mut state = this.state.lock();
+            if state.read_bytes < GATHER_BYTES && !state.starved && this.error() == 0 {
+                let _ = this
+                    .gathered
+                    .wait_interruptible_timeout(&mut state, msecs_to_jiffies(GATHER_MSECS));
+            }
+            if state.read.is_empty() {
+                state.storing = false;
                 return;
             }
+            drop(state);
             match this.store_batch() {
                 Ok(()) => {}
                 Err(e) => {
@@ -443,14 +519,15 @@ impl Area {
 
     fn store_batch(&self) -> Result {
         self.check()?;
-        let mut starts = KVec::with_capacity(self.max_copies, GFP_NOIO)?;
-        let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(self.max_copies, GFP_NOIO)?;
+        let count = self.state.lock().read.len();
+        let mut starts = KVec::with_capacity(count, GFP_NOIO)?;
+        let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(count, GFP_NOIO)?;
         let mut len = 0;
         let max = STORE_BYTES.min(self.storage.room());
         {
             let mut guard = self.state.lock();
             let state = &mut *guard;
-            for start in state.read.iter() {
+            for start in state.read.iter().take(count) {
                 if let Some((_, Old::Memory(old))) = state.map.get_mut(*start) {
                     if len > 0 && len + old.len() > max {
                         break;
@@ -488,6 +565,7 @@ impl Area {
         }
         state.copies -= starts.len();
         state.copy_bytes -= len;
+        state.read_bytes -= len;
         self.done(&mut state, starts.len());
         Ok(())
     }
@@ -504,6 +582,7 @@ impl Area {
             if let Some(Old::Memory(pages)) = &old {
                 state.copies -= 1;
                 state.copy_bytes -= pages.len();
+                state.read_bytes -= pages.len();
             }
             self.done(state, 1);
             drop(guard);
@@ -512,7 +591,7 @@ impl Area {
     }
 
     /// A bio for the image. May sleep for memory.
-    pub(crate) fn read_image(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
+    pub(crate) fn read_image(this: ArcBorrow<'_, Self>, mut bio: OwnedBio) {
         if bio.op() != Op::Read || this.check().is_err() {
             return bio.end(Err(EIO));
         }
@@ -520,50 +599,85 @@ impl Area {
             start: bio.sector(),
             len: bio.sectors(),
         });
-        let mut state = this.state.lock();
-        state.active += 1;
-        if state.map.overlaps(chunks) {
-            state.images.push(bio);
-            drop(state);
-            let _ = this.queue.enqueue::<Arc<Self>, IMAGE>(this.into());
-        } else {
-            drop(state);
-            let sector = bio.sector();
-            let read = ImageRead(this.into(), chunks);
-            this.forwards
-                .forward(&this.origin, sector, bio, read, GFP_NOIO);
+        let found = {
+            let mut state = this.state.lock();
+            state.active += 1;
+            match state.map.lookup(chunks) {
+                Piece::Hole(end) if end == chunks.end => Some((chunks, Found::Origin)),
+                Piece::Extent(found, old) if found.end >= chunks.end => match old {
+                    Old::Reading(_) => None,
+                    Old::Memory(pages) => Some((found, Found::Memory(pages.clone()))),
+                    Old::Stored { at, .. } => Some((found, Found::Stored(*at))),
+                },
+                _ => None,
+            }
+        };
+        // The bio's place in what was found, in bytes
+        let offset =
+            |found: ChunkRange| (bio.sector() << SECTOR_SHIFT) - this.geometry.byte_of(found.start);
+        match (found, this.storage.device()) {
+            (Some((_, Found::Origin)), _) => {
+                let read = ImageRead::Origin(this.into(), chunks);
+                let sector = bio.sector();
+                this.forwards
+                    .forward(&this.origin, sector, bio, read, GFP_NOIO);
+            }
+            (Some((found, Found::Memory(pages))), _) => {
+                let result = bio.copy_from_pages(0, &pages, offset(found) as usize, bio.size());
+                this.end_image(bio, result);
+            }
+            (Some((found, Found::Stored(at))), Some(device))
+                if device.logical_block_size() <= this.origin.logical_block_size() =>
+            {
+                let sector = (at + offset(found)) >> SECTOR_SHIFT;
+                let read = ImageRead::Stored(this.into());
+                this.forwards.forward(device, sector, bio, read, GFP_NOIO);
+            }
+            _ => Self::put_off(this.into(), bio),
         }
+    }
+
+    /// Leaves an image read to a worker. Does not sleep.
+    fn put_off(this: Arc<Self>, bio: OwnedBio) {
+        this.state.lock().images.push(bio);
+        let area = this.clone();
+        // Several at once, as long as there is memory for that.
+        let spawned = this
+            .queue
+            .try_spawn(GFP_NOWAIT, move || Self::read_images(&area));
+        if spawned.is_err() {
+            let _ = this.queue.clone().enqueue::<Arc<Self>, IMAGE>(this);
+        }
+    }
+
+    fn end_image(&self, bio: OwnedBio, result: Result) {
+        bio.end(result.and_then(|()| self.check()));
+        self.done(&mut self.state.lock(), 1);
     }
 
     /// An image read from the origin is done. Does not sleep.
     fn forwarded(this: Arc<Self>, chunks: ChunkRange, bio: OwnedBio, result: Result) {
-        let mut state = this.state.lock();
         // The error is set before a write is released that it is about.
-        if this.error() == 0 && state.map.overlaps(chunks) {
-            state.images.push(bio);
-            drop(state);
-            let _ = this.queue.clone().enqueue::<Arc<Self>, IMAGE>(this);
-            return;
+        if this.error() == 0 && this.state.lock().map.overlaps(chunks) {
+            Self::put_off(this, bio);
+        } else {
+            this.end_image(bio, result);
         }
-        drop(state);
-        bio.end(result.and_then(|()| this.check()));
-        this.done(&mut this.state.lock(), 1);
     }
 
     /// Serves the image reads that need more than the origin.
     fn read_images(this: &Arc<Self>) {
         loop {
             let bio = this.state.lock().images.pop();
-            let Some(bio) = bio else {
+            let Some(mut bio) = bio else {
                 return;
             };
-            let result = Self::read_pieces(this, &bio);
-            bio.end(result.and_then(|()| this.check()));
-            this.done(&mut this.state.lock(), 1);
+            let result = Self::read_pieces(this, &mut bio);
+            this.end_image(bio, result);
         }
     }
 
-    fn read_pieces(this: &Arc<Self>, bio: &OwnedBio) -> Result {
+    fn read_pieces(this: &Arc<Self>, bio: &mut OwnedBio) -> Result {
         let geometry = this.geometry;
         let start = bio.sector() << SECTOR_SHIFT;
         let end = start + bio.size() as u64;
@@ -602,7 +716,7 @@ impl Area {
             };
             let first = geometry.byte_of(chunks.start);
             let to = end.min(geometry.byte_of(chunks.end));
-            let copy = |pages: &Pages| {
+            let mut copy = |pages: &Pages| {
                 bio.copy_from_pages(
                     (at - start) as usize,
                     pages,
@@ -658,7 +772,8 @@ impl Area {
     /// Ends the area: no writes are parked any more and the image gives errors. The device's filter
     /// and the image's disk have no use of it any more. May sleep.
     pub(crate) fn close(this: &Arc<Self>) {
-        let _ = this.error.cmpxchg(0, ESHUTDOWN.to_errno(), Release);
+        this.shut();
+        this.gathered.notify_all();
         let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
         let mut state = this.state.lock();
         while state.active > 0 {
@@ -668,10 +783,70 @@ impl Area {
 }
 
 impl State {
+    /// Claims the chunks of an extent that is being read. They were not claimed.
+    fn claim(&mut self, extent: NewExtent<Old>, bytes: usize) {
+        self.map.insert(extent);
+        self.copies += 1;
+        self.copy_bytes += bytes;
+        self.active += 1;
+    }
+
+    /// Lets a write wait for an extent that is being read.
+    fn wait_for(&mut self, found: ChunkRange, bio: OwnedBio) {
+        match self.map.get_mut(found.start) {
+            Some((_, Old::Reading(waiting))) => waiting.push(bio),
+            // Saved in the meantime, which the lock does not allow.
+            _ => self.taken.push(bio),
+        }
+    }
+
     fn is_full(&self, area: &Area, run: ChunkRange) -> bool {
         let bytes = run.len() as usize * area.geometry.chunk_bytes();
         self.copies > 0
             && (self.copies >= area.max_copies || self.copy_bytes + bytes > area.max_copy_bytes)
+    }
+}
+
+/// What is to be done about a write.
+enum Look {
+    /// Nothing.
+    Passes,
+    /// It waits for this extent, which is being read.
+    Waits(ChunkRange),
+    /// These chunks have to be claimed, first of all.
+    Claims(ChunkRange),
+}
+
+/// All that is needed to claim chunks and read them, allocated ahead.
+struct Copy<'a> {
+    run: ChunkRange,
+    bytes: usize,
+    extent: NewExtent<Old>,
+    read: BioRead<'a, OriginRead>,
+}
+
+impl<'a> Copy<'a> {
+    fn new(area: &'a Area, run: ChunkRange, flags: Flags) -> Result<Self> {
+        let bytes = run.len() as usize * area.geometry.chunk_bytes();
+        let sectors = area.geometry.sectors_of(run);
+        let len = (sectors.len << SECTOR_SHIFT) as usize;
+        // What the last chunk has past the end of the device goes to the storage too.
+        let page_flags = if len < bytes {
+            flags | __GFP_ZERO
+        } else {
+            flags
+        };
+        area.saved.reserve(run, flags)?;
+        let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, page_flags)?, flags)?;
+        let place = Old::Reading(KBox::new(BioList::new(), flags)?);
+        Ok(Self {
+            run,
+            bytes,
+            extent: ExtentMap::new_extent(run, place, flags)?,
+            read: area
+                .reads
+                .prepare_read(&area.origin, sectors.start, pages, len, flags)?,
+        })
     }
 }
 
@@ -707,6 +882,7 @@ enum OriginRead {
     Wait(Arc<Waiter>),
 }
 
+#[vtable]
 impl EndIo for OriginRead {
     type Held = UniqueArc<Pages>;
 
@@ -721,14 +897,23 @@ impl EndIo for OriginRead {
     }
 }
 
-/// An image read that goes to the origin as it is, and the chunks it is about.
-struct ImageRead(Arc<Area>, ChunkRange);
+/// An image read that goes to a device as it is.
+enum ImageRead {
+    /// To the origin, for these chunks.
+    Origin(Arc<Area>, ChunkRange),
+    /// To the storage.
+    Stored(Arc<Area>),
+}
 
+#[vtable]
 impl EndIo for ImageRead {
     type Held = OwnedBio;
 
     fn end_io(self, bio: OwnedBio, result: Result) {
-        Area::forwarded(self.0, self.1, bio, result);
+        match self {
+            ImageRead::Origin(area, chunks) => Area::forwarded(area, chunks, bio, result),
+            ImageRead::Stored(area) => area.end_image(bio, result),
+        }
     }
 }
 
@@ -756,4 +941,4 @@ impl WorkItem<IMAGE> for Area {
     }
 }
 
-const _: () = assert!(core::mem::size_of::<Old>() <= 16);
+const _: () = assert!(size_of::<Old>() <= 16);

@@ -26,6 +26,7 @@ use kernel::{
 mod area;
 mod change_map;
 mod chunk;
+mod compat;
 mod control;
 mod event;
 mod extent_map;
@@ -71,7 +72,6 @@ struct Blksnap {
     // In the order in which they go.
     #[pin]
     _control: MiscDeviceRegistration<Control>,
-    #[pin]
     _filter: filter::Registration<Tracker>,
     _snapshots: SnapshotsGuard,
 }
@@ -80,7 +80,7 @@ impl kernel::InPlaceModule for Blksnap {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _snapshots: Snapshots::enable()?,
-            _filter <- filter::Registration::new(),
+            _filter: filter::Registration::new()?,
             _control <- MiscDeviceRegistration::register(Control::OPTIONS),
         })
     }

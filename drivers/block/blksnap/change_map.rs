@@ -126,7 +126,7 @@ impl ChangeMap {
     #[inline]
     pub(crate) fn mark(&self, range: SectorRange) {
         let Some(blocks) = self.blocks(range) else {
-            self.lost.store(1, Relaxed);
+            self.lose();
             return;
         };
         let mark = (self.number.load(Relaxed) + 1) as u8 as i8;
@@ -138,7 +138,14 @@ impl ChangeMap {
         }
     }
 
-    /// Marks blocks as changed in both maps, so that the next backup reads them.
+    /// Content was lost without writes, so nobody may rely on what the live map says. Does not
+    /// sleep.
+    pub(crate) fn lose(&self) {
+        self.lost.store(1, Relaxed);
+    }
+
+    /// Marks blocks as changed in both maps, so that the next backup reads them. Not called while
+    /// [`Self::freeze`] runs.
     ///
     /// # Errors
     ///
@@ -153,11 +160,16 @@ impl ChangeMap {
         Ok(())
     }
 
+    /// Whether all changes were tracked.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.lost.load(Relaxed) == 0
+    }
+
     /// Whether the maps can go on with one more snapshot of a device of `nr_sectors`. If not, new
     /// ones are needed, with a new generation.
     pub(crate) fn can_freeze(&self, nr_sectors: u64) -> bool {
         self.nr_sectors == nr_sectors
-            && self.lost.load(Relaxed) == 0
+            && self.is_complete()
             && self.number.load(Relaxed) < MAX_NUMBER
     }
 

@@ -3,7 +3,11 @@
 //! `/dev/blksnap-control`.
 
 use crate::{
-    event::What,
+    compat,
+    event::{
+        Event,
+        What, //
+    },
     params,
     snapshot::Snapshot,
     storage::Storage, //
@@ -39,6 +43,7 @@ const CREATE: u32 = _IOWR::<uapi::blksnap_snapshot_create>(TYPE, 1);
 const DESTROY: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 2);
 const TAKE: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 3);
 const COLLECT: u32 = _IOR::<uapi::blksnap_snapshot_collect>(TYPE, 4);
+const COLLECT_COMPAT: u32 = _IOR::<compat::SnapshotCollect>(TYPE, 4);
 const WAIT_EVENT: u32 = _IOR::<uapi::blksnap_snapshot_event>(TYPE, 5);
 
 /// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
@@ -70,7 +75,7 @@ impl MiscDevice for Control {
             CREATE => create(arg),
             DESTROY => Snapshot::destroy(read_id(slice)?),
             TAKE => Snapshot::find(read_id(slice)?)?.take(),
-            COLLECT => collect(slice),
+            COLLECT | COLLECT_COMPAT => collect(slice),
             WAIT_EVENT => wait_event(arg),
             _ => Err(ENOTTY),
         }?;
@@ -127,20 +132,18 @@ fn create(arg: usize) -> Result {
 
 fn collect(arg: UserSlice) -> Result {
     let (mut from, mut to) = arg.reader_writer();
-    let room = from.read::<u32>()? as usize;
-    let _padding = from.read::<u32>()?;
-    let buffer = usize::try_from(from.read::<u64>()?)?;
+    let (room, buffer) = compat::read_array(&mut from)?;
 
     let ids = Snapshot::ids()?;
     to.write(&(ids.len() as u32))?;
-    if buffer == 0 {
+    if buffer.as_const_ptr().is_null() {
         return Ok(());
     }
     if room < ids.len() {
         return Err(ENODATA);
     }
-    let len = ids.len() * core::mem::size_of::<uapi::blksnap_uuid>();
-    let mut to = UserSlice::new(UserPtr::from_addr(buffer), len).writer();
+    let len = ids.len() * size_of::<uapi::blksnap_uuid>();
+    let mut to = UserSlice::new(buffer, len).writer();
     for id in &ids {
         to.write_slice(id.as_bytes())?;
     }
@@ -154,12 +157,15 @@ fn wait_event(arg: usize) -> Result {
     let id = Uuid::from_bytes(from.read()?);
     let timeout = from.read::<u32>()?;
 
-    let event = Snapshot::find(id)?
-        .events()
-        .wait(msecs_to_jiffies(timeout))?;
+    let snapshot = Snapshot::find(id)?;
+    let event = snapshot.events().wait(msecs_to_jiffies(timeout))?;
+    let len = size_of::<uapi::blksnap_snapshot_event>() - RETURNED;
+    write_event(&event, at(arg, RETURNED, len)).inspect_err(|_| snapshot.events().put_back(event))
+}
+
+fn write_event(event: &Event, arg: UserSlice) -> Result {
     let time = event.time.as_nanos();
-    let len = core::mem::size_of::<uapi::blksnap_snapshot_event>() - RETURNED;
-    let mut to = at(arg, RETURNED, len).writer();
+    let mut to = arg.writer();
     match event.what {
         What::Corrupted(dev, error) => {
             to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_CORRUPTED)?;

@@ -117,6 +117,18 @@ impl Events {
             }
         }
     }
+
+    /// Puts an event back that [`Self::wait`] has returned and that could not be told.
+    pub(crate) fn put_back(&self, event: Event) {
+        let mut queue = self.queue.lock();
+        // If there is no room any more, the newest one is dropped.
+        let at = (queue.first + MAX_EVENTS - 1) % MAX_EVENTS;
+        queue.first = at;
+        queue.events[at] = Some(event);
+        queue.count = MAX_EVENTS.min(queue.count + 1);
+        drop(queue);
+        self.changed.notify_all();
+    }
 }
 
 #[kunit_tests(blksnap_event)]
@@ -145,6 +157,24 @@ mod tests {
         }
         events.close();
         assert_eq!(events.wait(1000).err(), Some(ESRCH));
+        Ok(())
+    }
+
+    #[test]
+    fn put_back() -> Result {
+        let events = KBox::pin_init(Events::new(), GFP_KERNEL)?;
+        events.push(What::NoSpace(0));
+        events.put_back(events.wait(0)?);
+        for i in 1..MAX_EVENTS as u64 {
+            events.push(What::NoSpace(i));
+        }
+        let first = events.wait(0)?;
+        events.push(What::NoSpace(100));
+        events.put_back(first);
+        for i in 0..MAX_EVENTS as u64 {
+            assert_eq!(sectors(events.wait(0)?), i);
+        }
+        assert_eq!(events.wait(0).err(), Some(ENOENT));
         Ok(())
     }
 }

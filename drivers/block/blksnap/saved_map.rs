@@ -7,6 +7,7 @@
 
 use crate::chunk::ChunkRange;
 use kernel::{
+    alloc::Flags,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
@@ -21,7 +22,7 @@ use kernel::{
 };
 
 const WORD_BITS: u64 = u64::BITS as u64;
-const LEAF_WORDS: usize = PAGE_SIZE / core::mem::size_of::<u64>();
+const LEAF_WORDS: usize = PAGE_SIZE / size_of::<u64>();
 const LEAF_BITS: u64 = LEAF_WORDS as u64 * WORD_BITS;
 
 type Leaf = [Atomic<u64>; LEAF_WORDS];
@@ -42,18 +43,18 @@ impl SavedMap {
         Ok(Self { leaves })
     }
 
-    /// Makes sure that the bits of `chunks` can be set. May sleep, but not for I/O.
+    /// Makes sure that the bits of `chunks` can be set. May sleep if `flags` do.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], or [`EINVAL`] for chunks that are not in the map.
-    pub(crate) fn reserve(&self, chunks: ChunkRange) -> Result {
+    pub(crate) fn reserve(&self, chunks: ChunkRange, flags: Flags) -> Result {
         for index in chunks.start / LEAF_BITS..chunks.end.div_ceil(LEAF_BITS) {
             let slot = self.leaves.get(index as usize).ok_or(EINVAL)?;
             if slot.as_ref().is_none() {
                 // If somebody else was faster, this one is not needed.
                 let leaf = pin_init::init_array_from_fn(|_| Atomic::new(0));
-                slot.populate(KBox::init(leaf, GFP_NOIO)?);
+                slot.populate(KBox::init(leaf, flags)?);
             }
         }
         Ok(())
@@ -113,7 +114,7 @@ mod tests {
     fn bits() -> Result {
         let map = SavedMap::new(1000)?;
         assert_eq!(map.first_unsaved(chunks(3, 900)), Some(3));
-        map.reserve(chunks(3, 200))?;
+        map.reserve(chunks(3, 200), GFP_KERNEL)?;
         map.set(chunks(3, 200));
         assert_eq!(map.first_unsaved(chunks(3, 200)), None);
         assert_eq!(map.first_unsaved(chunks(2, 200)), Some(2));
@@ -126,7 +127,7 @@ mod tests {
     fn across_leaves() -> Result {
         let map = SavedMap::new(3 * LEAF_BITS + 1)?;
         let range = chunks(LEAF_BITS - 1, 2 * LEAF_BITS + 1);
-        map.reserve(range)?;
+        map.reserve(range, GFP_KERNEL)?;
         map.set(range);
         assert_eq!(map.first_unsaved(range), None);
         assert_eq!(map.first_unsaved(chunks(0, LEAF_BITS)), Some(0));
@@ -139,7 +140,7 @@ mod tests {
             map.first_unsaved(chunks(3 * LEAF_BITS, 3 * LEAF_BITS + 1)),
             Some(3 * LEAF_BITS)
         );
-        assert!(map.reserve(chunks(0, 5 * LEAF_BITS)).is_err());
+        assert!(map.reserve(chunks(0, 5 * LEAF_BITS), GFP_KERNEL).is_err());
         Ok(())
     }
 
@@ -147,7 +148,7 @@ mod tests {
     fn every_bit_alone() -> Result {
         for bit in [0, 1, 63, 64, 65, LEAF_BITS - 1, LEAF_BITS] {
             let map = SavedMap::new(2 * LEAF_BITS)?;
-            map.reserve(chunks(bit, bit + 1))?;
+            map.reserve(chunks(bit, bit + 1), GFP_KERNEL)?;
             map.set(chunks(bit, bit + 1));
             assert_eq!(map.first_unsaved(chunks(bit, bit + 1)), None);
             assert_eq!(map.first_unsaved(chunks(bit, bit + 2)), Some(bit + 1));

@@ -29,7 +29,6 @@ use kernel::{
         with_frozen,
         BdevFile,
         BlockDevice,
-        DevT,
         FrozenFs, //
     },
     new_mutex,
@@ -105,6 +104,10 @@ struct Device {
 impl Device {
     /// Undoes what a take has done, and what it had begun.
     fn undo_take(&mut self) {
+        // Ahead of the first write that is not waited for, or images would show it.
+        if let Some(area) = &self.area {
+            area.shut();
+        }
         self.tracker.stop();
         self.image = None;
         if let Some(area) = self.area.take() {
@@ -197,6 +200,10 @@ impl Snapshot {
     /// difference storage is on the device.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
         let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
+        // It was removed, and another one has its number now.
+        if !core::ptr::eq(&**origin, bdev) {
+            return Err(ENODEV);
+        }
         let mut devices = self.devices.lock();
         let fits = match devices.state {
             _ if devices
@@ -307,31 +314,31 @@ impl Snapshot {
     /// Freezes what is mounted from the devices, and from their partitions.
     fn freeze_file_systems(devices: &[Device], frozen: &mut KVec<FrozenFs>) -> Result {
         for device in devices {
-            let mut freeze = |file: BdevFile| -> Result {
+            let mut freeze = |file: Arc<BdevFile>| -> Result {
                 frozen.reserve(1, GFP_KERNEL)?;
-                frozen.push(file.freeze_fs()?, GFP_KERNEL)?;
+                frozen.push(FrozenFs::new(file)?, GFP_KERNEL)?;
                 Ok(())
             };
-            freeze(BdevFile::open(device.origin.dev())?)?;
+            freeze(device.origin.clone())?;
             if device.origin.is_partition() {
                 continue;
             }
             let mut number = 0;
             while let Some(next) = device.origin.next_partition(number) {
                 number = next;
-                freeze(device.origin.partition(number)?)?;
+                freeze(Arc::new(device.origin.partition(number)?, GFP_KERNEL)?)?;
             }
         }
         Ok(())
     }
 
     /// The error and the image of a device.
-    pub(crate) fn image_of(&self, dev: DevT) -> Result<(i32, ImageName)> {
+    pub(crate) fn image_of(&self, tracker: &Tracker) -> Result<(i32, ImageName)> {
         let devices = self.devices.lock();
         let device = devices
             .list
             .iter()
-            .find(|device| device.tracker.dev() == dev)
+            .find(|device| core::ptr::eq(&*device.tracker, tracker))
             .ok_or(ESRCH)?;
         let mut name = ImageName::default();
         if let Some(image) = &device.image {

@@ -6,7 +6,10 @@
 //! the I/O.
 
 use kernel::{
-    block::bdev::BlockDevice,
+    block::bdev::{
+        BdevFile,
+        BlockDevice, //
+    },
     fs::direct::{
         DirectFile,
         Kind, //
@@ -15,7 +18,10 @@ use kernel::{
     noio,
     page::Pages,
     prelude::*,
-    sync::Mutex, //
+    sync::{
+        Arc,
+        Mutex, //
+    }, //
 };
 
 /// What a storage has of space, in bytes.
@@ -66,6 +72,8 @@ impl Log {
 #[pin_data]
 pub(crate) struct Storage {
     file: DirectFile,
+    /// The block device that it is, if it is one.
+    device: Option<Arc<BdevFile>>,
     #[pin]
     log: Mutex<Log>,
 }
@@ -80,6 +88,12 @@ impl Storage {
     pub(crate) fn open(path: &CStr, limit: u64, step: u64) -> Result<impl PinInit<Self>> {
         let file = DirectFile::open(path)?;
         let size = file.size();
+        let device = match (file.kind(), file.bdev()) {
+            (Kind::BlockDevice, Some(bdev)) => {
+                Some(Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?)
+            }
+            _ => None,
+        };
         let (limit, allocated) = match (file.kind(), limit) {
             (Kind::BlockDevice, 0) => (size, size),
             (Kind::BlockDevice, limit) => (limit.min(size), size),
@@ -88,6 +102,7 @@ impl Storage {
         };
         Ok(pin_init!(Self {
             file: file,
+            device: device,
             log <- new_mutex!(Log {
                 next: 0,
                 allocated,
@@ -100,6 +115,11 @@ impl Storage {
     /// The block device that it is on, if there is one.
     pub(crate) fn bdev(&self) -> Option<&BlockDevice> {
         self.file.bdev()
+    }
+
+    /// The block device that it is, if it is one, to read from.
+    pub(crate) fn device(&self) -> Option<&Arc<BdevFile>> {
+        self.device.as_ref()
     }
 
     /// Appends the first `len` bytes of `pages` to the log, waits until they are written, and

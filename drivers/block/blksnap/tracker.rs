@@ -9,6 +9,7 @@ use crate::{
         ChangeMap,
         Limits, //
     },
+    compat,
     event::What,
     params,
     snapshot::Snapshot, //
@@ -46,6 +47,13 @@ use kernel::{
     uuid::Uuid, //
 };
 
+/// What is known of the device under the lock.
+struct Device {
+    member: Member,
+    /// It was removed.
+    gone: bool,
+}
+
 /// The snapshot that a device is in.
 enum Member {
     /// None.
@@ -64,15 +72,10 @@ pub(crate) struct Tracker {
     map: RcuArc<ChangeMap>,
     area: RcuArc<Area>,
     #[pin]
-    member: Mutex<Member>,
+    device: Mutex<Device>,
 }
 
 impl Tracker {
-    /// The device's number.
-    pub(crate) fn dev(&self) -> DevT {
-        self.dev
-    }
-
     fn with_map<R>(&self, f: impl FnOnce(&ChangeMap) -> R) -> Result<R> {
         let guard = rcu::read_lock();
         // There always is one.
@@ -93,10 +96,10 @@ impl Tracker {
     /// [`EALREADY`] if it is in that one, [`EBUSY`] if in another, [`ENODEV`] if the filter is
     /// being detached.
     pub(crate) fn join(&self, id: Uuid) -> Result {
-        let mut member = self.member.lock();
-        match &*member {
+        let mut device = self.device.lock();
+        match &device.member {
             Member::No => {
-                *member = Member::Of(id);
+                device.member = Member::Of(id);
                 Ok(())
             }
             Member::Never => Err(ENODEV),
@@ -112,12 +115,19 @@ impl Tracker {
 
     /// The device leaves its snapshot.
     pub(crate) fn leave(&self) {
-        *self.member.lock() = Member::No;
+        self.device.lock().member = Member::No;
     }
 
     /// Gets ready for a snapshot of a device of `nr_sectors`: the change map must be able to go on.
     /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`ENODEV`] if the device was removed, [`ENOMEM`].
     pub(crate) fn prepare(&self, nr_sectors: u64) -> Result {
+        if self.device.lock().gone {
+            return Err(ENODEV);
+        }
         if !self.with_map(|map| map.can_freeze(nr_sectors))? {
             let map = ChangeMap::new(&self.limits, nr_sectors)?;
             self.map.replace(Some(Arc::new(map, GFP_KERNEL)?));
@@ -129,9 +139,24 @@ impl Tracker {
     /// The snapshot is taken: from now on writes go by way of `area`. Nothing is written to the
     /// device meanwhile.
     pub(crate) fn take(&self, area: Arc<Area>) {
-        // This cannot fail, and there was no area.
-        let _ = self.with_map(ChangeMap::freeze);
+        let device = self.device.lock();
+        let complete = self.with_map(|map| {
+            map.freeze();
+            map.is_complete()
+        });
+        if device.gone {
+            self.break_off(&area, ENODEV);
+        } else if complete != Ok(true) {
+            // The size has changed since the take was prepared.
+            self.break_off(&area, ENXIO);
+        }
+        // There was none.
         self.area.replace(Some(area));
+    }
+
+    /// The device does not have its content any more.
+    fn break_off(&self, area: &Area, error: Error) {
+        area.fail(error, What::Corrupted(self.dev, error));
     }
 
     fn cbt_info(&self, arg: UserSlice) -> Result {
@@ -142,7 +167,8 @@ impl Tracker {
         to.write(&(map.nr_blocks() as u32))?;
         to.write_slice(map.generation().as_bytes())?;
         to.write(&map.number())?;
-        to.write_slice(&[0; 7])
+        let padding = to.len();
+        to.write_slice(&[0; 8][..padding])
     }
 
     fn cbt_map(&self, arg: UserSlice) -> Result {
@@ -175,22 +201,20 @@ impl Tracker {
     }
 
     fn cbt_dirty(&self, arg: UserSlice) -> Result {
-        let mut from = arg.reader();
-        let count = from.read::<u32>()? as usize;
-        let _padding = from.read::<u32>()?;
-        let ranges = from.read::<u64>()?;
-
+        let (count, ranges) = compat::read_array(&mut arg.reader())?;
         let len = count
-            .checked_mul(core::mem::size_of::<uapi::blksnap_sectors>())
+            .checked_mul(size_of::<uapi::blksnap_sectors>())
             .ok_or(EINVAL)?;
-        let mut ranges = UserSlice::new(UserPtr::from_addr(usize::try_from(ranges)?), len).reader();
-        let map = self.map()?;
+        let mut ranges = UserSlice::new(ranges, len).reader();
         for _ in 0..count {
             let range = SectorRange {
                 start: ranges.read()?,
                 len: ranges.read()?,
             };
-            map.mark_dirty(range)?;
+            // A take in between would miss it in one of the maps.
+            let device = self.device.lock();
+            self.with_map(|map| map.mark_dirty(range))??;
+            drop(device);
             if kernel::current!().signal_pending() {
                 return Err(EINTR);
             }
@@ -199,20 +223,20 @@ impl Tracker {
     }
 
     fn snapshot_info(&self, arg: UserSlice) -> Result {
-        let id = match &*self.member.lock() {
+        let id = match &self.device.lock().member {
             Member::Of(id) => *id,
             _ => return Err(ESRCH),
         };
-        let (error, image) = Snapshot::find(id)?.image_of(self.dev)?;
+        let (error, image) = Snapshot::find(id)?.image_of(self)?;
         let mut to = arg.writer();
         to.write(&error)?;
         to.write_slice(&image)
     }
 }
 
-/// Succeeds if the argument of a command has the length that is its own.
-fn expect<T>(arg: &UserSlice) -> Result {
-    if arg.len() == core::mem::size_of::<T>() {
+/// Succeeds if the argument of a command has one of the lengths that it may have.
+fn expect(arg: &UserSlice, lengths: &[usize]) -> Result {
+    if lengths.contains(&arg.len()) {
         Ok(())
     } else {
         Err(EINVAL)
@@ -237,49 +261,67 @@ impl Filter for Tracker {
                 limits,
                 map: RcuArc::new(Some(map)),
                 area: RcuArc::new(None),
-                member <- new_mutex!(Member::No, "blksnap_member"),
+                device <- new_mutex!(Device {
+                    member: Member::No,
+                    gone: false,
+                }, "blksnap_device"),
             }),
             GFP_KERNEL,
         )
     }
 
     fn may_detach(this: ArcBorrow<'_, Self>) -> Result {
-        let mut member = this.member.lock();
-        if matches!(*member, Member::Of(_)) {
+        let mut device = this.device.lock();
+        if matches!(device.member, Member::Of(_)) {
             return Err(EBUSY);
         }
-        *member = Member::Never;
+        device.member = Member::Never;
         Ok(())
     }
 
-    fn detached(this: ArcBorrow<'_, Self>, gone: bool) {
+    fn gone(this: ArcBorrow<'_, Self>) {
+        let mut device = this.device.lock();
+        device.gone = true;
         let guard = rcu::read_lock();
-        if let Some(area) = this.area.get(&guard).filter(|_| gone) {
-            area.fail(ENODEV, What::Corrupted(this.dev, ENODEV));
+        if let Some(area) = this.area.get(&guard) {
+            this.break_off(&area, ENODEV);
+        }
+    }
+
+    fn truncated(this: ArcBorrow<'_, Self>, nr_sectors: u64) {
+        let _ = this.with_map(ChangeMap::lose);
+        let guard = rcu::read_lock();
+        if let Some(area) = this.area.get(&guard) {
+            if nr_sectors < area.geometry().nr_sectors() {
+                this.break_off(&area, ENXIO);
+            }
         }
     }
 
     fn ctl(this: ArcBorrow<'_, Self>, bdev: &BlockDevice, cmd: u32, arg: UserSlice) -> Result {
         match cmd {
             uapi::blksnap_filter_cmd_BLKSNAP_FILTER_CBTINFO => {
-                expect::<uapi::blksnap_cbtinfo>(&arg)?;
+                expect(&arg, &[size_of::<uapi::blksnap_cbtinfo>(), compat::CBTINFO])?;
                 this.cbt_info(arg)
             }
             uapi::blksnap_filter_cmd_BLKSNAP_FILTER_CBTMAP => {
-                expect::<uapi::blksnap_cbtmap>(&arg)?;
+                expect(&arg, &[size_of::<uapi::blksnap_cbtmap>()])?;
                 this.cbt_map(arg)
             }
             uapi::blksnap_filter_cmd_BLKSNAP_FILTER_CBTDIRTY => {
-                expect::<uapi::blksnap_cbtdirty>(&arg)?;
+                expect(
+                    &arg,
+                    &[size_of::<uapi::blksnap_cbtdirty>(), compat::CBTDIRTY],
+                )?;
                 this.cbt_dirty(arg)
             }
             uapi::blksnap_filter_cmd_BLKSNAP_FILTER_SNAPSHOTADD => {
-                expect::<uapi::blksnap_snapshotadd>(&arg)?;
+                expect(&arg, &[size_of::<uapi::blksnap_snapshotadd>()])?;
                 let id = Uuid::from_bytes(arg.reader().read()?);
                 Snapshot::find(id)?.add(this.into(), bdev)
             }
             uapi::blksnap_filter_cmd_BLKSNAP_FILTER_SNAPSHOTINFO => {
-                expect::<uapi::blksnap_snapshotinfo>(&arg)?;
+                expect(&arg, &[size_of::<uapi::blksnap_snapshotinfo>()])?;
                 this.snapshot_info(arg)
             }
             _ => Err(ENOTTY),
@@ -300,11 +342,7 @@ impl Filter for Tracker {
             map.mark(range);
         }
         match this.area.get(&guard) {
-            Some(area) if !area.may_pass(range) => {
-                let (bio, verdict) = bio.take();
-                Area::park(area, bio);
-                verdict
-            }
+            Some(area) if !area.may_pass(range) => Area::intercept(area, bio, range),
             _ => bio.pass(),
         }
     }

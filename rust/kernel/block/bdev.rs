@@ -2,6 +2,33 @@
 
 //! Block devices: `struct block_device`, a whole disk or a partition.
 //!
+//! A driver borrows a [`BlockDevice`] from who gives it one, or opens it and keeps a [`BdevFile`].
+//!
+//! # Examples
+//!
+//! ```
+//! use kernel::block::{
+//!     bdev::{BdevFile, BlockDevice},
+//!     SECTOR_SHIFT,
+//! };
+//!
+//! fn describe(bdev: &BlockDevice) {
+//!     pr_info!("{}: {} bytes\n", bdev.dev(), bdev.nr_sectors() << SECTOR_SHIFT);
+//! }
+//!
+//! /// Describes a device and, if it is a whole disk, its partitions. May sleep.
+//! fn describe_all(bdev: &BlockDevice) -> Result {
+//!     describe(bdev);
+//!     let mut number = 0;
+//!     while let Some(next) = bdev.next_partition(number) {
+//!         number = next;
+//!         let partition: BdevFile = bdev.partition(number)?;
+//!         describe(&partition);
+//!     }
+//!     Ok(())
+//! }
+//! ```
+//!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::bio::Bio;
@@ -15,6 +42,7 @@ use crate::{
     ffi::c_ulong,
     fmt,
     prelude::*,
+    sync::Arc,
     types::Opaque, //
 };
 use core::{
@@ -22,7 +50,9 @@ use core::{
     ptr::NonNull, //
 };
 
-/// Sectors of 512 bytes, counted from the start of a device. Not empty.
+/// Sectors of 512 bytes, counted from the start of a device.
+///
+/// Where one is given to a driver it is not empty, and its end is at most [`u64::MAX`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SectorRange {
     /// The first sector.
@@ -31,17 +61,32 @@ pub struct SectorRange {
     pub len: u64,
 }
 
-/// A device number.
+impl SectorRange {
+    /// The sectors that are in `outer` too, counted from the start of that, if there are any.
+    fn within(self, outer: SectorRange) -> Option<SectorRange> {
+        let start = self.start.max(outer.start);
+        let end = self
+            .start
+            .saturating_add(self.len)
+            .min(outer.start.saturating_add(outer.len));
+        (start < end).then(|| SectorRange {
+            start: start - outer.start,
+            len: end - start,
+        })
+    }
+}
+
+/// A device number. It is written as `major:minor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DevT(bindings::dev_t);
 
 impl DevT {
-    /// The major number.
+    /// The major number, below 4096.
     pub fn major(self) -> u32 {
         self.0 >> bindings::MINORBITS
     }
 
-    /// The minor number.
+    /// The minor number, below 2<sup>20</sup>.
     pub fn minor(self) -> u32 {
         self.0 & ((1 << bindings::MINORBITS) - 1)
     }
@@ -55,11 +100,13 @@ impl fmt::Display for DevT {
 
 /// A block device.
 ///
-/// Wraps the kernel's C `struct block_device`.
+/// Wraps the kernel's C `struct block_device`. Its methods may be called in any context, unless
+/// they say otherwise.
 ///
 /// # Invariants
 ///
-/// The block device is initialised and part of a `struct gendisk`.
+/// The block device is initialised and part of a `struct gendisk`, which stays as long as the
+/// reference lives.
 #[repr(transparent)]
 pub struct BlockDevice(Opaque<bindings::block_device>);
 
@@ -73,12 +120,23 @@ impl BlockDevice {
     ///
     /// `ptr` points to a block device of a disk, which stays during `'a`.
     pub(crate) unsafe fn from_raw<'a>(ptr: *mut bindings::block_device) -> &'a Self {
+        // INVARIANT: As the caller promises.
         // SAFETY: `BlockDevice` is transparent, and the caller promises the rest.
         unsafe { &*ptr.cast() }
     }
 
     pub(crate) fn as_raw(&self) -> *mut bindings::block_device {
         self.0.get()
+    }
+
+    /// Where the device is on its disk.
+    fn range(&self) -> SectorRange {
+        SectorRange {
+            // SAFETY: The device is valid by the type invariant. The start of a partition is set
+            // before it can be found and never changes.
+            start: unsafe { (*self.as_raw()).bd_start_sect },
+            len: self.nr_sectors(),
+        }
     }
 
     fn disk(&self) -> *mut bindings::gendisk {
@@ -98,26 +156,25 @@ impl BlockDevice {
         unsafe { bindings::bdev_nr_sectors(self.as_raw()) }
     }
 
-    /// The sectors of this device that `bio` touches, if any. The bio is for the device's disk and
-    /// has been remapped from a partition, as filters see it.
+    /// The sectors of this device that `bio` touches, if any, counted from the start of this
+    /// device. The bio is for the device's disk and has been remapped from a partition, as filters
+    /// see it.
     pub fn range_of(&self, bio: &Bio) -> Option<SectorRange> {
-        // SAFETY: The device is valid by the type invariant.
-        let first = unsafe { (*self.as_raw()).bd_start_sect };
-        let start = bio.sector().max(first);
-        let end = (bio.sector() + bio.sectors()).min(first + self.nr_sectors());
-        (start < end).then(|| SectorRange {
-            start: start - first,
-            len: end - start,
-        })
+        let range = SectorRange {
+            start: bio.sector(),
+            len: bio.sectors(),
+        };
+        range.within(self.range())
     }
 
-    /// The smallest unit in bytes that the device can address.
+    /// The smallest unit in bytes that the device can address: a power of two from 512 on.
     pub fn logical_block_size(&self) -> u32 {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_logical_block_size(self.as_raw()) }
     }
 
-    /// The smallest unit in bytes that the device can write without reading.
+    /// The smallest unit in bytes that the device can write without reading: a power of two, at
+    /// least the logical block size.
     pub fn physical_block_size(&self) -> u32 {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_physical_block_size(self.as_raw()) }
@@ -131,41 +188,40 @@ impl BlockDevice {
 
     /// Whether the driver of the disk takes bios, not requests, as those that stack devices do.
     pub fn is_bio_based(&self) -> bool {
-        // SAFETY: The queue of a disk is valid as long as the disk.
+        // SAFETY: The queue of a disk is valid as long as the disk, which is by the type invariant.
         unsafe { (*(*self.disk()).queue).mq_ops.is_null() }
     }
 
     /// Whether both are on the same disk and have sectors in common.
     pub fn overlaps(&self, other: &BlockDevice) -> bool {
-        let range = |bdev: &BlockDevice| {
-            // SAFETY: The device is valid by the type invariant.
-            let start = unsafe { (*bdev.as_raw()).bd_start_sect };
-            (start, start + bdev.nr_sectors())
-        };
-        let (start, end) = range(self);
-        let (other_start, other_end) = range(other);
-        self.disk() == other.disk() && start < other_end && other_start < end
+        self.disk() == other.disk() && self.range().within(other.range()).is_some()
     }
 
-    /// Opens partition `number` of the disk for reading. Number 0 is the whole disk.
+    /// Opens partition `number` of the disk that this device is on for reading. Number 0 is the
+    /// whole disk.
     ///
-    /// May sleep.
+    /// May sleep. Takes the disk's `open_mutex`.
     ///
     /// # Errors
     ///
     /// [`ENXIO`] if there is none, or what opening it gives.
-    ///
-    /// [`ENXIO`]: crate::error::code::ENXIO
     pub fn partition(&self, number: u8) -> Result<BdevFile> {
         // SAFETY: The disk is valid as long as its block devices are.
         let dev = unsafe { bindings::part_devt(self.disk(), number) };
-        BdevFile::open(DevT(dev))
+        let file = BdevFile::open(DevT(dev))?;
+        // The partition may be gone, and its number another disk's.
+        if file.disk() != self.disk() {
+            return Err(ENXIO);
+        }
+        Ok(file)
     }
 
-    /// The numbers of the disk's partitions, in order from the one after `previous`.
+    /// The number of the first partition after number `previous` of the disk that this device is
+    /// on. Partitions may come and go at any time.
     pub fn next_partition(&self, previous: u8) -> Option<u8> {
         let mut index = c_ulong::from(previous);
-        // SAFETY: The table is that of a valid disk; only the index is used of what is found.
+        // SAFETY: The table is that of a valid disk and has a lock of its own; only the index is
+        // used of what is found.
         let part = unsafe {
             bindings::xa_find_after(
                 &raw mut (*self.disk()).part_tbl,
@@ -182,7 +238,8 @@ impl BlockDevice {
     }
 }
 
-/// A block device opened for reading.
+/// A block device opened for reading. It is closed when this is dropped, which may be in any
+/// context; what has to sleep for that is left to the kernel.
 ///
 /// # Invariants
 ///
@@ -197,13 +254,11 @@ unsafe impl Sync for BdevFile {}
 impl BdevFile {
     /// Opens the block device with the given number for reading, not exclusively.
     ///
-    /// May sleep.
+    /// May sleep. Takes the disk's `open_mutex`.
     ///
     /// # Errors
     ///
     /// [`ENXIO`] if there is no such device, or what its driver says.
-    ///
-    /// [`ENXIO`]: crate::error::code::ENXIO
     pub fn open(dev: DevT) -> Result<Self> {
         // SAFETY: No holder and no holder operations are given, which needs none to be valid.
         let file = from_err_ptr(unsafe {
@@ -217,22 +272,6 @@ impl BdevFile {
         // INVARIANT: The reference is that of opening.
         // SAFETY: It is not an error, and `bdev_file_open_by_dev` does not return null.
         Ok(Self(unsafe { NonNull::new_unchecked(file) }))
-    }
-
-    /// Freezes the file system on the device, if there is one: its data are written and it stays
-    /// consistent on the media until the guard is dropped.
-    ///
-    /// A whole disk does not freeze the file systems of its partitions; see
-    /// [`BlockDevice::partition`]. May sleep for long, while data are written.
-    ///
-    /// # Errors
-    ///
-    /// [`EBUSY`] if something on the device forbids it, or what the file system says.
-    pub fn freeze_fs(self) -> Result<FrozenFs> {
-        // SAFETY: The device is valid and open.
-        to_result(unsafe { bindings::bdev_freeze(self.as_raw()) })?;
-        // INVARIANT: It was frozen just now.
-        Ok(FrozenFs(self))
     }
 }
 
@@ -248,7 +287,7 @@ impl Deref for BdevFile {
 
 impl Drop for BdevFile {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the reference is ours.
+        // SAFETY: By the type invariant the reference is ours, and it is not used after this.
         unsafe { bindings::fput(self.0.as_ptr()) };
     }
 }
@@ -258,7 +297,27 @@ impl Drop for BdevFile {
 /// # Invariants
 ///
 /// The device's file system was frozen for this object, once.
-pub struct FrozenFs(BdevFile);
+pub struct FrozenFs(Arc<BdevFile>);
+
+impl FrozenFs {
+    /// Freezes the file system on the device, if there is one: its data are written and it stays
+    /// consistent on the media until the guard is dropped. Who writes to it waits until then. If
+    /// there is none, what the page cache has of the device is written.
+    ///
+    /// A whole disk does not freeze the file systems of its partitions; see
+    /// [`BlockDevice::partition`]. May sleep for long, while data are written. It may be frozen
+    /// several times, and goes on when all guards are dropped.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if something on the device forbids it, or what the file system says.
+    pub fn new(device: Arc<BdevFile>) -> Result<Self> {
+        // SAFETY: The device is valid and open.
+        to_result(unsafe { bindings::bdev_freeze(device.as_raw()) })?;
+        // INVARIANT: It was frozen just now.
+        Ok(FrozenFs(device))
+    }
+}
 
 impl Drop for FrozenFs {
     fn drop(&mut self) {
@@ -275,12 +334,27 @@ impl Drop for FrozenFs {
 ///
 /// When `f` runs, every write that has passed the filters of the devices' disks is on the media,
 /// and new I/O waits outside. So `f` must not wait for I/O to them, and its allocations are
-/// `GFP_NOIO`. May sleep.
+/// `GFP_NOIO`. Who is in `f` holds the freezes, so it must not open or close devices of the disks,
+/// nor take locks that are held while I/O to them is waited for. May sleep.
 ///
 /// # Errors
 ///
-/// [`EINTR`] if the task was killed while writes were waited for, [`ETIMEDOUT`] if they took too
-/// long, [`ENOMEM`]; `f` has not run then.
+/// [`EINTR`] if the task was killed while I/O was waited for, [`ETIMEDOUT`] if it took more than 30
+/// seconds, [`ENOMEM`]; `f` has not run then.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::{
+///     block::bdev::{with_frozen, BlockDevice},
+///     sync::atomic::{Atomic, Relaxed},
+/// };
+///
+/// /// Writes before this count for the old generation, those after it for the new one.
+/// fn next_generation(bdev: &BlockDevice, generation: &Atomic<u64>) -> Result {
+///     with_frozen(&[bdev], || generation.add(1, Relaxed))
+/// }
+/// ```
 #[cfg(CONFIG_BLK_FILTER)]
 pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result<R> {
     let mut frozen = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
@@ -290,7 +364,7 @@ pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result
     let others = devices.iter().rev().filter(|bdev| !bdev.is_bio_based());
     for bdev in Iterator::chain(bio_based, others) {
         let mut flags = 0;
-        // SAFETY: The device is valid by its type invariant.
+        // SAFETY: The device is valid by its type invariant. It is unfrozen below, by this task.
         result = to_result(unsafe { bindings::blk_filter_freeze(bdev.as_raw(), &mut flags) });
         if result.is_err() {
             break;
@@ -304,4 +378,70 @@ pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result
         unsafe { bindings::blk_filter_unfreeze(bdev.as_raw(), flags) };
     }
     result
+}
+
+#[cfg(CONFIG_RUST_BLOCK_KUNIT_TEST)]
+#[kunit_tests(rust_block_bdev)]
+mod tests {
+    use super::*;
+    use crate::str::CString;
+
+    fn range(start: u64, len: u64) -> SectorRange {
+        SectorRange { start, len }
+    }
+
+    #[test]
+    fn range_within_another() {
+        // A partition from sector 100 to 199.
+        let outer = range(100, 100);
+        assert_eq!(range(0, 100).within(outer), None);
+        assert_eq!(range(200, 1).within(outer), None);
+        assert_eq!(range(0, 101).within(outer), Some(range(0, 1)));
+        assert_eq!(range(199, 50).within(outer), Some(range(99, 1)));
+        assert_eq!(range(120, 10).within(outer), Some(range(20, 10)));
+        assert_eq!(range(100, 100).within(outer), Some(range(0, 100)));
+        assert_eq!(range(0, 1000).within(outer), Some(range(0, 100)));
+    }
+
+    #[test]
+    fn empty_ranges_have_nothing_in_common() {
+        let outer = range(100, 100);
+        assert_eq!(range(150, 0).within(outer), None);
+        assert_eq!(range(150, 10).within(range(0, 0)), None);
+        assert_eq!(range(0, 0).within(range(0, 0)), None);
+    }
+
+    #[test]
+    fn ranges_at_the_end_of_the_numbers() {
+        let all = range(0, u64::MAX);
+        assert_eq!(
+            range(u64::MAX - 1, 1).within(all),
+            Some(range(u64::MAX - 1, 1))
+        );
+        assert_eq!(range(u64::MAX, 1).within(all), None);
+        // Their ends are beyond what can be counted.
+        assert_eq!(
+            range(u64::MAX - 1, 5).within(all),
+            Some(range(u64::MAX - 1, 1))
+        );
+        assert_eq!(
+            range(10, u64::MAX).within(range(5, u64::MAX)),
+            Some(range(5, u64::MAX - 10))
+        );
+        assert_eq!(
+            range(u64::MAX, u64::MAX).within(range(u64::MAX, u64::MAX)),
+            None
+        );
+    }
+
+    #[test]
+    fn device_number_has_two_parts() -> Result {
+        let dev = DevT((8 << bindings::MINORBITS) | 17);
+        assert_eq!((dev.major(), dev.minor()), (8, 17));
+        assert_eq!(&*CString::try_from_fmt(fmt!("{dev}"))?, c"8:17");
+        let last = DevT(u32::MAX);
+        assert_eq!((last.major(), last.minor()), (4095, (1 << 20) - 1));
+        assert_eq!(BdevFile::open(last).err(), Some(ENXIO));
+        Ok(())
+    }
 }

@@ -2,9 +2,37 @@
 
 //! Block I/O requests: `struct bio`.
 //!
-//! A [`Bio`] is only ever borrowed. Whoever has to complete it holds an [`OwnedBio`], which cannot
-//! be forgotten: dropping it ends the bio with an error. [`BioSet`] allocates bios for I/O of the
-//! driver itself.
+//! A [`Bio`] is only ever borrowed. Whoever has to complete it holds an [`OwnedBio`], which is not
+//! lost on the way: dropping it ends the bio with an error. [`BioList`] keeps several of them.
+//! [`BioSet`] allocates bios for I/O of the driver itself.
+//!
+//! # Examples
+//!
+//! Bios that wait for something, for example until a device can be written to:
+//!
+//! ```
+//! use kernel::block::bio::{BioList, Op, OwnedBio};
+//!
+//! /// Keeps a write, and ends the rest.
+//! fn submit(waiting: &mut BioList, bio: OwnedBio) {
+//!     match bio.op() {
+//!         Op::Write => waiting.push(bio),
+//!         Op::Discard => bio.end(Ok(())),
+//!         _ => bio.end(Err(EOPNOTSUPP)),
+//!     }
+//! }
+//!
+//! /// What waits is ended. If it were just dropped it would be ended with `EIO`.
+//! fn give_up(waiting: &mut BioList) {
+//!     while let Some(bio) = waiting.pop() {
+//!         bio.end(Err(ENODEV));
+//!     }
+//! }
+//!
+//! let mut waiting = BioList::new();
+//! give_up(&mut waiting);
+//! assert!(waiting.is_empty());
+//! ```
 //!
 //! C headers: [`include/linux/bio.h`](srctree/include/linux/bio.h),
 //! [`include/linux/blk_types.h`](srctree/include/linux/blk_types.h)
@@ -14,6 +42,7 @@ mod vec;
 
 pub use self::{
     set::{
+        BioRead,
         BioSet,
         EndIo,
         Held, //
@@ -61,7 +90,8 @@ pub enum Op {
 }
 
 impl Op {
-    /// Whether the operation changes what the device's sectors hold.
+    /// Whether the operation changes what the device's sectors hold. True also for [`Op::Other`],
+    /// which may.
     #[inline]
     pub fn changes_media(self) -> bool {
         self != Op::Read
@@ -70,20 +100,23 @@ impl Op {
 
 /// A block I/O request.
 ///
-/// Wraps the kernel's C `struct bio`.
+/// Wraps the kernel's C `struct bio`. All methods may be called in any context.
 ///
 /// # Invariants
 ///
-/// The wrapped bio is initialised and is not completed as long as the reference lives.
+/// The wrapped bio is initialised and is not completed as long as the reference lives. Meanwhile
+/// nobody changes its operation, position or vectors.
 #[repr(transparent)]
 pub struct Bio(Opaque<bindings::bio>);
 
 impl Bio {
     /// # Safety
     ///
-    /// `ptr` points to an initialised bio, which stays valid and is not completed during `'a`.
+    /// `ptr` points to an initialised bio, which stays valid and is neither completed nor submitted
+    /// during `'a`.
     #[inline]
     pub(crate) unsafe fn from_raw<'a>(ptr: *mut bindings::bio) -> &'a Self {
+        // INVARIANT: As the caller promises; who changes a bio is who completes or submits it.
         // SAFETY: `Bio` is transparent, and the caller promises the rest.
         unsafe { &*ptr.cast() }
     }
@@ -96,7 +129,7 @@ impl Bio {
     /// The operation.
     #[inline]
     pub fn op(&self) -> Op {
-        // SAFETY: By the type invariant the bio is valid; `bi_opf` is read in one access.
+        // SAFETY: By the type invariant the bio is valid.
         let opf = unsafe { (*self.as_raw()).bi_opf };
         match opf & bindings::REQ_OP_MASK {
             bindings::req_op_REQ_OP_READ => Op::Read,
@@ -108,22 +141,22 @@ impl Bio {
         }
     }
 
-    /// The first sector (of 512 bytes), counted from the start of the device the bio was submitted
-    /// to, or of its disk once the block layer has remapped it from a partition.
+    /// The first sector (of 512 bytes), counted from the start of the disk: drivers and filters
+    /// see a bio for a partition after the block layer has remapped it.
     #[inline]
     pub fn sector(&self) -> u64 {
         // SAFETY: By the type invariant the bio is valid.
         unsafe { (*self.as_raw()).bi_iter.bi_sector }
     }
 
-    /// The length in bytes.
+    /// The length in bytes, less than 4 GiB.
     #[inline]
     pub fn size(&self) -> usize {
         // SAFETY: By the type invariant the bio is valid.
         unsafe { (*self.as_raw()).bi_iter.bi_size as usize }
     }
 
-    /// The length in sectors of 512 bytes.
+    /// The length in sectors of 512 bytes, 0 for a flush without data.
     #[inline]
     pub fn sectors(&self) -> u64 {
         (self.size() >> super::SECTOR_SHIFT) as u64
@@ -133,59 +166,30 @@ impl Bio {
     pub fn segments(&self) -> BioSegmentIterator<'_> {
         BioSegmentIterator::new(self)
     }
-
-    /// Copies `len` bytes that start `from` bytes into `pages` to the bio's data, `at` bytes from
-    /// its start.
-    ///
-    /// # Errors
-    ///
-    /// [`EINVAL`] if either range is not inside.
-    pub fn copy_from_pages(&self, at: usize, pages: &Pages, from: usize, len: usize) -> Result {
-        let at_end = at.checked_add(len).ok_or(EINVAL)?;
-        if at_end > self.size() || from.checked_add(len).ok_or(EINVAL)? > pages.len() {
-            return Err(EINVAL);
-        }
-
-        let mut pos = 0;
-        for segment in self.segments() {
-            let start = at.max(pos);
-            let end = at_end.min(pos + segment.len());
-            let mut done = start;
-            while done < end {
-                let source = from + (done - at);
-                let n = (end - done).min(PAGE_SIZE - source % PAGE_SIZE);
-                segment.copy_from_page(
-                    done - pos,
-                    &pages[source / PAGE_SIZE],
-                    source % PAGE_SIZE,
-                    n,
-                );
-                done += n;
-            }
-            pos += segment.len();
-        }
-        Ok(())
-    }
 }
 
 /// A [`Bio`] that has to be completed by its owner.
 ///
+/// Dropping it ends it with [`EIO`], in any context. If it is leaked, who has submitted it waits
+/// for ever.
+///
 /// # Invariants
 ///
 /// The pointer is to a valid bio that is not completed, and this object has the only right to
-/// complete or submit it. `bi_next` is not in use.
+/// change, complete or submit it. `bi_next` is not in use by others.
 pub struct OwnedBio(NonNull<bindings::bio>);
 
 // SAFETY: A bio may be completed on any thread.
 unsafe impl Send for OwnedBio {}
-// SAFETY: All that `&OwnedBio` allows is to read fields that only the owner changes.
+// SAFETY: All that `&OwnedBio` allows is to read fields that only the owner changes, for which it
+// needs a mutable reference or the object.
 unsafe impl Sync for OwnedBio {}
 
 impl OwnedBio {
     /// # Safety
     ///
-    /// `ptr` points to a valid bio that is not completed, and the caller hands over the right to
-    /// complete it.
+    /// `ptr` points to a valid bio that is not completed and in no list, and the caller hands over
+    /// the right to complete it.
     #[inline]
     pub(crate) unsafe fn from_raw(ptr: *mut bindings::bio) -> Self {
         // INVARIANT: As the caller promises.
@@ -198,7 +202,10 @@ impl OwnedBio {
         ManuallyDrop::new(self).0.as_ptr()
     }
 
-    /// Completes the bio. May be called in any context.
+    /// Completes the bio, with success or with an error. The submitter gets what of the block
+    /// layer's errors is nearest to it, [`EIO`] if there is nothing like it.
+    ///
+    /// May be called in any context. The callback of the submitter may run before this returns.
     #[inline]
     pub fn end(self, result: Result) {
         let bio = self.into_raw();
@@ -213,13 +220,60 @@ impl OwnedBio {
 
     /// Gives a bio that a filter has taken back to its device, through the device's filters.
     ///
-    /// May sleep, among others until a frozen queue goes on.
+    /// May sleep, among others until a frozen queue goes on, so it cannot be called in the hook
+    /// that has taken it. The bio may end before this returns. A bio that a driver got for its own
+    /// disk comes back to that driver.
     #[cfg(CONFIG_BLK_FILTER)]
     #[inline]
     pub fn resubmit(self) {
         // SAFETY: By the type invariant the bio is valid and ours to submit; `into_raw` has given
         // that up.
         unsafe { bindings::blk_filter_resubmit_bio(self.into_raw()) };
+    }
+
+    /// Copies `len` bytes that start `from` bytes into `pages` to the data of a bio that reads,
+    /// `at` bytes from its start.
+    ///
+    /// May be called in any context.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the bio is not [`Op::Read`] or either range is not inside; then nothing was
+    /// copied.
+    pub fn copy_from_pages(&mut self, at: usize, pages: &Pages, from: usize, len: usize) -> Result {
+        // The memory of others is not ours to change: it may be mapped by user space, or be the
+        // zero page.
+        if self.op() != Op::Read {
+            return Err(EINVAL);
+        }
+        let at_end = at.checked_add(len).ok_or(EINVAL)?;
+        if at_end > self.size() || from.checked_add(len).ok_or(EINVAL)? > pages.len() {
+            return Err(EINVAL);
+        }
+
+        let mut pos = 0;
+        for segment in self.segments() {
+            let start = at.max(pos);
+            let end = at_end.min(pos + segment.len());
+            let mut done = start;
+            while done < end {
+                let source = from + (done - at);
+                let n = (end - done).min(PAGE_SIZE - source % PAGE_SIZE);
+                // SAFETY: The bio reads and we own it, so until it is completed its memory is ours
+                // to fill, and we are borrowed mutably.
+                unsafe {
+                    segment.copy_from_page(
+                        done - pos,
+                        &pages[source / PAGE_SIZE],
+                        source % PAGE_SIZE,
+                        n,
+                    )
+                };
+                done += n;
+            }
+            pos += segment.len();
+        }
+        Ok(())
     }
 }
 
@@ -228,26 +282,28 @@ impl Deref for OwnedBio {
 
     #[inline]
     fn deref(&self) -> &Bio {
-        // SAFETY: By the type invariant the bio is valid, and it is completed by consuming `self`.
+        // SAFETY: By the type invariant the bio is valid, and it is completed or submitted only by
+        // consuming `self`, which is borrowed.
         unsafe { Bio::from_raw(self.0.as_ptr()) }
     }
 }
 
 impl Drop for OwnedBio {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant the bio is ours; `self` is not used after this.
+        // SAFETY: By the type invariant the bio is valid and ours; `self` is not used after this.
         unsafe { OwnedBio::from_raw(self.0.as_ptr()) }.end(Err(EIO));
     }
 }
 
 /// A first-in, first-out list of bios.
 ///
-/// It links the bios themselves, so that adding one cannot fail.
+/// It links the bios themselves, so that adding one cannot fail. Bios that are in the list when it
+/// is dropped end with [`EIO`]. All methods may be called in any context.
 ///
 /// # Invariants
 ///
-/// `head` and `tail` are the ends of a list of bios, linked by `bi_next`, that this object owns in
-/// the sense of [`OwnedBio`]; both are null if it is empty.
+/// `head` and `tail` are the ends of a list of bios, linked by `bi_next`, which is null in the last
+/// one. This object owns them in the sense of [`OwnedBio`]. Both are null if it is empty.
 pub struct BioList {
     head: *mut bindings::bio,
     tail: *mut bindings::bio,
@@ -278,6 +334,8 @@ impl BioList {
     #[inline]
     pub fn push(&mut self, bio: OwnedBio) {
         let bio = bio.into_raw();
+        // SAFETY: The bio is valid and ours.
+        unsafe { (*bio).bi_next = core::ptr::null_mut() };
         // INVARIANT: `bio` was owned by the caller and is the last of the list now.
         if self.tail.is_null() {
             self.head = bio;
@@ -301,7 +359,7 @@ impl BioList {
         }
     }
 
-    /// Removes the first bio.
+    /// Removes the first bio, if there is one.
     #[inline]
     pub fn pop(&mut self) -> Option<OwnedBio> {
         if self.head.is_null() {
@@ -337,7 +395,7 @@ impl BioList {
         other.tail = core::ptr::null_mut();
     }
 
-    /// Takes all bios out.
+    /// Takes all bios out, for instance to look at them without a lock that the list is under.
     #[inline]
     pub fn take(&mut self) -> BioList {
         core::mem::take(self)

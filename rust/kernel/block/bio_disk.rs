@@ -2,11 +2,67 @@
 
 //! Disks whose driver takes bios, not requests.
 //!
+//! A driver implements [`Operations`]; each [`BioDisk`] has data of its own, which the driver gets
+//! with every bio.
+//!
+//! # Examples
+//!
+//! A read-only disk with what is in memory:
+//!
+//! ```
+//! use kernel::{
+//!     block::{
+//!         bdev::BdevFile,
+//!         bio::{Op, OwnedBio},
+//!         bio_disk::{BioDisk, Operations, Options},
+//!         SECTOR_SHIFT,
+//!     },
+//!     page::{Pages, PAGE_SIZE},
+//!     sync::{Arc, ArcBorrow},
+//! };
+//!
+//! struct MemoryDisk;
+//!
+//! #[vtable]
+//! impl Operations for MemoryDisk {
+//!     type Data = Arc<Pages>;
+//!
+//!     fn submit_bio(pages: ArcBorrow<'_, Pages>, mut bio: OwnedBio) {
+//!         let at = (bio.sector() << SECTOR_SHIFT) as usize;
+//!         let len = bio.size();
+//!         let result = match bio.op() {
+//!             Op::Read => bio.copy_from_pages(0, &pages, at, len),
+//!             _ => Err(EIO),
+//!         };
+//!         bio.end(result);
+//!     }
+//! }
+//!
+//! let pages = Arc::new(Pages::alloc(8, GFP_KERNEL | __GFP_ZERO)?, GFP_KERNEL)?;
+//! let options = Options {
+//!     nr_sectors: (pages.len() >> SECTOR_SHIFT) as u64,
+//!     logical_block_size: 512,
+//!     physical_block_size: PAGE_SIZE as u32,
+//!     read_only: true,
+//! };
+//! let disk = BioDisk::<MemoryDisk>::new(fmt!("rust-doctest"), &options, pages)?;
+//! assert_eq!(disk.name(), c"rust-doctest");
+//!
+//! let bdev = BdevFile::open(disk.dev())?;
+//! assert_eq!(bdev.nr_sectors(), options.nr_sectors);
+//! # Ok::<(), Error>(())
+//! ```
+//!
 //! C header: [`include/linux/blkdev.h`](srctree/include/linux/blkdev.h)
 
 use super::{
+    bdev::{
+        BlockDevice,
+        DevT, //
+    },
     bio::OwnedBio,
-    mq::gen_disk::GenDiskBuilder, //
+    mq::gen_disk::GenDiskBuilder,
+    SECTOR_SHIFT, //
 };
 use crate::{
     bindings,
@@ -39,34 +95,46 @@ use core::{
 #[vtable]
 pub trait Operations: Sized {
     /// The driver's data of a disk.
-    type Data: ForeignOwnable + Send + Sync;
+    type Data: ForeignOwnable + Send + Sync + 'static;
 
-    /// A bio for the disk, which was checked to lie inside.
+    /// A bio for the disk, which was checked to lie inside. The driver ends it, here or later.
     ///
-    /// May sleep for memory, but not for I/O: what the driver submits here may only start when
-    /// this returns. Bios that are larger than the limits of a disk below are split there.
+    /// Process context, for several bios at once. May sleep for memory, with [`GFP_NOIO`], but not
+    /// for I/O: what the driver submits here may only start when this returns. The caller holds the
+    /// queue's usage counter, so the disk must not be dropped here. Bios that are larger than the
+    /// limits of a disk below are split there.
+    ///
+    /// A flush comes as a bio of [`Op::Other`] or [`Op::Write`] without sectors only to disks with
+    /// a write cache, which these have not.
+    ///
+    /// [`Op::Other`]: super::bio::Op::Other
+    /// [`Op::Write`]: super::bio::Op::Write
     fn submit_bio(data: <Self::Data as ForeignOwnable>::Borrowed<'_>, bio: OwnedBio);
 }
 
 /// The properties of a [`BioDisk`].
 pub struct Options {
-    /// The size in sectors of 512 bytes.
+    /// The size in sectors of 512 bytes, so less than 2<sup>54</sup>.
     pub nr_sectors: u64,
     /// The smallest unit in bytes that the disk can address: a power of two from 512 on, at most
     /// the size of a page.
     pub logical_block_size: u32,
-    /// The smallest unit in bytes that the disk can write without reading.
+    /// The smallest unit in bytes that the disk can write without reading: a power of two.
     pub physical_block_size: u32,
-    /// Whether writes are refused.
+    /// Whether writes are refused, before they come to the driver.
     pub read_only: bool,
 }
 
 /// A bio-based disk that user space can see. Dropping it removes it; who has it open gets errors.
 ///
+/// Removing waits until no bio is in [`Operations::submit_bio`], but not for bios that the driver
+/// has kept. It may sleep, and must not be done by who has the disk open in the same task with I/O
+/// under way, nor in `submit_bio`. The module cannot be unloaded as long as a disk is open.
+///
 /// # Invariants
 ///
 /// - The pointer is to a disk that was added, and is removed and put by this object only.
-/// - `private_data` of the disk is a `T::Data` turned foreign.
+/// - `private_data` of the disk is a `T::Data` turned foreign, and does not change.
 pub struct BioDisk<T: Operations> {
     disk: NonNull<bindings::gendisk>,
     _data: PhantomData<T::Data>,
@@ -74,7 +142,7 @@ pub struct BioDisk<T: Operations> {
 
 // SAFETY: A disk may be removed on any thread, and its data is `Send`.
 unsafe impl<T: Operations> Send for BioDisk<T> {}
-// SAFETY: `&BioDisk` gives access to the name only, which does not change.
+// SAFETY: `&BioDisk` gives access to the name and number only, which do not change.
 unsafe impl<T: Operations> Sync for BioDisk<T> {}
 
 impl<T: Operations> BioDisk<T> {
@@ -84,24 +152,32 @@ impl<T: Operations> BioDisk<T> {
         ..pin_init::zeroed()
     };
 
+    /// # Safety
+    ///
+    /// `bio` points to a bio that is valid, not completed and in no list, for a disk of this
+    /// driver. It is not the caller's any more.
     unsafe extern "C" fn submit_bio(bio: *mut bindings::bio) {
         // SAFETY: The block layer gives a valid bio of one of our disks, whose `private_data` is
-        // set and stays until no bio is in here.
+        // from `into_foreign` and stays until `del_gendisk` has waited for us to return.
         let data = unsafe { T::Data::borrow((*(*(*bio).bi_bdev).bd_disk).private_data) };
-        // SAFETY: The block layer hands the bio over.
+        // SAFETY: The block layer hands the bio over, which is valid and in no list.
         T::submit_bio(data, unsafe { OwnedBio::from_raw(bio) });
     }
 
-    /// Makes a disk and adds it. Its partitions are read, so it must be able to serve bios.
+    /// Makes a disk and adds it. Its partitions are read, so it must be able to serve bios before
+    /// this returns.
     ///
-    /// May sleep.
+    /// The name has at most 31 bytes, and must not be in use. May sleep.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the name is too long or a block size is not possible, [`EEXIST`] if the name
-    /// is in use, and others of adding a disk.
+    /// [`EINVAL`] if the name is too long, a block size is not possible or the size is too large,
+    /// and others of adding a disk.
     pub fn new(name: fmt::Arguments<'_>, options: &Options, data: T::Data) -> Result<Self> {
         GenDiskBuilder::validate_block_size(options.logical_block_size)?;
+        if options.nr_sectors > i64::MAX as u64 >> SECTOR_SHIFT {
+            return Err(EINVAL);
+        }
         let mut limits = bindings::queue_limits {
             logical_block_size: options.logical_block_size,
             physical_block_size: options.physical_block_size,
@@ -120,7 +196,7 @@ impl<T: Operations> BioDisk<T> {
             unsafe { bindings::put_disk(disk) };
         });
 
-        // SAFETY: The disk is not added yet, so we have it to ourselves.
+        // SAFETY: The disk is valid and not added yet, so we have it to ourselves.
         let raw = unsafe { &mut **disk };
         NullTerminatedFormatter::new(&mut raw.disk_name)
             .ok_or(EINVAL)?
@@ -137,7 +213,8 @@ impl<T: Operations> BioDisk<T> {
             bindings::set_capacity(*disk, options.nr_sectors);
             bindings::set_disk_ro(*disk, options.read_only);
         }
-        // SAFETY: The disk is complete: operations, data, name and size.
+        // SAFETY: The disk is complete: operations, data, name and size. They stay until it is
+        // removed; if it is not added no bio is in `submit_bio` when this returns.
         to_result(unsafe {
             bindings::device_add_disk(core::ptr::null_mut(), *disk, core::ptr::null_mut())
         })?;
@@ -148,6 +225,12 @@ impl<T: Operations> BioDisk<T> {
             disk: NonNull::new(disk.dismiss()).ok_or(EINVAL)?,
             _data: PhantomData,
         })
+    }
+
+    /// The device number.
+    pub fn dev(&self) -> DevT {
+        // SAFETY: By the type invariant the disk is valid, and so is its `part0`.
+        unsafe { BlockDevice::from_raw((*self.disk.as_ptr()).part0) }.dev()
     }
 
     /// The name, as in `/dev`.

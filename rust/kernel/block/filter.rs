@@ -5,15 +5,25 @@
 //! A driver implements [`Filter`] and keeps a [`Registration`] of it. User space attaches it to a
 //! device by its name; each device has an instance of its own.
 //!
+//! For each bio that touches the device [`Filter::submit_bio`] gets a [`FilteredBio`] and has to
+//! give a [`Verdict`] on it:
+//!
+//! - [`FilteredBio::pass`]: it goes on to the device.
+//! - [`FilteredBio::take`]: it becomes an [`OwnedBio`] of the driver, which ends it or, later and
+//!   from where it may sleep, gives it back by [`OwnedBio::resubmit`].
+//!
+//! See Documentation/block/blkfilter.rst and the sample samples/rust/rust_block_filter.rs.
+//!
 //! # Examples
 //!
-//! A filter that counts writes:
+//! A filter that counts writes and refuses to discard:
 //!
 //! ```
 //! use kernel::{
 //!     block::{
 //!         bdev::{BlockDevice, SectorRange},
-//!         filter::{Filter, FilteredBio, Verdict},
+//!         bio::Op,
+//!         filter::{Filter, FilteredBio, Registration, Verdict},
 //!     },
 //!     prelude::*,
 //!     sync::{atomic::{Atomic, Relaxed}, Arc, ArcBorrow},
@@ -37,12 +47,22 @@
 //!         bio: FilteredBio<'a>,
 //!         _range: SectorRange,
 //!     ) -> Verdict<'a> {
-//!         if bio.op().changes_media() {
-//!             this.writes.add(1, Relaxed);
+//!         match bio.op() {
+//!             Op::Discard => {
+//!                 let (bio, verdict) = bio.take();
+//!                 bio.end(Err(EOPNOTSUPP));
+//!                 return verdict;
+//!             }
+//!             Op::Write => this.writes.add(1, Relaxed),
+//!             _ => {}
 //!         }
 //!         bio.pass()
 //!     }
 //! }
+//!
+//! // As long as this is there user space can attach the filter.
+//! let _registration = Registration::<Counter>::new()?;
+//! # Ok::<(), Error>(())
 //! ```
 //!
 //! C header: [`include/linux/blk-filter.h`](srctree/include/linux/blk-filter.h)
@@ -54,6 +74,8 @@ use super::{
     },
     bio::{
         Bio,
+        BioRead,
+        EndIo,
         OwnedBio, //
     },
 };
@@ -65,11 +87,13 @@ use crate::{
         VTABLE_DEFAULT_ERROR, //
     },
     module::this_module,
+    page::Pages,
     prelude::*,
-    str::CStrExt as _,
+    str::as_char_ptr_in_const_context,
     sync::{
         Arc,
-        ArcBorrow, //
+        ArcBorrow,
+        UniqueArc, //
     },
     types::Opaque,
     uaccess::{
@@ -82,7 +106,14 @@ use core::{
     ops::Deref, //
 };
 
-/// A bio that a filter has to decide on.
+/// A bio that a filter has to decide on, by turning it into a [`Verdict`].
+///
+/// # Invariants
+///
+/// - `bio` points to a bio that is valid and not completed, and whose `bi_next` is not in use.
+/// - `'a` is that of one call of [`Filter::submit_bio`], which `bio` was made for, and this is the
+///   only object with it until it is turned into a verdict. The block layer gives the bio away if
+///   that says so.
 pub struct FilteredBio<'a> {
     bio: *mut bindings::bio,
     // Invariant in 'a, so that a verdict on one bio cannot be given on another one.
@@ -90,15 +121,21 @@ pub struct FilteredBio<'a> {
 }
 
 /// What a filter has decided on the [`FilteredBio`] with the same lifetime.
+///
+/// # Invariants
+///
+/// `taken` says whether the bio was made an [`OwnedBio`].
+#[must_use]
 pub struct Verdict<'a> {
     taken: bool,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
 impl<'a> FilteredBio<'a> {
-    /// Lets the bio go on to the device.
+    /// Lets the bio go on, to the next filter that it concerns and to the device.
     #[inline]
     pub fn pass(self) -> Verdict<'a> {
+        // INVARIANT: The bio is not used any more.
         Verdict {
             taken: false,
             _call: PhantomData,
@@ -106,16 +143,29 @@ impl<'a> FilteredBio<'a> {
     }
 
     /// Takes the bio over, to be ended or, later, given back by [`OwnedBio::resubmit`].
+    ///
+    /// It may be ended and dropped right away, also by another task before the hook has returned.
+    /// It must not be resubmitted in the hook, since that may sleep.
     #[inline]
     pub fn take(self) -> (OwnedBio, Verdict<'a>) {
-        // SAFETY: The verdict that is returned here is the only one that there will be for this
-        // bio, and it says that the block layer has given the bio away.
+        // SAFETY: By the type invariants the bio is valid, and the verdict that is returned here
+        // is the only one that there can be for it. It says that the block layer has given the bio
+        // away.
         let bio = unsafe { OwnedBio::from_raw(self.bio) };
+        // INVARIANT: It was made one.
         let verdict = Verdict {
             taken: true,
             _call: PhantomData,
         };
         (bio, verdict)
+    }
+
+    /// Submits a read of the filter's own, which goes to its device right behind this bio, in the
+    /// same task. It is not throttled. Does not sleep.
+    pub fn read_behind<T: EndIo<Held = UniqueArc<Pages>>>(&self, read: BioRead<'_, T>, data: T) {
+        // SAFETY: The bio is complete, and its end frees it. That there is `self` shows that the
+        // filter's `submit_bio` is running.
+        unsafe { bindings::blk_filter_submit_read(read.into_bio(data)) };
     }
 }
 
@@ -124,50 +174,77 @@ impl Deref for FilteredBio<'_> {
 
     #[inline]
     fn deref(&self) -> &Bio {
-        // SAFETY: The bio is valid during the call of the filter that `self` is made for.
+        // SAFETY: By the type invariants the bio is valid, and nobody completes it before `self`,
+        // which is borrowed, is turned into a verdict.
         unsafe { Bio::from_raw(self.bio) }
     }
 }
 
 /// A filter on one block device.
+///
+/// [`Self::attach`], [`Self::may_detach`] and [`Self::gone`] are called with the disk's
+/// `open_mutex` held, so one at a time. [`Self::ctl`], [`Self::truncated`] and [`Self::submit_bio`]
+/// may run at the same time as all others but `attach`, and several of each.
+///
+/// When the filter has left its device only a `ctl` may still run, and the bios it has taken it
+/// must still end or resubmit. The instance is dropped in process context, unless the driver keeps
+/// references of its own; that must not wait for I/O.
 #[vtable]
 pub trait Filter: Send + Sync + Sized + 'static {
     /// What user space calls the filter. Not empty, at most 31 bytes.
     const NAME: &'static CStr;
 
-    /// The filter is to be attached to `bdev`, with options from user space.
+    /// The filter is to be attached to `bdev`, with options from user space: those of the ioctl
+    /// `BLKFILTER_ATTACH`, whose length the caller has chosen. An error refuses it and is what the
+    /// ioctl returns.
     ///
     /// May sleep, but must not open or close a device of the disk.
     fn attach(bdev: &BlockDevice, options: UserSlice) -> Result<Arc<Self>>;
 
-    /// User space wants the filter off. An error refuses it; after success nothing may begin that
-    /// could not stand the detach.
+    /// User space wants the filter off. An error refuses it and is what the ioctl
+    /// `BLKFILTER_DETACH` returns; after success nothing may begin that could not stand the
+    /// detach. Without this method it is never refused.
     ///
     /// May sleep, but must not open or close a device of the disk.
     fn may_detach(_this: ArcBorrow<'_, Self>) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// The filter has left its device; [`Self::submit_bio`] is not running nor called any more.
-    /// The bios it has taken it must still end or resubmit. `gone` says that the device is going
-    /// away.
+    /// The device is going away, and the filter will leave it when this has returned. Bios that are
+    /// on their way may still come to [`Self::submit_bio`] and reach the media.
     ///
     /// May sleep, but must not wait for I/O, nor open or close a device of the disk.
-    fn detached(_this: ArcBorrow<'_, Self>, _gone: bool) {
+    fn gone(_this: ArcBorrow<'_, Self>) {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// A command from user space, with the opened device that it was sent to.
+    /// The content of the device from sector `nr_sectors` on is about to be lost without bios: the
+    /// device becomes smaller, or with 0 gets another medium. Writes to what is cut off do not come
+    /// to [`Self::submit_bio`].
     ///
-    /// May sleep. Several may run at once, and while the filter is being detached.
+    /// Must not sleep: the caller holds the RCU read lock. Several may run at once.
+    fn truncated(_this: ArcBorrow<'_, Self>, _nr_sectors: u64) {
+        build_error!(VTABLE_DEFAULT_ERROR)
+    }
+
+    /// A command from user space, by the ioctl `BLKFILTER_CTL`, with the opened device that it was
+    /// sent to. The caller has chosen the length of `arg`, so it is to be checked. An error is what
+    /// the ioctl returns; [`ENOTTY`] is for a command that the filter does not know, and what
+    /// it returns without this method.
+    ///
+    /// Process context without locks; may sleep. Several may run at once, and while the filter is
+    /// being detached or after that.
     fn ctl(_this: ArcBorrow<'_, Self>, _bdev: &BlockDevice, _cmd: u32, _arg: UserSlice) -> Result {
         build_error!(VTABLE_DEFAULT_ERROR)
     }
 
-    /// A bio that touches the sectors of `range`, which are cut to the filter's device.
+    /// A bio that touches the sectors of `range`, which count from the start of the filter's
+    /// device and are cut to it. The bio itself may be for the whole disk or for another partition.
     ///
-    /// Must not sleep, nor submit I/O: the caller holds the RCU read lock and the queue's usage
-    /// counter. A bio may come again, whole or in pieces.
+    /// Process context, but must not sleep, nor submit I/O but by [`FilteredBio::read_behind`]: the
+    /// caller holds the RCU read lock and the queue's usage counter. A bio may come again, whole or
+    /// in pieces: when it was resubmitted, and what remains of it when it was split to the limits
+    /// of the device.
     fn submit_bio<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
@@ -176,6 +253,11 @@ pub trait Filter: Send + Sync + Sized + 'static {
 }
 
 /// A filter's instance as C sees it.
+///
+/// # Invariants
+///
+/// An instance is in a [`KBox`] that is owned by the block layer from [`Self::attach`] to
+/// [`Self::free`]. `filter` is the block layer's.
 #[repr(C)]
 struct Instance<T: Filter> {
     filter: Opaque<bindings::blk_filter>,
@@ -191,12 +273,16 @@ impl<T: Filter> Instance<T> {
         unsafe { &*container_of!(Opaque::cast_from(filter), Self, filter) }
     }
 
+    /// # Safety
+    ///
+    /// `bdev` points to a block device, which stays during the call.
     unsafe extern "C" fn attach(
         bdev: *mut bindings::block_device,
         opt: *mut c_void,
         optlen: u32,
     ) -> *mut bindings::blk_filter {
-        // SAFETY: The block layer gives a valid device.
+        // SAFETY: The block layer gives a valid device, which was opened for the ioctl and stays
+        // during this call; `T::attach` cannot keep the reference for longer.
         let device = unsafe { BlockDevice::from_raw(bdev) };
         let options = UserSlice::new(UserPtr::from_ptr(opt), optlen as usize);
         let instance = T::attach(device, options).and_then(|data| {
@@ -209,12 +295,16 @@ impl<T: Filter> Instance<T> {
             )?)
         });
         match instance {
+            // INVARIANT: From here on the block layer owns the box.
             // SAFETY: The instance was just allocated.
             Ok(instance) => unsafe { (*KBox::into_raw(instance)).filter.get() },
             Err(e) => e.to_ptr(),
         }
     }
 
+    /// # Safety
+    ///
+    /// `filter` was returned by [`Self::attach`] and is not freed.
     unsafe extern "C" fn may_detach(filter: *mut bindings::blk_filter) -> c_int {
         // SAFETY: The block layer gives a filter that `attach` has made, with a reference to it.
         let this = unsafe { Self::from_raw(filter) };
@@ -225,14 +315,34 @@ impl<T: Filter> Instance<T> {
         }
     }
 
-    unsafe extern "C" fn detached(filter: *mut bindings::blk_filter, gone: bool) {
-        if T::HAS_DETACHED {
+    /// # Safety
+    ///
+    /// `filter` was returned by [`Self::attach`] and is not freed.
+    unsafe extern "C" fn gone(filter: *mut bindings::blk_filter) {
+        if T::HAS_GONE {
             // SAFETY: As in `may_detach`.
             let this = unsafe { Self::from_raw(filter) };
-            T::detached(this.data.as_arc_borrow(), gone);
+            T::gone(this.data.as_arc_borrow());
         }
     }
 
+    /// # Safety
+    ///
+    /// `filter` was returned by [`Self::attach`] and is not freed.
+    unsafe extern "C" fn truncated(
+        filter: *mut bindings::blk_filter,
+        nr_sectors: bindings::sector_t,
+    ) {
+        if T::HAS_TRUNCATED {
+            // SAFETY: As in `may_detach`; the RCU read lock, which the block layer holds, keeps it.
+            let this = unsafe { Self::from_raw(filter) };
+            T::truncated(this.data.as_arc_borrow(), nr_sectors);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// `filter` was returned by [`Self::attach`] and is not freed. Its device is open.
     unsafe extern "C" fn ctl(
         filter: *mut bindings::blk_filter,
         cmd: c_uint,
@@ -250,18 +360,27 @@ impl<T: Filter> Instance<T> {
         from_result(|| T::ctl(this.data.as_arc_borrow(), bdev, cmd, arg).map(|()| 0))
     }
 
+    /// # Safety
+    ///
+    /// `filter` was returned by [`Self::attach`] and is not freed. `bio` points to a bio that is
+    /// valid, not completed and in no list. If the filter says that it was taken it is not the
+    /// caller's any more.
     unsafe extern "C" fn submit_bio(
         filter: *mut bindings::blk_filter,
         bio: *mut bindings::bio,
         sector: bindings::sector_t,
         nr_sectors: bindings::sector_t,
     ) -> bindings::blk_filter_verdict {
-        // SAFETY: The RCU read lock, which the block layer holds, keeps the filter.
+        // SAFETY: `attach` has made the filter, and the RCU read lock, which the block layer
+        // holds, keeps it during this call.
         let this = unsafe { Self::from_raw(filter) };
         let range = SectorRange {
             start: sector,
             len: nr_sectors,
         };
+        // INVARIANT: The block layer gives a valid bio that is in no list, and does not use it
+        // before this returns, nor afterwards if that is to say that it was taken. `T::submit_bio`
+        // is generic over the lifetime, so it cannot tell it from those of other calls.
         let bio = FilteredBio {
             bio,
             _call: PhantomData,
@@ -273,6 +392,9 @@ impl<T: Filter> Instance<T> {
         }
     }
 
+    /// # Safety
+    ///
+    /// `filter` was returned by [`Self::attach`]. It is not used afterwards.
     unsafe extern "C" fn free(filter: *mut bindings::blk_filter) {
         // SAFETY: `attach` has made the filter as part of an instance.
         let this = unsafe { container_of!(Opaque::cast_from(filter), Self, filter) };
@@ -281,59 +403,240 @@ impl<T: Filter> Instance<T> {
     }
 }
 
-/// A filter driver that user space can attach.
+/// A filter driver that user space can attach, until this is dropped.
+///
+/// Where the filter is attached at that time, it stays until it is detached; the module stays as
+/// long.
 ///
 /// # Invariants
 ///
-/// `ops` is registered with the block layer until `self` is dropped.
-#[pin_data(PinnedDrop)]
-pub struct Registration<T: Filter> {
-    #[pin]
-    ops: Opaque<bindings::blk_filter_ops>,
-    _filter: PhantomData<T>,
-}
-
-// SAFETY: A filter driver may be unregistered on any thread.
-unsafe impl<T: Filter> Send for Registration<T> {}
-// SAFETY: `&Registration` gives access to nothing.
-unsafe impl<T: Filter> Sync for Registration<T> {}
+/// `OPS` is registered with the block layer.
+pub struct Registration<T: Filter>(PhantomData<T>);
 
 impl<T: Filter> Registration<T> {
+    // A constant, since it is used as long as a filter is attached anywhere.
+    const OPS: bindings::blk_filter_ops = bindings::blk_filter_ops {
+        name: as_char_ptr_in_const_context(T::NAME),
+        owner: this_module::<T::OwnerModule>().as_ptr(),
+        attach: Some(Instance::<T>::attach),
+        may_detach: Some(Instance::<T>::may_detach),
+        gone: Some(Instance::<T>::gone),
+        truncated: Some(Instance::<T>::truncated),
+        ctl: Some(Instance::<T>::ctl),
+        submit_bio: Some(Instance::<T>::submit_bio),
+        free: Some(Instance::<T>::free),
+    };
+
     /// Registers the filter driver. May sleep.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the name is empty or too long, [`EEXIST`] if another driver has it.
-    pub fn new() -> impl PinInit<Self, Error> {
-        try_pin_init!(Self {
-            // INVARIANT: On success the operations are registered.
-            ops <- Opaque::try_ffi_init(|slot: *mut bindings::blk_filter_ops| {
-                let ops = bindings::blk_filter_ops {
-                    name: T::NAME.as_char_ptr(),
-                    owner: this_module::<T::OwnerModule>().as_ptr(),
-                    attach: Some(Instance::<T>::attach),
-                    may_detach: Some(Instance::<T>::may_detach),
-                    detached: Some(Instance::<T>::detached),
-                    ctl: Some(Instance::<T>::ctl),
-                    submit_bio: Some(Instance::<T>::submit_bio),
-                    free: Some(Instance::<T>::free),
-                    ..pin_init::zeroed()
-                };
-                // SAFETY: `slot` is valid for writes.
-                unsafe { slot.write(ops) };
-                // SAFETY: The operations are pinned and live until they are unregistered in `drop`.
-                to_result(unsafe { bindings::blk_filter_register(slot) })
-            }),
-            _filter: PhantomData,
-        })
+    /// [`EINVAL`] if the name is empty or too long, [`EEXIST`] if another driver has it,
+    /// [`ENOMEM`].
+    pub fn new() -> Result<Self> {
+        // SAFETY: The operations are constant, and their functions are there as long as the
+        // module, to which each filter that is attached has a reference.
+        to_result(unsafe { bindings::blk_filter_register(&const { Self::OPS }) })?;
+        // INVARIANT: They are registered.
+        Ok(Self(PhantomData))
     }
 }
 
-#[pinned_drop]
-impl<T: Filter> PinnedDrop for Registration<T> {
-    fn drop(self: Pin<&mut Self>) {
-        // SAFETY: By the type invariant they are registered. The module is not unloaded while a
-        // filter is attached, since each holds a reference to it.
-        unsafe { bindings::blk_filter_unregister(self.ops.get()) };
+impl<T: Filter> Drop for Registration<T> {
+    /// May sleep.
+    fn drop(&mut self) {
+        // SAFETY: By the type invariant they are registered.
+        unsafe { bindings::blk_filter_unregister(&const { Self::OPS }) };
+    }
+}
+
+#[cfg(CONFIG_RUST_BLOCK_KUNIT_TEST)]
+#[kunit_tests(rust_block_filter)]
+mod tests {
+    use super::{
+        super::{
+            bdev::BdevFile,
+            bio::{
+                BioList,
+                Op, //
+            },
+            tests::{
+                memory_disk,
+                TestBio, //
+            },
+        },
+        *,
+    };
+    use crate::{
+        new_spinlock_irq,
+        sync::{
+            atomic::{
+                Atomic,
+                Relaxed, //
+            },
+            SpinLockIrq, //
+        }, //
+    };
+
+    static DROPPED: Atomic<u32> = Atomic::new(0);
+
+    /// Takes writes, and ends discards.
+    #[pin_data(PinnedDrop)]
+    struct Probe {
+        #[pin]
+        taken: SpinLockIrq<BioList>,
+        sectors: Atomic<u64>,
+        gone: Atomic<bool>,
+    }
+
+    #[pinned_drop]
+    impl PinnedDrop for Probe {
+        fn drop(self: Pin<&mut Self>) {
+            DROPPED.add(1, Relaxed);
+        }
+    }
+
+    #[vtable]
+    impl Filter for Probe {
+        const NAME: &'static CStr = c"rust-kunit-probe";
+
+        fn attach(_bdev: &BlockDevice, options: UserSlice) -> Result<Arc<Self>> {
+            if !options.is_empty() {
+                return Err(E2BIG);
+            }
+            Arc::pin_init(
+                pin_init!(Self {
+                    taken <- new_spinlock_irq!(BioList::new()),
+                    sectors: Atomic::new(0),
+                    gone: Atomic::new(false),
+                }),
+                GFP_KERNEL,
+            )
+        }
+
+        fn gone(this: ArcBorrow<'_, Self>) {
+            this.gone.store(true, Relaxed);
+        }
+
+        fn submit_bio<'a>(
+            this: ArcBorrow<'_, Self>,
+            bio: FilteredBio<'a>,
+            range: SectorRange,
+        ) -> Verdict<'a> {
+            this.sectors.add(range.len, Relaxed);
+            match bio.op() {
+                Op::Write => {
+                    let (bio, verdict) = bio.take();
+                    this.taken.lock().push(bio);
+                    verdict
+                }
+                Op::Discard => bio.take().1,
+                _ => bio.pass(),
+            }
+        }
+    }
+
+    /// A filter that does nothing, with a name of its own.
+    macro_rules! named {
+        ($type:ident, $name:expr) => {
+            struct $type;
+
+            #[vtable]
+            impl Filter for $type {
+                const NAME: &'static CStr = $name;
+
+                fn attach(_bdev: &BlockDevice, _options: UserSlice) -> Result<Arc<Self>> {
+                    Ok(Arc::new($type, GFP_KERNEL)?)
+                }
+
+                fn submit_bio<'a>(
+                    _this: ArcBorrow<'_, Self>,
+                    bio: FilteredBio<'a>,
+                    _range: SectorRange,
+                ) -> Verdict<'a> {
+                    bio.pass()
+                }
+            }
+        };
+    }
+
+    named!(Nameless, c"");
+    named!(Longest, c"rust-kunit-name-of-31-bytes----");
+    named!(TooLong, c"rust-kunit-name-of-32-bytes-----");
+    named!(Twin, c"rust-kunit-name-of-31-bytes----");
+
+    #[test]
+    fn names_are_checked() -> Result {
+        assert_eq!(Registration::<Nameless>::new().err(), Some(EINVAL));
+        assert_eq!(Registration::<TooLong>::new().err(), Some(EINVAL));
+        let first = Registration::<Longest>::new()?;
+        assert_eq!(Registration::<Longest>::new().err(), Some(EEXIST));
+        assert_eq!(Registration::<Twin>::new().err(), Some(EEXIST));
+        drop(first);
+        let _twin = Registration::<Twin>::new()?;
+        Ok(())
+    }
+
+    /// What the block layer does, to a filter that it has not got.
+    #[test]
+    fn calls_reach_the_filter() -> Result {
+        const PASS: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_PASS;
+        const TAKEN: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_TAKEN;
+        type Probed = Instance<Probe>;
+
+        let (disk, _store) = memory_disk()?;
+        let bdev = BdevFile::open(disk.dev())?;
+        let read = TestBio::without_data(bindings::req_op_REQ_OP_READ, 0, 8)?;
+        let write = TestBio::without_data(bindings::req_op_REQ_OP_WRITE, 0, 8)?;
+        let discard = TestBio::without_data(bindings::req_op_REQ_OP_DISCARD, 0, 8)?;
+        let dropped = DROPPED.load(Relaxed);
+
+        // SAFETY: The device is valid.
+        let refused = unsafe { Probed::attach(bdev.as_raw(), core::ptr::null_mut(), 1) };
+        assert_eq!(crate::error::from_err_ptr(refused).err(), Some(E2BIG));
+
+        // SAFETY: As above.
+        let filter = unsafe { Probed::attach(bdev.as_raw(), core::ptr::null_mut(), 0) };
+        let filter = crate::error::from_err_ptr(filter)?;
+        // SAFETY: `attach` has made the filter, and it is not freed yet.
+        let this = unsafe { Probed::from_raw(filter) }.data.clone();
+
+        let submit = |bio: &TestBio, sector, sectors| {
+            // SAFETY: The filter and the bio are valid, the bio is not completed and in no list,
+            // and it is submitted once.
+            unsafe { Probed::submit_bio(filter, bio.as_raw(), sector, sectors) }
+        };
+        assert_eq!(submit(&read, 1, 2), PASS);
+        assert_eq!(submit(&write, 3, 4), TAKEN);
+        assert_eq!(submit(&discard, 7, 1), TAKEN);
+        assert_eq!(this.sectors.load(Relaxed), 7);
+        // The one that was dropped in the hook has ended.
+        assert_eq!(read.ended(), (0, 0));
+        assert_eq!(write.ended(), (0, 0));
+        assert_eq!(discard.ended(), (1, EIO.to_errno()));
+
+        // What it has not got.
+        // SAFETY: The filter is valid, and so is its device.
+        let result = unsafe {
+            (*filter).bdev = bdev.as_raw();
+            Probed::ctl(filter, 0, core::ptr::null_mut(), 0)
+        };
+        assert_eq!(result, ENOTTY.to_errno());
+        // SAFETY: The filter is valid.
+        let result = unsafe { Probed::may_detach(filter) };
+        assert_eq!(result, 0);
+        // SAFETY: As above.
+        unsafe { Probed::gone(filter) };
+        assert!(this.gone.load(Relaxed));
+
+        // It may still own bios when the block layer has forgotten it.
+        // SAFETY: This is the last use of the filter.
+        unsafe { Probed::free(filter) };
+        assert_eq!(DROPPED.load(Relaxed), dropped);
+        assert_eq!(write.ended(), (0, 0));
+        drop(this);
+        assert_eq!(DROPPED.load(Relaxed), dropped + 1);
+        assert_eq!(write.ended(), (1, EIO.to_errno()));
+        Ok(())
     }
 }

@@ -2,6 +2,26 @@
 
 //! A file or block device that a driver keeps its own data in.
 //!
+//! # Examples
+//!
+//! ```
+//! use kernel::{
+//!     fs::direct::DirectFile,
+//!     page::{Pages, PAGE_SIZE},
+//! };
+//!
+//! /// Keeps a page in an unnamed file in `directory`, and gets it back. May sleep.
+//! fn keep(directory: &CStr, page: &Pages) -> Result<Pages> {
+//!     let file = DirectFile::open(directory)?;
+//!     file.allocate(0, PAGE_SIZE as u64)?;
+//!     file.write(0, &[page], PAGE_SIZE)?;
+//!
+//!     let mut again = Pages::alloc(1, GFP_KERNEL)?;
+//!     file.read(0, &mut again, PAGE_SIZE)?;
+//!     Ok(again)
+//! }
+//! ```
+//!
 //! C header: [`include/linux/fs.h`](srctree/include/linux/fs.h)
 
 use crate::{
@@ -19,8 +39,10 @@ use crate::{
     str::CStrExt as _,
     sync::atomic::{
         Atomic,
-        Full, //
-    }, //
+        Full,
+        Relaxed, //
+    },
+    task::Kuid, //
 };
 use core::{
     mem::MaybeUninit,
@@ -40,8 +62,12 @@ pub enum Kind {
 
 /// A file that a driver reads and writes past the page cache, where its file system can.
 ///
-/// Nobody else can write to it, truncate it or swap to it while it is open, and only its owner can
-/// open it for reading.
+/// Nobody else can write to it, truncate it or swap to it while it is open, nobody else has it open
+/// for reading, and only its owner, who is the user that has opened it here, can open it so.
+///
+/// It is closed when this is dropped, which may be in any context; what has to sleep for that is
+/// left to the kernel. Where I/O is done on the way of other I/O, use
+/// [`noio::scope`](crate::noio::scope) around it.
 ///
 /// # Invariants
 ///
@@ -66,7 +92,8 @@ impl DirectFile {
     ///
     /// # Errors
     ///
-    /// - [`ETXTBSY`] if somebody has the file open for writing or executes it,
+    /// - [`ETXTBSY`] if somebody has the file open or executes it,
+    /// - [`EPERM`] if the file is another user's,
     /// - [`EBUSY`] if the block device is in use,
     /// - [`EINVAL`] if it is something else,
     /// - and others of opening a file.
@@ -127,17 +154,51 @@ impl DirectFile {
         unsafe { Atomic::from_ptr(&raw mut (*bindings::file_inode(file)).i_writecount.counter) }
     }
 
+    /// How many times a file is open for reading only, as far as the kernel counts that.
+    ///
+    /// # Safety
+    ///
+    /// The file is open.
+    unsafe fn read_count(file: *mut bindings::file) -> i32 {
+        #[cfg(any(CONFIG_IMA, CONFIG_FILE_LOCKING))]
+        {
+            // SAFETY: The inode of an open file is valid, and C code changes the counter by atomic
+            // operations only.
+            let count: &Atomic<i32> = unsafe {
+                Atomic::from_ptr(&raw mut (*bindings::file_inode(file)).i_readcount.counter)
+            };
+            count.load(Relaxed)
+        }
+        #[cfg(not(any(CONFIG_IMA, CONFIG_FILE_LOCKING)))]
+        {
+            let _ = file;
+            0
+        }
+    }
+
     /// Shuts out everybody else, like `deny_write_access()` but with a writer: ourselves.
     ///
     /// # Safety
     ///
     /// The file is a regular one that is open for writing.
     unsafe fn claim(file: *mut bindings::file) -> Result {
+        // SAFETY: The inode of an open file is valid.
+        let owner = Kuid::from_raw(unsafe { (*bindings::file_inode(file)).i_uid });
+        if owner != Kuid::current_euid() {
+            return Err(EPERM);
+        }
         // SAFETY: The file is open.
         let count = unsafe { Self::write_count(file) };
         count.cmpxchg(1, -1, Full).map_err(|_| ETXTBSY)?;
         // SAFETY: The file is open.
-        let result = to_result(unsafe { bindings::vfs_fchmod(file, 0o600) });
+        let result = to_result(unsafe { bindings::vfs_fchmod(file, 0o600) }).and_then(|()| {
+            // Who has it open already is not stopped by the mode.
+            // SAFETY: The file is open.
+            match unsafe { Self::read_count(file) } {
+                0 => Ok(()),
+                _ => Err(ETXTBSY),
+            }
+        });
         if result.is_err() {
             count.fetch_add(2, Full);
         }
@@ -149,14 +210,16 @@ impl DirectFile {
         self.kind
     }
 
-    /// The size in bytes, of the file or of the device.
+    /// The size in bytes, of the file or of the device, at this moment. May be called in any
+    /// context.
     pub fn size(&self) -> u64 {
         // SAFETY: By the type invariant the file is open.
         unsafe { bindings::i_size_read((*(*self.file.as_ptr()).f_mapping).host) as u64 }
     }
 
     /// The block device that the data is on: itself, or that of the file system. None where there
-    /// is no such one, like in memory, on a network or on several devices.
+    /// is no such one, like in memory, on a network or on several devices. May be called in any
+    /// context.
     pub fn bdev(&self) -> Option<&BlockDevice> {
         let bdev = if self.kind == Kind::BlockDevice {
             // SAFETY: By the type invariant it is open, and it is a block device.
@@ -173,13 +236,14 @@ impl DirectFile {
         }
     }
 
-    /// Makes sure that the file has `len` bytes from `start` on, allocated on its file system
+    /// Makes sure that the file has `len` bytes from byte `start` on, allocated on its file system
     /// where that can be. May sleep. Nothing is done to a block device, nor in memory (tmpfs),
     /// where it would take the memory right away.
     ///
     /// # Errors
     ///
-    /// [`ENOSPC`], and others of the file system.
+    /// [`ENOSPC`], [`EINVAL`] if `len` is 0 or there are no such bytes in a file, and others of the
+    /// file system.
     pub fn allocate(&self, start: u64, len: u64) -> Result {
         // SAFETY: By the type invariant the file is open, which keeps its file system.
         let magic = unsafe { (*(*bindings::file_inode(self.file.as_ptr())).i_sb).s_magic };
@@ -198,10 +262,13 @@ impl DirectFile {
 
     /// Writes the first `len` bytes of `pages` at byte `pos`, and waits for it. May sleep.
     ///
+    /// `pos` and `len` are multiples of what the file system or device wants for direct I/O, at
+    /// most a page; so is the logical block size of the device.
+    ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there are fewer bytes, [`EIO`] if not all were written, and others of the
-    /// file system or device.
+    /// [`EINVAL`] if there are fewer bytes, [`EFBIG`] if `pos` is larger than [`i64::MAX`], [`EIO`]
+    /// if not all were written, [`ENOMEM`], and others of the file system or device.
     pub fn write(&self, pos: u64, pages: &[&Pages], len: usize) -> Result {
         self.transfer(pos, pages, len, true)
     }
@@ -281,5 +348,100 @@ impl Drop for DirectFile {
         }
         // SAFETY: By the type invariant the reference is ours.
         unsafe { bindings::fput(self.file.as_ptr()) };
+    }
+}
+
+#[cfg(CONFIG_RUST_BLOCK_KUNIT_TEST)]
+#[kunit_tests(rust_direct_file)]
+mod tests {
+    use super::*;
+
+    /// Opens with the root directory of the first task of user space, since that of kernel threads,
+    /// which run the tests, is empty. While the kernel boots it is in memory.
+    fn open(path: &CStr) -> Result<DirectFile> {
+        // SAFETY: This is a kernel thread, and it gets back what it had.
+        let fs = unsafe { bindings::__override_init_fs() };
+        let result = DirectFile::open(path);
+        // SAFETY: This is what was returned above.
+        unsafe { bindings::__revert_init_fs(fs) };
+        result
+    }
+
+    /// An unnamed file. Skips the test where there can be none.
+    fn unnamed() -> Option<DirectFile> {
+        let result = open(c"/");
+        if let Err(e) = &result {
+            pr_info!("no file to test with: {:?}\n", e);
+            // SAFETY: This is called by tests.
+            unsafe {
+                (*bindings::kunit_get_current_test()).status = bindings::kunit_status_KUNIT_SKIPPED
+            };
+        }
+        result.ok()
+    }
+
+    fn filled(count: usize, value: u8) -> Result<Pages> {
+        let pages = Pages::alloc(count, GFP_KERNEL)?;
+        for page in pages.iter() {
+            for at in 0..PAGE_SIZE {
+                // SAFETY: The byte is valid, and nobody else has the page.
+                unsafe { page.write_raw(&value, at, 1)? };
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Whether all bytes of a page are `value`.
+    fn is_filled(page: &crate::page::Page, value: u8) -> bool {
+        (0..PAGE_SIZE).all(|at| {
+            let mut byte = !value;
+            // SAFETY: The byte is valid, and nobody writes to the page.
+            unsafe { page.read_raw(&mut byte, at, 1) }.is_ok() && byte == value
+        })
+    }
+
+    #[test]
+    fn gives_back_what_was_written() -> Result {
+        let Some(file) = unnamed() else {
+            return Ok(());
+        };
+        assert_eq!(file.kind(), Kind::Unnamed);
+        assert!(file.bdev().is_none());
+        assert_eq!(file.size(), 0);
+
+        // Two buffers, and the second not as a whole.
+        let (first, second) = (filled(1, 1)?, filled(3, 2)?);
+        let page = PAGE_SIZE as u64;
+        file.write(page, &[&first, &second], 3 * PAGE_SIZE)?;
+        assert_eq!(file.size(), 4 * page);
+
+        let mut pages = filled(5, 9)?;
+        file.read(0, &mut pages, 4 * PAGE_SIZE)?;
+        for (i, value) in [0, 1, 2, 2, 9].into_iter().enumerate() {
+            assert!(is_filled(&pages[i], value));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn says_what_is_not_there() -> Result {
+        let Some(file) = unnamed() else {
+            return Ok(());
+        };
+        let mut pages = filled(1, 9)?;
+        assert_eq!(file.write(0, &[&pages], PAGE_SIZE + 1), Err(EINVAL));
+        assert_eq!(file.read(0, &mut pages, PAGE_SIZE + 1), Err(EINVAL));
+        assert_eq!(file.write(u64::MAX, &[&pages], PAGE_SIZE), Err(EFBIG));
+        assert_eq!(file.size(), 0);
+        // Past the end there is nothing to be read.
+        assert_eq!(file.read(0, &mut pages, PAGE_SIZE), Err(EIO));
+        // Nothing is done for nothing.
+        assert_eq!(file.write(0, &[], 0), Ok(()));
+        Ok(())
+    }
+
+    #[test]
+    fn opens_only_what_is_there() {
+        assert_eq!(open(c"/no-such-file-for-kunit").err(), Some(ENOENT));
     }
 }

@@ -2,6 +2,10 @@
 
 //! Bios of a driver's own, from a reserve that lets it make progress when memory is short.
 //!
+//! The code that runs when a bio is done is that of a module, which must stay until then. So each
+//! bio has a reference to it. That is put by code of the kernel, [`Inner::end_io`], since the
+//! module may go as soon as it is.
+//!
 //! C header: [`include/linux/bio.h`](srctree/include/linux/bio.h)
 
 use super::{
@@ -11,8 +15,12 @@ use super::{
 use crate::{
     alloc::Flags,
     bindings,
-    block::bdev::BdevFile,
+    block::{
+        bdev::BdevFile,
+        SECTOR_SIZE, //
+    },
     error::to_result,
+    module::this_module,
     page::{
         Pages,
         PAGE_SIZE, //
@@ -48,6 +56,7 @@ use core::{
         offset_of,
         MaybeUninit, //
     },
+    ptr::NonNull, //
 };
 
 mod sealed {
@@ -57,17 +66,21 @@ mod sealed {
 }
 
 /// What a bio of a [`BioSet`] keeps alive until it is done: the pages it reads into, or the bio
-/// whose memory it shares.
+/// whose memory it shares. Only these can be held.
 pub trait Held: sealed::Sealed + Send {}
 impl Held for UniqueArc<Pages> {}
 impl Held for OwnedBio {}
 
 /// The data of one I/O that was submitted with a [`BioSet`], and what to do when it is done.
+#[vtable]
 pub trait EndIo: Send + Sized + 'static {
     /// What the I/O keeps alive.
     type Held: Held;
 
-    /// The I/O is done. Called in any context, also with interrupts disabled: it must not sleep.
+    /// The I/O is done, or was refused. It is called exactly once for each, and `held` comes back.
+    ///
+    /// Called in any context, also with interrupts disabled: it must not sleep. It may drop what it
+    /// gets, and the last reference to the [`BioSet`].
     fn end_io(self, held: Self::Held, result: Result);
 }
 
@@ -98,12 +111,16 @@ impl<T: EndIo> Private<T> {
 /// # Invariants
 ///
 /// - The bio set is initialised.
-/// - `in_flight` is at least the number of bios of the set that are not freed.
+/// - `in_flight` is at least the number of bios that [`Self::enter`] was called for and that
+///   [`Self::end_io`] is not through with. There is a reference to `owner` for each.
+/// - `finish` may be called for each of these bios, once, when it is done. It is code of `owner`.
 #[pin_data(PinnedDrop)]
 struct Inner {
     #[pin]
     set: Opaque<bindings::bio_set>,
     in_flight: Atomic<i64>,
+    owner: &'static ThisModule,
+    finish: unsafe fn(*mut bindings::bio),
     #[pin]
     drop_work: Work<Inner>,
 }
@@ -114,14 +131,23 @@ impl_has_work! {
 
 // SAFETY: A bio set may be used by and freed on any thread.
 unsafe impl Send for Inner {}
-// SAFETY: Allocation from a bio set is synchronised in C.
+// SAFETY: Allocation from a bio set is synchronised in C; the rest is atomic or does not change.
 unsafe impl Sync for Inner {}
 
-// Not generic and not inline, so that all code of the work item is in the kernel: it may run when
-// the module that has used it is gone.
+// Not generic and not inline, so that all code of the work item and the end of a bio are in the
+// kernel: they may run when the module that has used them is gone.
 impl Inner {
+    /// # Safety
+    ///
+    /// `finish` is code of `owner`, and may be called once for each bio that is submitted, when it
+    /// is done.
     #[inline(never)]
-    fn new(reserve: u32, front_pad: u32) -> Result<Pin<KBox<Self>>> {
+    unsafe fn new(
+        reserve: u32,
+        front_pad: u32,
+        owner: &'static ThisModule,
+        finish: unsafe fn(*mut bindings::bio),
+    ) -> Result<Pin<KBox<Self>>> {
         KBox::try_pin_init(
             try_pin_init!(Self {
                 // INVARIANT: The set is initialised here.
@@ -138,12 +164,69 @@ impl Inner {
                         )
                     })
                 }),
-                // INVARIANT: No bio has been allocated.
+                // INVARIANT: No bio has been submitted.
                 in_flight: Atomic::new(0),
+                owner,
+                // INVARIANT: As the caller promises.
+                finish,
                 drop_work <- new_work!("BioSet::drop"),
             }? Error),
             GFP_KERNEL,
         )
+    }
+
+    /// Makes sure that the module stays until a bio that is going to be submitted is done. Fails if
+    /// it is being unloaded.
+    #[inline(never)]
+    fn enter(&self) -> bool {
+        // SAFETY: The module is there, since this is called by it; without one it is null.
+        if !unsafe { bindings::try_module_get(self.owner.as_ptr()) } {
+            return false;
+        }
+        // INVARIANT: There is one reference more, and the bio is counted before it is submitted.
+        self.in_flight.add(1, Relaxed);
+        true
+    }
+
+    /// Takes back what [`Self::enter`] did for a bio that is not submitted after all. The module
+    /// has another reference, or is being loaded, since this is called by it.
+    #[inline(never)]
+    fn leave(&self) {
+        let owner = self.owner;
+        // INVARIANT: The bio is not submitted, and the set is not used after this.
+        self.in_flight.fetch_sub(1, Release);
+        // SAFETY: `enter` has got this reference.
+        unsafe { bindings::module_put(owner.as_ptr()) };
+    }
+
+    /// Makes a bio ready to be submitted.
+    ///
+    /// # Safety
+    ///
+    /// `bio` is from this set and not submitted, `finish` may be called for it when it is done, and
+    /// [`Self::enter`] was called for it.
+    #[inline(never)]
+    unsafe fn complete(&self, bio: *mut bindings::bio) {
+        // SAFETY: The bio is not submitted, so it is ours to write to.
+        unsafe {
+            (*bio).bi_end_io = Some(Self::end_io);
+            (*bio).bi_private = core::ptr::from_ref(self).cast_mut().cast();
+        }
+    }
+
+    #[inline(never)]
+    extern "C" fn end_io(bio: *mut bindings::bio) {
+        // SAFETY: `complete` has stored a pointer to the set, which waits for this bio before it is
+        // freed.
+        let set = unsafe { &*(*bio).bi_private.cast::<Inner>() };
+        let owner = set.owner;
+        // SAFETY: By the type invariants the module is there, and this is called once for each bio
+        // that was submitted.
+        unsafe { (set.finish)(bio) };
+        // INVARIANT: We are through with the bio, and the set is not used after this.
+        set.in_flight.fetch_sub(1, Release);
+        // SAFETY: `enter` has got this reference for the bio.
+        unsafe { bindings::module_put(owner.as_ptr()) };
     }
 
     #[inline(never)]
@@ -167,16 +250,78 @@ impl PinnedDrop for Inner {
         while self.in_flight.load(Acquire) != 0 {
             fsleep(Delta::from_millis(1));
         }
-        // SAFETY: By the type invariants the set is initialised and none of its bios is left.
+        // SAFETY: By the type invariants the set is initialised, and all of its bios are freed.
         unsafe { bindings::bioset_exit(self.set.get()) };
     }
 }
 
 /// A set of bios, with room for a `T` at each.
 ///
+/// `T` says what is done with them: with `Held = UniqueArc<Pages>` they are for [`Self::read`],
+/// with `Held = OwnedBio` for [`Self::forward`].
+///
+/// A set may be dropped in any context, also while its bios are in flight; they end as usual. Code
+/// of a module that has I/O in flight cannot be unloaded, and while it is being unloaded no I/O can
+/// be submitted.
+///
+/// # Examples
+///
+/// Reads the start of a device, and waits for it:
+///
+/// ```
+/// use kernel::{
+///     block::{
+///         bdev::BdevFile,
+///         bio::{BioSet, EndIo},
+///     },
+///     new_spinlock_irq,
+///     page::{Pages, PAGE_SIZE},
+///     sync::{Arc, Completion, SpinLockIrq, UniqueArc},
+/// };
+///
+/// #[pin_data]
+/// struct Waiter {
+///     #[pin]
+///     done: Completion,
+///     #[pin]
+///     result: SpinLockIrq<Option<Result<UniqueArc<Pages>>>>,
+/// }
+///
+/// struct Read(Arc<Waiter>);
+///
+/// #[vtable]
+/// impl EndIo for Read {
+///     type Held = UniqueArc<Pages>;
+///
+///     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
+///         *self.0.result.lock() = Some(result.map(|()| pages));
+///         self.0.done.complete_all();
+///     }
+/// }
+///
+/// /// Returns the first page of what the device holds. May sleep.
+/// fn first_page(set: &BioSet<Read>, bdev: &Arc<BdevFile>) -> Result<UniqueArc<Pages>> {
+///     let waiter = Arc::pin_init(
+///         pin_init!(Waiter {
+///             done <- Completion::new(),
+///             result <- new_spinlock_irq!(None),
+///         }),
+///         GFP_KERNEL,
+///     )?;
+///     let pages = UniqueArc::new(Pages::alloc(1, GFP_KERNEL)?, GFP_KERNEL)?;
+///     set.read(bdev, 0, pages, PAGE_SIZE, Read(waiter.clone()), GFP_KERNEL);
+///     waiter.done.wait_for_completion();
+///     let result = waiter.result.lock().take();
+///     result.unwrap_or(Err(EIO))
+/// }
+///
+/// let _set = BioSet::<Read>::new(4)?;
+/// # Ok::<(), Error>(())
+/// ```
+///
 /// # Invariants
 ///
-/// - The front pad of the bio set is [`Private::FRONT_PAD`] bytes.
+/// - The front pad of the bio set is `Private::<T>::FRONT_PAD` bytes.
 /// - `inner` is there until `self` is dropped.
 pub struct BioSet<T: EndIo> {
     inner: Option<Pin<KBox<Inner>>>,
@@ -184,14 +329,25 @@ pub struct BioSet<T: EndIo> {
 }
 
 impl<T: EndIo> BioSet<T> {
-    /// Makes a set that has `reserve` bios allocated ahead.
+    /// Makes a set that has `reserve` bios allocated ahead, and at least one.
     ///
-    /// May sleep.
+    /// So many can be in flight however short memory is. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if the reserve is larger than [`i32::MAX`], [`ENOMEM`].
     pub fn new(reserve: u32) -> Result<Self> {
         // A bio comes at the alignment of its slab, which is that of a long long.
         const { assert!(align_of::<Private<T>>() <= align_of::<u64>()) };
 
-        let inner = Inner::new(reserve, Private::<T>::FRONT_PAD as u32)?;
+        if i32::try_from(reserve).is_err() {
+            return Err(EINVAL);
+        }
+        let owner = this_module::<T::OwnerModule>();
+        // SAFETY: The code of `T` is that of its module, and bios are submitted as `complete` makes
+        // them only, so that `finish` may be called.
+        let inner =
+            unsafe { Inner::new(reserve, Private::<T>::FRONT_PAD as u32, owner, Self::finish)? };
         // INVARIANT: The front pad is that.
         Ok(Self {
             inner: Some(inner),
@@ -204,19 +360,16 @@ impl<T: EndIo> BioSet<T> {
         self.inner.as_ref().unwrap()
     }
 
-    extern "C" fn end_io(bio: *mut bindings::bio) {
-        // SAFETY: This is the `bi_end_io` of bios of a `BioSet<T>` only, set by `submit`, which has
-        // initialised the data and `bi_private`; it is called once.
+    /// # Safety
+    ///
+    /// `bio` was made ready by [`Self::complete`] and is done. To be called once.
+    unsafe fn finish(bio: *mut bindings::bio) {
+        // SAFETY: `complete` has initialised the data, and this is the only time that it is read.
         let (_bdev, held, data) = unsafe { (*Private::<T>::of(bio)).assume_init_read() };
-        // SAFETY: `submit` has stored a pointer to it, and it waits for this bio before it is
-        // freed.
-        let set = unsafe { &*(*bio).bi_private.cast::<Inner>() };
         // SAFETY: The bio is done.
         let result = unsafe { status(bio) };
         // SAFETY: The reference is that of the allocation; the bio is not used after this.
         unsafe { bindings::bio_put(bio) };
-        // INVARIANT: The bio is freed, and the set is not used after this.
-        set.in_flight.fetch_sub(1, Release);
         data.end_io(held, result);
     }
 
@@ -224,37 +377,81 @@ impl<T: EndIo> BioSet<T> {
     ///
     /// `bio` is fresh from an allocation in `self`, for the device in `data`, which also keeps
     /// alive all else that it needs.
-    unsafe fn submit(&self, bio: *mut bindings::bio, data: Data<T>) {
-        // INVARIANT: There is one more, and it is counted before it can be done.
-        let inner = self.inner();
-        inner.in_flight.add(1, Relaxed);
+    /// [`Inner::enter`] was called for it.
+    unsafe fn complete(&self, bio: *mut bindings::bio, data: Data<T>) {
         // SAFETY: The bio is from a `BioSet<T>` and not submitted, so it is ours to write to.
-        unsafe {
-            (*Private::<T>::of(bio)).write(data);
-            (*bio).bi_end_io = Some(Self::end_io);
-            (*bio).bi_private = core::ptr::from_ref(inner).cast_mut().cast();
-            bindings::submit_bio_noacct(bio);
+        unsafe { (*Private::<T>::of(bio)).write(data) };
+        // SAFETY: The bio is from this set, and is what `finish` wants now.
+        unsafe { self.inner().complete(bio) };
+    }
+}
+
+/// A read that is ready to be submitted, made by [`BioSet::prepare_read`].
+///
+/// # Invariants
+///
+/// `bio` was allocated from `set` for `bdev` and is not submitted. It reads into `pages`, which
+/// are there until it is.
+pub struct BioRead<'a, T: EndIo<Held = UniqueArc<Pages>>> {
+    set: &'a BioSet<T>,
+    bio: NonNull<bindings::bio>,
+    bdev: Arc<BdevFile>,
+    pages: Option<UniqueArc<Pages>>,
+}
+
+impl<T: EndIo<Held = UniqueArc<Pages>>> BioRead<'_, T> {
+    /// The bio, complete: its end frees it and all that belongs to it.
+    pub(crate) fn into_bio(mut self, data: T) -> *mut bindings::bio {
+        let bio = self.bio.as_ptr();
+        // By the type invariants they are there.
+        if let Some(pages) = self.pages.take() {
+            // SAFETY: By the type invariants the bio is fresh, and `pages` is what it reads into;
+            // `UniqueArc` makes sure that nobody looks at them meanwhile. `prepare_read` has
+            // called `enter`.
+            unsafe { self.set.complete(bio, (self.bdev.clone(), pages, data)) };
+        }
+        bio
+    }
+
+    /// Submits the read. [`EndIo::end_io`] is called when it is done, possibly before this returns.
+    /// May sleep, but not for the I/O, unless too much of that is on its way for the device.
+    pub fn submit(self, data: T) {
+        let bio = self.into_bio(data);
+        // SAFETY: The bio is complete.
+        unsafe { bindings::submit_bio_noacct(bio) };
+    }
+}
+
+impl<T: EndIo<Held = UniqueArc<Pages>>> Drop for BioRead<'_, T> {
+    fn drop(&mut self) {
+        if self.pages.is_some() {
+            // SAFETY: By the type invariants the bio is ours.
+            unsafe { bindings::bio_put(self.bio.as_ptr()) };
+            self.set.inner().leave();
         }
     }
 }
 
 impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
-    /// Reads `len` bytes from `sector` on into the first of `pages`.
-    ///
-    /// May sleep, but not for the I/O: [`EndIo::end_io`] is called when that is done, at once in
-    /// case of an error here. With flags that allow to sleep the allocation cannot fail.
-    pub fn read(
+    /// Allocates a read into `pages`, and enters the set for it.
+    fn alloc_read(
         &self,
-        bdev: &Arc<BdevFile>,
+        bdev: &BdevFile,
         sector: u64,
-        pages: UniqueArc<Pages>,
+        pages: &Pages,
         len: usize,
-        data: T,
         flags: Flags,
-    ) {
+    ) -> Result<NonNull<bindings::bio>> {
         let vecs = len.div_ceil(PAGE_SIZE);
-        if len == 0 || len > pages.len() || vecs > bindings::BIO_MAX_VECS as usize {
-            return data.end_io(pages, Err(EINVAL));
+        if len == 0
+            || len % SECTOR_SIZE as usize != 0
+            || len > pages.len()
+            || vecs > bindings::BIO_MAX_VECS as usize
+        {
+            return Err(EINVAL);
+        }
+        if !self.inner().enter() {
+            return Err(ENODEV);
         }
 
         // SAFETY: The device and, by the type invariant, the set are valid.
@@ -267,29 +464,101 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
                 self.inner().set.get(),
             )
         };
-        if bio.is_null() {
-            return data.end_io(pages, Err(ENOMEM));
-        }
+        let Some(bio) = NonNull::new(bio) else {
+            self.inner().leave();
+            return Err(ENOMEM);
+        };
 
         // SAFETY: The bio is not submitted, so it is ours to write to.
-        unsafe { (*bio).bi_iter.bi_sector = sector };
+        unsafe { (*bio.as_ptr()).bi_iter.bi_sector = sector };
         for (i, page) in pages.iter().take(vecs).enumerate() {
             let n = PAGE_SIZE.min(len - i * PAGE_SIZE);
-            // SAFETY: The bio was allocated with a vector for each of the pages, and they are kept
-            // until it is done.
-            unsafe { bindings::__bio_add_page(bio, page.as_ptr(), n as u32, 0) };
+            // SAFETY: The bio was allocated with a vector for each of the pages, and the callers
+            // keep them until it is done.
+            unsafe { bindings::__bio_add_page(bio.as_ptr(), page.as_ptr(), n as u32, 0) };
         }
-        // SAFETY: The bio is fresh, and `pages` is what it reads into. `UniqueArc` makes sure that
-        // nobody looks at them meanwhile.
-        unsafe { self.submit(bio, (bdev.clone(), pages, data)) };
+        Ok(bio)
+    }
+
+    /// Makes a read as [`Self::read`] does, to be submitted later or never. Sleeps only if `flags`
+    /// allow it.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`], [`ENOMEM`] and [`ENODEV`] as for [`Self::read`].
+    pub fn prepare_read(
+        &self,
+        bdev: &Arc<BdevFile>,
+        sector: u64,
+        pages: UniqueArc<Pages>,
+        len: usize,
+        flags: Flags,
+    ) -> Result<BioRead<'_, T>> {
+        let bio = self.alloc_read(bdev, sector, &pages, len, flags)?;
+        // INVARIANT: It was made so.
+        Ok(BioRead {
+            set: self,
+            bio,
+            bdev: bdev.clone(),
+            pages: Some(pages),
+        })
+    }
+
+    /// Reads `len` bytes from `sector` (of 512 bytes, counted from the start of `bdev`) on into the
+    /// first of `pages`. `len` is a multiple of the device's logical block size and at most 256
+    /// pages.
+    ///
+    /// [`EndIo::end_io`] is called when that is done, possibly before this returns. May sleep if
+    /// `flags` allow it, but not for the I/O, unless too much of that is on its way for the device.
+    /// With flags that allow to sleep the allocation cannot fail, but may wait for bios of the set
+    /// to be done. Where a driver is given bios, [`GFP_NOIO`] is what it needs, and no more than
+    /// one bio of a set at a time.
+    ///
+    /// What pages hold is undefined after an error.
+    ///
+    /// # Errors
+    ///
+    /// `end_io` gets
+    ///
+    /// - [`EINVAL`] if `len` is 0, no multiple of 512, or larger than `pages` or than it may be,
+    /// - [`ENOMEM`] if there is no memory,
+    /// - [`ENODEV`] if the driver's module is being unloaded,
+    /// - or what the device says, [`EIO`] also for sectors that it does not have.
+    pub fn read(
+        &self,
+        bdev: &Arc<BdevFile>,
+        sector: u64,
+        pages: UniqueArc<Pages>,
+        len: usize,
+        data: T,
+        flags: Flags,
+    ) {
+        match self.alloc_read(bdev, sector, &pages, len, flags) {
+            // SAFETY: The bio is fresh, and `pages` is what it reads into. `UniqueArc` makes sure
+            // that nobody looks at them meanwhile. The bio is complete then.
+            Ok(bio) => unsafe {
+                self.complete(bio.as_ptr(), (bdev.clone(), pages, data));
+                bindings::submit_bio_noacct(bio.as_ptr());
+            },
+            Err(e) => data.end_io(pages, Err(e)),
+        }
     }
 }
 
 impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
-    /// Submits a copy of `parent`, sharing its memory, to `bdev` at `sector`.
+    /// Submits a copy of `parent`, sharing its memory, to `bdev` at `sector` (of 512 bytes, counted
+    /// from the start of `bdev`).
     ///
-    /// May sleep, but not for the I/O: [`EndIo::end_io`] is called when that is done, at once in
-    /// case of an error here.
+    /// [`EndIo::end_io`] is called when that is done, possibly before this returns; `parent` has to
+    /// be ended then. For sleeping and `flags` see [`Self::read`].
+    ///
+    /// # Errors
+    ///
+    /// `end_io` gets
+    ///
+    /// - [`ENOMEM`] if there is no memory,
+    /// - [`ENODEV`] if the driver's module is being unloaded,
+    /// - or what the device says, [`EIO`] also for sectors that it does not have.
     pub fn forward(
         &self,
         bdev: &Arc<BdevFile>,
@@ -298,6 +567,9 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
         data: T,
         flags: Flags,
     ) {
+        if !self.inner().enter() {
+            return data.end_io(parent, Err(ENODEV));
+        }
         // SAFETY: The device, the parent and, by the type invariant, the set are valid. The parent
         // is not completed before the clone is done, since the clone holds it.
         let bio = unsafe {
@@ -309,12 +581,20 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
             )
         };
         if bio.is_null() {
+            self.inner().leave();
             return data.end_io(parent, Err(ENOMEM));
         }
         // SAFETY: The bio is not submitted, so it is ours to write to.
-        unsafe { (*bio).bi_iter.bi_sector = sector };
-        // SAFETY: The bio is fresh, and the parent owns the memory.
-        unsafe { self.submit(bio, (bdev.clone(), parent, data)) };
+        unsafe {
+            (*bio).bi_iter.bi_sector = sector;
+            // Who polls for the parent does not know of this bio.
+            (*bio).bi_opf &= !(1 << bindings::req_flag_bits___REQ_POLLED);
+        }
+        // SAFETY: The bio is fresh, and the parent owns the memory. The bio is complete then.
+        unsafe {
+            self.complete(bio, (bdev.clone(), parent, data));
+            bindings::submit_bio_noacct(bio);
+        }
     }
 }
 

@@ -14,7 +14,8 @@ use crate::{
 };
 use core::marker::PhantomData;
 
-/// A piece of a bio's data that lies within one page.
+/// A piece of a bio's data that lies within one page. It is not empty, and neither its start nor
+/// its length need be multiples of a sector.
 ///
 /// # Invariants
 ///
@@ -27,7 +28,7 @@ pub struct Segment<'a> {
 }
 
 impl Segment<'_> {
-    /// The length in bytes.
+    /// The length in bytes, from 1 to [`PAGE_SIZE`].
     #[inline]
     #[expect(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
@@ -39,17 +40,21 @@ impl Segment<'_> {
     /// # Panics
     ///
     /// If one of the ranges is not inside.
-    pub(super) fn copy_from_page(&self, at: usize, source: &Page, from: usize, len: usize) {
+    ///
+    /// # Safety
+    ///
+    /// The memory of the bio may be written to, and nobody in the kernel does so at the same time.
+    pub(super) unsafe fn copy_from_page(&self, at: usize, source: &Page, from: usize, len: usize) {
         assert!(at + len <= self.len && from + len <= PAGE_SIZE);
-        // SAFETY: Both pages are valid, and both ranges inside of them. The bio's pages are
-        // written by nobody else, since whoever completes the bio fills them.
+        // SAFETY: Both pages are valid, and both ranges inside of them: by the type invariants and
+        // the check above. The caller promises that the segment may be written to.
         unsafe {
             bindings::memcpy_page(self.page, self.offset + at, source.as_ptr(), from, len);
         }
     }
 }
 
-/// Iterates over the [`Segment`]s of a [`Bio`].
+/// Iterates over the [`Segment`]s of a [`Bio`], in order. The bio itself stays as it is.
 ///
 /// # Invariants
 ///
@@ -79,7 +84,8 @@ impl<'a> Iterator for BioSegmentIterator<'a> {
         if self.iter.bi_size == 0 {
             return None;
         }
-        // SAFETY: By the type invariant `iter` is a position in the bio, and not its end.
+        // SAFETY: By the type invariant `iter` is a position in the bio, and not its end. Those of
+        // a bio are covered by its vectors.
         let vec = unsafe { bindings::bio_iter_iovec(self.bio.as_raw(), self.iter) };
         // INVARIANT: Advancing by the length of what is there gives a valid position.
         // SAFETY: As above.

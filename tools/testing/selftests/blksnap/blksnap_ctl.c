@@ -32,6 +32,8 @@
 #include <linux/blk-filter.h>
 #include <linux/blksnap.h>
 #include <linux/capability.h>
+#include <linux/fs.h>
+#include <linux/io_uring.h>
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 #define CONTROL		"/dev/" BLKSNAP_CTL
@@ -42,6 +44,7 @@ static bool no_cap;	/* without CAP_SYS_ADMIN */
 static bool user_ns;	/* as root of a new user namespace */
 static bool compat;	/* as a 32-bit program does */
 static bool read_only;	/* with an argument that cannot be written to */
+static bool may_fail;	/* with allocations that may fail, see fault injection */
 
 static void __attribute__((noreturn, format(printf, 1, 2)))
 die(const char *format, ...)
@@ -70,7 +73,7 @@ static const char *errno_name(int error)
 		NAME(ETXTBSY), NAME(EFBIG), NAME(ENOSPC), NAME(EROFS),
 		NAME(ERANGE), NAME(EDEADLK), NAME(ENAMETOOLONG), NAME(ELOOP),
 		NAME(ENODATA), NAME(EOVERFLOW), NAME(EOPNOTSUPP),
-		NAME(ESHUTDOWN), NAME(ETIMEDOUT), NAME(EALREADY),
+		NAME(ESHUTDOWN), NAME(ETIMEDOUT), NAME(EALREADY), NAME(ENOSYS),
 #undef NAME
 	};
 
@@ -232,12 +235,33 @@ static void drop_rights(void)
 		die("capset");
 }
 
+static void make_it_fail(const char *yes)
+{
+	int fd = open("/proc/self/make-it-fail", O_WRONLY);
+
+	if (fd < 0 || write(fd, yes, 1) != 1)
+		die("no fault injection");
+	close(fd);
+}
+
+static int failing_call(int fd, unsigned int request, void *arg)
+{
+	int error;
+
+	make_it_fail("1");
+	error = ioctl(fd, request, arg) < 0 ? errno : 0;
+	make_it_fail("0");
+	return error;
+}
+
 static int call(int fd, unsigned int request, void *arg)
 {
 	drop_rights();
 	if (read_only && mprotect((void *)(ptr(arg) & -sysconf(_SC_PAGESIZE)),
 				  sysconf(_SC_PAGESIZE), PROT_READ))
 		die("mprotect");
+	if (may_fail)
+		return failing_call(fd, request, arg);
 	if (!compat)
 		return ioctl(fd, request, arg) < 0 ? errno : 0;
 #ifdef __x86_64__
@@ -683,49 +707,6 @@ static void *io_buffer(size_t len)
 	return buffer;
 }
 
-/* Random bytes: to the first file by way of @flags, the same to the others. */
-static void write_random(int flags, off_t at, size_t len, int files, char **paths)
-{
-	/* Not words of their own only: the number of bytes may be odd. */
-	__u64 *buffer = io_buffer(len + sizeof(__u64));
-
-	for (size_t i = 0; i <= len / sizeof(__u64); i++)
-		buffer[i] = next_random();
-	for (int i = 0; i < files; i++) {
-		int fd = open(paths[i], O_WRONLY | (i ? 0 : flags));
-
-		if (fd < 0)
-			fail(errno);
-		write_all(fd, (__u8 *)buffer, len, at);
-		if (close(fd))
-			fail(errno);
-	}
-	free(buffer);
-}
-
-static void do_fill(void)
-{
-	unsigned long long mebibytes = number(argv[1]);
-
-	for (unsigned long long i = 0; i < mebibytes; i++)
-		write_random(O_DIRECT, (off_t)i << 20, 1 << 20, argc - 2, argv + 2);
-}
-
-static void do_put(void)
-{
-	int flags = 0;
-
-	for (char *flag = strtok(argv[1], ","); flag; flag = strtok(NULL, ",")) {
-		if (!strcmp(flag, "direct"))
-			flags |= O_DIRECT;
-		else if (!strcmp(flag, "dsync"))
-			flags |= O_DSYNC;
-		else if (strcmp(flag, "buffered"))
-			die("%s: not a flag", flag);
-	}
-	write_random(flags, number(argv[2]), number(argv[3]), argc - 4, argv + 4);
-}
-
 /* Fills @len bytes, or what there is. */
 static size_t read_all(int fd, __u8 *bytes, size_t len, off_t at)
 {
@@ -743,6 +724,295 @@ static size_t read_all(int fd, __u8 *bytes, size_t len, off_t at)
 	return sum;
 }
 
+static ssize_t write_nowait(int fd, const void *bytes, size_t len, off_t at)
+{
+	struct iovec iov = { .iov_base = (void *)bytes, .iov_len = len };
+
+	return pwritev2(fd, &iov, 1, at, RWF_NOWAIT);
+}
+
+/* Nothing is there to wait for but pages that somebody has just read. */
+static ssize_t write_sure(int fd, const void *bytes, size_t len, off_t at)
+{
+	ssize_t done = write_nowait(fd, bytes, len, at);
+
+	for (int i = 0; i < 100 && done < 0 && errno == EAGAIN; i++) {
+		usleep(10000);
+		ioctl(fd, BLKFLSBUF);
+		done = write_nowait(fd, bytes, len, at);
+	}
+	return done;
+}
+
+/* What is refused has not happened. */
+static ssize_t write_try(int fd, const void *bytes, size_t len, off_t at)
+{
+	__u8 *before = io_buffer(len), *after = io_buffer(len);
+	ssize_t done;
+
+	read_all(fd, before, len, at);
+	done = write_nowait(fd, bytes, len, at);
+	if (done < 0 && errno == EAGAIN) {
+		read_all(fd, after, len, at);
+		if (memcmp(before, after, len))
+			die("a write was refused, and done");
+		done = 0;
+	}
+	free(before);
+	free(after);
+	return done;
+}
+
+/* The ring goes with the process. */
+static ssize_t write_uring(int fd, const void *bytes, size_t len, off_t at)
+{
+	const int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_POPULATE;
+	struct io_uring_params params = {};
+	int ring = syscall(__NR_io_uring_setup, 1, &params);
+	struct io_uring_sqe *sqe;
+	struct io_uring_cqe *cqe;
+	char *rings;
+
+	if (ring < 0)
+		return -1;
+	/* Both rings are in one mapping, with the array at its end; it is all zeroes. */
+	rings = mmap(NULL, params.sq_off.array + sizeof(__u32), prot, flags, ring,
+		     IORING_OFF_SQ_RING);
+	sqe = mmap(NULL, sizeof(*sqe), prot, flags, ring, IORING_OFF_SQES);
+	if (rings == MAP_FAILED || sqe == MAP_FAILED)
+		die("no rings");
+	cqe = (void *)(rings + params.cq_off.cqes);
+
+	*sqe = (struct io_uring_sqe) {
+		.opcode = IORING_OP_WRITE,
+		.fd = fd,
+		.addr = ptr(bytes),
+		.len = len,
+		.off = at,
+	};
+	__atomic_store_n((__u32 *)(rings + params.sq_off.tail), 1, __ATOMIC_RELEASE);
+	if (syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
+		return -1;
+	if (__atomic_load_n((__u32 *)(rings + params.cq_off.tail), __ATOMIC_ACQUIRE) != 1)
+		die("nothing was completed");
+	if (cqe->res < 0) {
+		errno = -cqe->res;
+		return -1;
+	}
+	return cqe->res;
+}
+
+static ssize_t discard(int fd, const void *bytes, size_t len, off_t at)
+{
+	__u64 range[] = { at, len };
+
+	(void)bytes;
+	return ioctl(fd, BLKDISCARD, range) ? -1 : (ssize_t)len;
+}
+
+static ssize_t zero_out(int fd, const void *bytes, size_t len, off_t at)
+{
+	__u64 range[] = { at, len };
+
+	(void)bytes;
+	return ioctl(fd, BLKZEROOUT, range) ? -1 : (ssize_t)len;
+}
+
+/* How to write; where ->write() does less than asked for, pwrite() does the rest. */
+struct way {
+	int flags;
+	ssize_t (*write)(int fd, const void *bytes, size_t len, off_t at);
+	bool zeroes;
+};
+
+#define WAYS	"buffered|direct|dsync|nowait|try|uring|discard|zeroes,..."
+
+static struct way way_of(char *text)
+{
+	static const struct {
+		const char *name;
+		struct way way;
+	} ways[] = {
+		{ "buffered", {} },
+		{ "direct", { .flags = O_DIRECT } },
+		{ "dsync", { .flags = O_DSYNC } },
+		{ "nowait", { .write = write_sure } },
+		{ "try", { .write = write_try } },
+		{ "uring", { .write = write_uring } },
+		{ "discard", { .write = discard, .zeroes = true } },
+		{ "zeroes", { .write = zero_out, .zeroes = true } },
+	};
+	struct way way = {};
+
+	for (char *name = strtok(text, ","); name; name = strtok(NULL, ",")) {
+		size_t i = 0;
+
+		while (i < ARRAY_SIZE(ways) && strcmp(name, ways[i].name))
+			i++;
+		if (i == ARRAY_SIZE(ways))
+			die("%s: not a way to write", name);
+		way.flags |= ways[i].way.flags;
+		way.zeroes |= ways[i].way.zeroes;
+		if (ways[i].way.write)
+			way.write = ways[i].way.write;
+	}
+	return way;
+}
+
+/*
+ * Random bytes, or zeroes: in one @way to the first file at @at, the same to the others
+ * at @copy_at.
+ */
+static void put(struct way way, off_t at, off_t copy_at, size_t len, int files, char **paths)
+{
+	/* Not words of their own only: the number of bytes may be odd. */
+	__u64 *buffer = io_buffer(len + sizeof(__u64));
+
+	for (size_t i = 0; i <= len / sizeof(__u64); i++)
+		buffer[i] = way.zeroes ? 0 : next_random();
+	for (int i = 0; i < files; i++) {
+		int fd = open(paths[i], O_RDWR | (i ? 0 : way.flags));
+		ssize_t done = 0;
+
+		if (fd < 0)
+			fail(errno);
+		if (!i && way.write)
+			done = way.write(fd, buffer, len, at);
+		if (done < 0)
+			fail(errno);
+		write_all(fd, (__u8 *)buffer + done, len - done, at + done);
+		if (close(fd))
+			fail(errno);
+		at = copy_at;
+	}
+	free(buffer);
+}
+
+static void do_fill(void)
+{
+	unsigned long long mebibytes = number(argv[1]);
+
+	for (unsigned long long i = 0; i < mebibytes; i++)
+		put((struct way){ .flags = O_DIRECT }, (off_t)i << 20, (off_t)i << 20,
+		    1 << 20, argc - 2, argv + 2);
+}
+
+static void do_put(void)
+{
+	char *copy_at = strchr(argv[2], ':');
+
+	if (copy_at)
+		*copy_at++ = 0;
+	put(way_of(argv[1]), number(argv[2]), number(copy_at ?: argv[2]),
+	    number(argv[3]), argc - 4, argv + 4);
+}
+
+/* Which of the ways there are to write to a file. */
+static void do_can(void)
+{
+	void *buffer = io_buffer(4096);
+	off_t at = number(argv[2]);
+
+	memset(buffer, 'c', 4096);
+	for (int i = 3; i < argc; i++) {
+		struct way way = way_of(strdup(argv[i]));
+		int fd = open(argv[1], O_RDWR | way.flags);
+
+		if (fd < 0)
+			fail(errno);
+		if (!way.write || way.write(fd, buffer, 4096, at) >= 0)
+			printf("%s\n", argv[i]);
+		else if (errno != EOPNOTSUPP && errno != ENOSYS && errno != EPERM)
+			fail(errno);
+		close(fd);
+	}
+}
+
+static volatile sig_atomic_t stop;
+
+static void on_stop(int signal)
+{
+	(void)signal;
+	stop = 1;
+}
+
+static int progress_file(const char *path)
+{
+	int fd = open(path, O_WRONLY | O_CREAT, 0600);
+
+	if (fd < 0)
+		fail(errno);
+	return fd;
+}
+
+/*
+ * Random bytes at random places until SIGTERM; so both files are the same then. The
+ * number of writes so far goes to a third one.
+ */
+static void do_churn(void)
+{
+	const size_t unit = 4096;
+	__u64 first = number(argv[2]) / unit, count = number(argv[3]) / unit;
+	__u64 max = number(argv[4]) / unit, done = 0;
+	__u64 *buffer = io_buffer(max * unit);
+	int fd, copy, progress = argc > 7 ? progress_file(argv[7]) : -1;
+
+	if (!max || max > count)
+		die("not so many bytes");
+	signal(SIGTERM, on_stop);
+	fd = open(argv[5], O_WRONLY | way_of(argv[1]).flags);
+	copy = open(argv[6], O_WRONLY);
+	if (fd < 0 || copy < 0)
+		fail(errno);
+	while (!stop) {
+		__u64 n = next_random() % max + 1;
+		off_t at = (first + next_random() % (count - n + 1)) * unit;
+
+		for (size_t i = 0; i < n * unit / sizeof(*buffer); i++)
+			buffer[i] = next_random();
+		write_all(fd, (__u8 *)buffer, n * unit, at);
+		write_all(copy, (__u8 *)buffer, n * unit, at);
+		done++;
+		if (progress >= 0)
+			write_all(progress, (__u8 *)&done, sizeof(done), 0);
+	}
+	printf("%llu\n", (unsigned long long)done);
+	if (close(fd) || close(copy))
+		fail(errno);
+}
+
+/* Memory that is looked at and changed until SIGTERM; a file is written to each time. */
+static void do_hog(void)
+{
+	const size_t words = 4096 / sizeof(__u64);
+	size_t pages = number(argv[1]) << 8;
+	__u64 *memory = guarded(pages * words * sizeof(__u64));
+	int fd = progress_file(argv[2]);
+
+	signal(SIGTERM, on_stop);
+	for (__u64 round = 1; ; round++) {
+		bool last = stop;
+
+		for (size_t page = 0; page < pages; page++) {
+			__u64 *p = memory + page * words;
+
+			for (size_t i = 0; i < words; i++) {
+				__u64 want = page * words + i;
+
+				if (round > 1 && p[i] != (round - 1) * 0x9e3779b97f4a7c15 + want)
+					die("word %zu of page %zu is wrong", i, page);
+				p[i] = round * 0x9e3779b97f4a7c15 + want;
+			}
+			if (page % 256 == 0)
+				write_all(fd, (__u8 *)&round, sizeof(round), 0);
+		}
+		if (last) {
+			printf("%llu\n", (unsigned long long)round);
+			return;
+		}
+	}
+}
+
 /* Whether all of the second file is in the first, from a byte on. */
 static void do_same(void)
 {
@@ -757,7 +1027,7 @@ static void do_same(void)
 		size_t count = read_all(copy, b, len, at);
 
 		if (!count)
-			return;
+			break;
 		if (read_all(fd, a, len, from + at) < count) {
 			printf("%s ends before byte %lld\n", argv[1],
 			       (long long)(from + at + count));
@@ -773,6 +1043,53 @@ static void do_same(void)
 			exit(1);
 		}
 	}
+	free(a);
+	free(b);
+	close(fd);
+	close(copy);
+}
+
+static void do_uncache(void)
+{
+	for (int i = 1; i < argc; i++) {
+		int fd = open_device(argv[i]);
+
+		if (ioctl(fd, BLKFLSBUF))
+			fail(errno);
+		close(fd);
+	}
+}
+
+static void run_command(void);
+
+/* The last comment, and what is being done. */
+static char comment[4096], command[4096];
+
+static void say_command(void)
+{
+	if (*command)
+		printf("%s%s", comment, command);
+}
+
+/* Runs the commands on stdin, one a line, until one of them fails. */
+static void do_run(void)
+{
+	static char line[sizeof(command)], *words[sizeof(line)];
+
+	atexit(say_command);
+	while (fgets(line, sizeof(line), stdin)) {
+		if (*line == '#') {
+			strcpy(comment, line);
+			continue;
+		}
+		strcpy(command, line);
+		argc = 0;
+		argv = words;
+		for (char *word = strtok(line, "\n "); word; word = strtok(NULL, "\n "))
+			words[argc++] = word;
+		run_command();
+	}
+	*command = 0;
 }
 
 static const struct {
@@ -800,27 +1117,47 @@ static const struct {
 	{ "cycle", 4, 4, do_cycle, "DEV PATH SECTORS ROUNDS" },
 	{ "count", 1, 999, do_count, "DEV..." },
 	{ "fill", 2, 999, do_fill, "MEBIBYTES FILE..." },
-	{ "put", 4, 999, do_put, "buffered|direct|dsync,... OFFSET BYTES FILE..." },
+	{ "put", 4, 999, do_put, WAYS " OFFSET[:OFFSET] BYTES FILE [COPY]..." },
+	{ "can", 3, 999, do_can, "FILE OFFSET WAY..." },
+	{ "churn", 6, 7, do_churn,
+	  "buffered|direct|dsync,... OFFSET BYTES MAX FILE COPY [PROGRESS]" },
+	{ "hog", 2, 2, do_hog, "MEBIBYTES FILE" },
 	{ "same", 2, 3, do_same, "FILE COPY [OFFSET]" },
 	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },
+	{ "uncache", 1, 999, do_uncache, "DEV..." },
+	{ "run", 0, 0, do_run, "" },
 };
 
 static void __attribute__((noreturn)) usage(void)
 {
-	fprintf(stderr, "usage: blksnap_ctl [-u] [-U] [-c] [-r] COMMAND ...\n"
+	fprintf(stderr, "usage: blksnap_ctl [-u] [-U] [-c] [-r] [-f] COMMAND ...\n"
 		"  -u  without CAP_SYS_ADMIN    -U  in a user namespace of its own\n"
 		"  -c  as a 32-bit program      -r  the ioctl's argument is read-only\n"
+		"  -f  with fault injection\n"
 		"  DEV may be fd:NUMBER, BYTES are hex, zero:LENGTH, null or bad\n");
 	for (size_t i = 0; i < ARRAY_SIZE(commands); i++)
 		fprintf(stderr, "  %s %s\n", commands[i].name, commands[i].arguments);
 	exit(WRONG);
 }
 
+static void run_command(void)
+{
+	for (size_t i = 0; argc && i < ARRAY_SIZE(commands); i++) {
+		if (strcmp(argv[0], commands[i].name))
+			continue;
+		if (argc - 1 < commands[i].min || argc - 1 > commands[i].max)
+			usage();
+		commands[i].run();
+		return;
+	}
+	usage();
+}
+
 int main(int count, char **values)
 {
 	int opt;
 
-	while ((opt = getopt(count, values, "+uUcr")) != -1) {
+	while ((opt = getopt(count, values, "+uUcrf")) != -1) {
 		switch (opt) {
 		case 'u':
 			no_cap = true;
@@ -834,19 +1171,15 @@ int main(int count, char **values)
 		case 'r':
 			read_only = true;
 			break;
+		case 'f':
+			may_fail = true;
+			break;
 		default:
 			usage();
 		}
 	}
 	argc = count - optind;
 	argv = values + optind;
-	for (size_t i = 0; argc && i < ARRAY_SIZE(commands); i++) {
-		if (strcmp(argv[0], commands[i].name))
-			continue;
-		if (argc - 1 < commands[i].min || argc - 1 > commands[i].max)
-			usage();
-		commands[i].run();
-		return 0;
-	}
-	usage();
+	run_command();
+	return 0;
 }

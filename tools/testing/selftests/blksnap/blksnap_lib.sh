@@ -8,6 +8,7 @@
 # Environment:
 #   BLKSNAP_DISKS    spare disks, separated by spaces; the tests overwrite them
 #   BLKSNAP_MODULES  a directory with blksnap.ko, if modprobe does not find it
+#   BLKSNAP_STALL    seconds without progress that are a stall (10; more for slow machines)
 #   TMPDIR           where scratch files go; should be in memory
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -22,6 +23,9 @@ set -o pipefail
 # shellcheck disable=SC2034
 readonly ROOM=131072
 
+# Seconds without progress that are a stall
+readonly STALL=${BLKSNAP_STALL:-10}
+
 ctl()
 {
 	blksnap_ctl "$@"
@@ -31,7 +35,7 @@ ctl()
 # Cases
 #
 
-# run_cases DESCRIPTION FUNCTION...
+# run_cases DESCRIPTION FUNCTION...: a function may have arguments, separated by spaces
 run_cases()
 {
 	prepare
@@ -97,6 +101,8 @@ run_case()
 		sed 's/^/# /' "$log"
 		ktap_test_fail "$description"
 	fi
+	# Whatever comes now would wait for the same.
+	[ ! -e "$scratch/hangs" ] || ktap_exit_fail_msg "tasks hang"
 }
 
 run_in_case()
@@ -106,7 +112,8 @@ run_in_case()
 	trap end_case EXIT
 	trap 'say_where $? "$BASH_COMMAND"' ERR
 	set -eE
-	"$1"
+	# shellcheck disable=SC2086
+	$1
 }
 
 say_where()
@@ -126,6 +133,7 @@ end_case()
 	trap - ERR EXIT
 	set +eE
 	for ((i = ${#undos[@]} - 1; i >= 0; i--)); do
+		step
 		if ! eval "${undos[i]}"; then
 			echo "could not be undone: ${undos[i]}"
 			failures=$((failures + 1))
@@ -159,7 +167,10 @@ need()
 # Remembers a command that takes something down again.
 undo()
 {
-	undos+=("$(printf '%q ' "$@")")
+	local command
+
+	printf -v command '%q ' "$@"
+	undos+=("$command")
 }
 
 # Says that something is wrong; the case goes on, and fails.
@@ -169,6 +180,13 @@ wrong()
 	failures=$((failures + 1))
 }
 
+# How far a case came; in the log of the kernel too, since it is shown only if it fails.
+result()
+{
+	echo "$*"
+	echo "blksnap test result: $*" >/dev/kmsg
+}
+
 # expect ERROR COMMAND...: the command fails with that error. The case goes on
 # where it does not, and fails.
 expect()
@@ -176,6 +194,7 @@ expect()
 	local want=$1 got
 
 	shift
+	step
 	if got=$("$@" 2>&1); then
 		got="success ($got)"
 	fi
@@ -208,12 +227,70 @@ stop()
 	wait "$1" 2>/dev/null || true
 }
 
+# From now on the case must make progress: it calls step at least every three times
+# $BLKSNAP_STALL seconds, as much of what is below does, and the files
+# $scratch/progress.* are written to at least every $BLKSNAP_STALL seconds. Else it says
+# where tasks hang, and all ends here: what is stuck in the kernel cannot be killed.
+watched()
+{
+	step
+	background watchdog "$BASHPID"
+}
+
+step()
+{
+	: >"$scratch/step"
+}
+
+watchdog()
+{
+	trap - ERR EXIT
+	set +eE
+	while sleep 1; do
+		if stuck "$scratch/step" $((3 * STALL)) ||
+			stuck "$scratch"/progress.* "$STALL"; then
+			: >"$scratch/hangs"
+			where_tasks_hang
+			kill -KILL "$1"
+			return
+		fi
+	done
+}
+
+# stuck FILE... SECONDS: one of them was not written to for longer than that
+stuck()
+{
+	local seconds=${!#} file when
+
+	for file in "${@:1:$# - 1}"; do
+		when=$(stat -c %Y "$file" 2>/dev/null) || continue
+		if [ $((EPOCHSECONDS - when)) -gt "$seconds" ]; then
+			echo "${file##*/}: no progress for more than $seconds s"
+			return 0
+		fi
+	done
+	return 1
+}
+
+where_tasks_hang()
+{
+	local task
+
+	echo w 2>/dev/null >/proc/sysrq-trigger
+	for task in /proc/[0-9]*/task/[0-9]*; do
+		grep -qs '^State:.D' "$task/status" || continue
+		echo "${task##*/} $(<"$task/comm") is in"
+		cat "$task/stack"
+	done
+}
+
 # Tries a command for 10 s.
 eventually()
 {
 	local i
 
 	for ((i = 0; i < 100; i++)); do
+		step
 		"$@" && return 0
 		sleep 0.1
 	done
@@ -271,8 +348,13 @@ brd()
 {
 	[ -e /sys/module/brd/refcnt ] && skip "brd is in use"
 	modprobe -q brd rd_nr=1 rd_size=$(($1 << 10)) 2>/dev/null || skip "no brd"
-	undo eventually rmmod brd
+	undo unload brd
 	REPLY=/dev/ram0
+}
+
+unload()
+{
+	[ ! -e "/sys/module/$1" ] || eventually rmmod "$1"
 }
 
 # loop MEBIBYTES [OPTION]...: on a file in the scratch directory
@@ -325,6 +407,36 @@ dm_remove()
 dm_linear()
 {
 	dm "$1" "0 $4 linear $2 $3"
+}
+
+# md_raid1 DEV DEV: of devices of one size, without metadata
+md_raid1()
+{
+	local number=127 dir dev slot=0
+
+	while [ -e "/sys/block/md$number" ]; do
+		number=$((number - 1))
+	done
+	dir=/sys/block/md$number/md
+	modprobe -q md_mod 2>/dev/null || true
+	echo "md$number" 2>/dev/null >/sys/module/md_mod/parameters/new_array || skip "no md"
+	undo eventually md_remove "$dir"
+	echo raid1 2>/dev/null >"$dir/level" || skip "no raid1"
+	echo none >"$dir/metadata_version"
+	echo $# >"$dir/raid_disks"
+	echo $(($(size_of "$1") >> 10)) >"$dir/component_size"
+	for dev; do
+		cat "/sys/class/block/${dev#/dev/}/dev" >"$dir/new_dev"
+		echo $((slot++)) >"$dir/dev-${dev#/dev/}/slot"
+	done
+	echo none >"$dir/resync_start"
+	echo active 2>/dev/null >"$dir/array_state" || skip "no raid1"
+	REPLY=/dev/md$number
+}
+
+md_remove()
+{
+	[ ! -e "$1" ] || echo clear 2>/dev/null >"$1/array_state"
 }
 
 # disk NUMBER: one of the spare disks, emptied
@@ -428,6 +540,7 @@ take()
 		ctl add "$dev" "$snapshot"
 	done
 	ctl take "$snapshot"
+	step
 }
 
 # snapshot_of DEV...: the same of devices without it
@@ -465,12 +578,14 @@ filled()
 {
 	: >"$3"
 	ctl fill "$2" "$1" "$3"
+	step
 }
 
 # copy_of DEV COPY: the whole device
 copy_of()
 {
 	dd if="$1" of="$2" bs=1M iflag=direct status=none
+	step
 }
 
 # same DEV COPY [OFFSET]: the device has what the file has, from byte OFFSET on. It is
@@ -502,9 +617,5 @@ limit_of()
 # Nothing of the device or its image stays in the page cache.
 uncache()
 {
-	local dev
-
-	for dev; do
-		blockdev --flushbufs "$dev"
-	done
+	ctl uncache "$@"
 }

@@ -65,6 +65,38 @@ destroy_while_read()
 	done
 }
 
+# read_until_fails IMAGE OLD FILE: all that is read is right; how it ended is in the file
+read_until_fails()
+{
+	while blksnap_ctl same "$1" "$2" >"$3" 2>&1; do
+		:
+	done
+}
+
+# No image has what is written when writes are not waited for any more.
+destroy_while_read_and_written()
+{
+	local dev round image i
+
+	null_blk "$SIZE"; dev=$REPLY
+	attach "$dev"
+	for round in 1 2 3 4 5 6; do
+		filled "$dev" "$SIZE" "$scratch/old"
+		take "$dev"
+		image=$(image_of "$dev")
+		for i in 1 2; do
+			read_until_fails "$image" "$scratch/old" "$scratch/read$i" &
+		done
+		background blksnap_ctl churn direct 0 $((SIZE << 20)) 4096 "$dev" /dev/null
+		destroy_soon
+		stop $!
+		wait
+		if grep differs "$scratch"/read?; then
+			wrong "round $round: wrong data"
+		fi
+	done
+}
+
 destroy_while_written()
 {
 	local dev i
@@ -110,107 +142,6 @@ destroy_open()
 		fi
 	fi
 	exec 7<&-
-}
-
-# event_of_removal DEVICE-NUMBER
-event_of_removal()
-{
-	ctl wait "$snapshot" 5000 | tee "$scratch/event"
-	grep -qx 'code 0' "$scratch/event" || wrong "the event's code"
-	grep -qx "device $1" "$scratch/event" || wrong "the event's device is not $1"
-	grep -qx 'error -[1-9][0-9]*' "$scratch/event" || wrong "the event's error"
-}
-
-# The device goes while its snapshot is held.
-removed()
-{
-	local dev other image number
-
-	null_blk "$SIZE"; dev=$REPLY
-	null_blk "$SIZE"; other=$REPLY
-	filled "$dev" "$SIZE" "$scratch/old"
-	filled "$other" "$SIZE" "$scratch/other"
-	number=$((0x$(stat -c %t "$dev"))):$((0x$(stat -c %T "$dev")))
-	snapshot_of "$dev" "$other"
-	image=$(image_of "$dev")
-	put direct 0 $((2 << 20)) "$dev"
-	exec 7<"$dev"
-	timeout 60 bash -c "echo 0 >/sys/kernel/config/nullb/${dev#/dev/}/power"
-	[ ! -e "$dev" ]
-	event_of_removal "$number"
-	# There is no filter any more, or it says that something is wrong.
-	if [ "$(error_of fd:7 2>/dev/null)" = 0 ]; then
-		wrong "the snapshot says that all is well"
-	fi
-	expect EIO ctl same "$image" "$scratch/old"
-	# The other device has nothing to do with it.
-	put direct 0 $((1 << 20)) "$other"
-	same "$(image_of "$other")" "$scratch/other"
-	destroy_soon
-	exec 7<&-
-	ctl detach "$other"
-}
-
-# It goes after it was added and before the take.
-removed_early()
-{
-	local dev
-
-	null_blk 1; dev=$REPLY
-	ctl attach "$dev"
-	new_storage
-	create "$storage" 2048
-	ctl add "$dev" "$snapshot"
-	timeout 60 bash -c "echo 0 >/sys/kernel/config/nullb/${dev#/dev/}/power"
-	if ctl take "$snapshot"; then
-		wrong "a snapshot was taken of a device that is gone"
-	fi
-	destroy_soon
-}
-
-# It goes with the filter, without a snapshot.
-removed_attached()
-{
-	null_blk 1
-	ctl attach "$REPLY"
-	timeout 60 bash -c "echo 0 >/sys/kernel/config/nullb/${REPLY#/dev/}/power"
-}
-
-loop_detached()
-{
-	local dev image
-
-	loop "$SIZE"; dev=$REPLY
-	filled "$dev" "$SIZE" "$scratch/old"
-	snapshot_of "$dev"
-	image=$(image_of "$dev")
-	put direct 0 $((1 << 20)) "$dev"
-	# It goes when nobody uses it any more.
-	losetup -d "$dev"
-	if [ "$(error_of "$dev" 2>/dev/null)" = 0 ]; then
-		same "$image" "$scratch/old"
-	fi
-	destroy_soon
-}
-
-dm_failing()
-{
-	local dev image
-
-	null_blk "$SIZE"
-	dm_linear blksnap-fail "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
-	filled "$dev" "$SIZE" "$scratch/old"
-	snapshot_of "$dev"
-	image=$(image_of "$dev")
-	put direct 0 $((1 << 20)) "$dev"
-	dmsetup suspend --noudevsync --nolockfs blksnap-fail
-	dmsetup reload blksnap-fail --table "0 $((SIZE << 11)) error"
-	dmsetup resume --noudevsync blksnap-fail
-	expect EIO ctl same "$image" "$scratch/old"
-	expect EIO put direct $((4 << 20)) 4096 "$dev"
-	# The copy that could not be made is one that the image lacks.
-	[ "$(error_of "$dev")" -lt 0 ] || wrong "the snapshot says that all is well"
-	destroy_soon
 }
 
 storage_failing()
@@ -392,13 +323,10 @@ write_all_over()
 run_cases \
 	"destroy while the image is mounted" destroy_mounted \
 	"destroy while the image is read" destroy_while_read \
+	"destroy while the image is read and the device is written" \
+		destroy_while_read_and_written \
 	"destroy while the device is written" destroy_while_written \
 	"destroy while the image is open" destroy_open \
-	"device that is removed while in a snapshot" removed \
-	"device that is removed before the take" removed_early \
-	"device that is removed with the filter" removed_attached \
-	"loop device that is detached" loop_detached \
-	"device that fails" dm_failing \
 	"storage that fails" storage_failing \
 	"unloading the module" unloading \
 	"unloading it with a snapshot without devices" unloading_empty \

@@ -1,0 +1,737 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Tests of bios, bio sets and disks.
+//!
+//! Bios that are made here test what needs no block layer. For the rest there are disks in memory,
+//! which can fail or hold back what they are asked for.
+
+use super::{
+    bdev::{
+        BdevFile,
+        FrozenFs, //
+    },
+    bio::{
+        BioList,
+        BioSet,
+        EndIo,
+        Op,
+        OwnedBio, //
+    },
+    bio_disk::{
+        BioDisk,
+        Operations,
+        Options, //
+    },
+    SECTOR_SHIFT, //
+};
+use crate::{
+    bindings,
+    new_spinlock_irq,
+    page::{
+        Page,
+        Pages,
+        PAGE_SIZE, //
+    },
+    prelude::*,
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        ArcBorrow,
+        Completion,
+        SpinLockIrq,
+        UniqueArc, //
+    },
+    types::Opaque, //
+};
+
+/// The byte that a test puts at `at`.
+fn pattern(at: usize) -> u8 {
+    (at ^ (at >> 8)) as u8 | 1
+}
+
+/// Pages that hold the pattern.
+fn patterned(count: usize) -> Result<Pages> {
+    let pages = Pages::alloc(count, GFP_KERNEL)?;
+    for (i, page) in pages.iter().enumerate() {
+        for j in 0..PAGE_SIZE {
+            // SAFETY: The byte is valid for reads, and nobody else has the page.
+            unsafe { page.write_raw(&pattern(i * PAGE_SIZE + j), j, 1)? };
+        }
+    }
+    Ok(pages)
+}
+
+fn byte(page: &Page, at: usize) -> u8 {
+    let mut byte = 0;
+    // SAFETY: The byte is valid for writes, and nobody writes to the page now.
+    let _ = unsafe { page.read_raw(&mut byte, at, 1) };
+    byte
+}
+
+/// How often a bio ended, and its last status.
+struct Ended {
+    count: Atomic<u32>,
+    errno: Atomic<i32>,
+}
+
+/// A bio that the block layer does not know.
+pub(super) struct TestBio {
+    bio: KBox<Opaque<bindings::bio>>,
+    _vecs: KVec<bindings::bio_vec>,
+    ended: KBox<Ended>,
+}
+
+impl TestBio {
+    extern "C" fn end_io(bio: *mut bindings::bio) {
+        // SAFETY: `new` has made the bio, which lives as long as what it points to.
+        let ended = unsafe { &*(*bio).bi_private.cast::<Ended>() };
+        // SAFETY: The bio is valid.
+        let errno = unsafe { bindings::blk_status_to_errno((*bio).bi_status) };
+        ended.errno.store(errno, Relaxed);
+        ended.count.add(1, Relaxed);
+    }
+
+    /// A bio whose data is in `vecs`: page, offset and length.
+    fn new(
+        op: bindings::req_op,
+        sector: u64,
+        vecs: &[(*mut bindings::page, usize, usize)],
+    ) -> Result<Self> {
+        let mut raw = KVec::new();
+        let mut size = 0;
+        for (page, offset, len) in vecs {
+            let vec = bindings::bio_vec {
+                bv_page: *page,
+                bv_len: *len as u32,
+                bv_offset: *offset as u32,
+            };
+            raw.push(vec, GFP_KERNEL)?;
+            size += *len as u32;
+        }
+        let ended = KBox::new(
+            Ended {
+                count: Atomic::new(0),
+                errno: Atomic::new(0),
+            },
+            GFP_KERNEL,
+        )?;
+        let bio = KBox::new(Opaque::<bindings::bio>::zeroed(), GFP_KERNEL)?;
+        // SAFETY: The bio and the vectors are valid, and live as long as what is returned.
+        unsafe {
+            let (ptr, len) = (raw.as_mut_ptr(), raw.len() as u16);
+            bindings::bio_init(bio.get(), core::ptr::null_mut(), ptr, len, op);
+            (*bio.get()).bi_vcnt = len;
+            (*bio.get()).bi_iter.bi_sector = sector;
+            (*bio.get()).bi_iter.bi_size = size;
+            (*bio.get()).bi_end_io = Some(Self::end_io);
+            (*bio.get()).bi_private = core::ptr::from_ref(&*ended).cast_mut().cast();
+        }
+        Ok(Self {
+            bio,
+            _vecs: raw,
+            ended,
+        })
+    }
+
+    /// A bio without data, of a number of sectors.
+    pub(super) fn without_data(op: bindings::req_op, sector: u64, sectors: u32) -> Result<Self> {
+        let this = Self::new(op, sector, &[])?;
+        // SAFETY: The bio is ours.
+        unsafe { (*this.bio.get()).bi_iter.bi_size = sectors << SECTOR_SHIFT };
+        Ok(this)
+    }
+
+    pub(super) fn as_raw(&self) -> *mut bindings::bio {
+        self.bio.get()
+    }
+
+    /// To be called once, and `self` lives longer.
+    fn own(&self) -> OwnedBio {
+        // SAFETY: The bio is valid, and the test has not ended it.
+        unsafe { OwnedBio::from_raw(self.bio.get()) }
+    }
+
+    /// How often it has ended, and how the last time.
+    pub(super) fn ended(&self) -> (u32, i32) {
+        (
+            self.ended.count.load(Relaxed),
+            self.ended.errno.load(Relaxed),
+        )
+    }
+}
+
+#[kunit_tests(rust_block_bio)]
+mod bio_tests {
+    use super::*;
+
+    const READ: bindings::req_op = bindings::req_op_REQ_OP_READ;
+    const WRITE: bindings::req_op = bindings::req_op_REQ_OP_WRITE;
+    const DISCARD: bindings::req_op = bindings::req_op_REQ_OP_DISCARD;
+
+    #[test]
+    fn says_what_it_is() -> Result {
+        for (raw, op) in [
+            (READ, Op::Read),
+            (WRITE, Op::Write),
+            (DISCARD, Op::Discard),
+            (bindings::req_op_REQ_OP_SECURE_ERASE, Op::SecureErase),
+            (bindings::req_op_REQ_OP_WRITE_ZEROES, Op::WriteZeroes),
+            (bindings::req_op_REQ_OP_FLUSH, Op::Other),
+        ] {
+            let test = TestBio::without_data(raw, 7, 9)?;
+            let bio = test.own();
+            assert_eq!(bio.op(), op);
+            assert_eq!(bio.sector(), 7);
+            assert_eq!(bio.sectors(), 9);
+            assert_eq!(bio.size(), 9 * 512);
+            assert_eq!(op.changes_media(), op != Op::Read);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn segments_are_cut_at_pages() -> Result {
+        let one = Page::alloc_page(GFP_KERNEL)?;
+        // SAFETY: Always safe. Two pages in a row.
+        let two = unsafe { bindings::alloc_pages(GFP_KERNEL.as_raw(), 1) };
+        if two.is_null() {
+            return Err(ENOMEM);
+        }
+        let vecs = [(one.as_ptr(), 512, 100), (two, 1000, 2 * PAGE_SIZE - 1000)];
+        let test = TestBio::new(WRITE, 0, &vecs)?;
+        let bio = test.own();
+
+        let mut lengths = KVec::new();
+        for segment in bio.segments() {
+            lengths.push(segment.len(), GFP_KERNEL)?;
+        }
+        assert_eq!(&lengths[..], &[100, PAGE_SIZE - 1000, PAGE_SIZE]);
+        // Looking at them does not change the bio.
+        assert_eq!(bio.segments().count(), 3);
+        assert_eq!(bio.size(), 2 * PAGE_SIZE - 900);
+
+        drop(bio);
+        // SAFETY: They were allocated above, and the bio has ended.
+        unsafe { bindings::__free_pages(two, 1) };
+        Ok(())
+    }
+
+    #[test]
+    fn no_segments_without_data() -> Result {
+        let test = TestBio::without_data(DISCARD, 0, 8)?;
+        assert_eq!(test.own().segments().count(), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn copies_across_segments_and_pages() -> Result {
+        let source = patterned(3)?;
+        let to = Pages::alloc(2, GFP_KERNEL | __GFP_ZERO)?;
+        let (first, second) = (to[0].as_ptr(), to[1].as_ptr());
+        // 300 bytes, then a page less 100, and one that ends in the middle of a page.
+        let vecs = [
+            (first, 200, 300),
+            (second, 100, PAGE_SIZE - 100),
+            (first, 1000, 500),
+        ];
+        let test = TestBio::new(READ, 0, &vecs)?;
+        let mut bio = test.own();
+
+        // All but the first 10 bytes and the last 20, from the end of the first page on.
+        let from = PAGE_SIZE - 5;
+        let len = bio.size() - 30;
+        bio.copy_from_pages(10, &source, from, len)?;
+        drop(bio);
+
+        let mut wrong = 0;
+        let mut at = 0;
+        for (page, offset, len_of_vec) in [(0, 200, 300), (1, 100, PAGE_SIZE - 100), (0, 1000, 500)]
+        {
+            for i in 0..len_of_vec {
+                let want = if at < 10 || at >= 10 + len {
+                    0
+                } else {
+                    pattern(from + at - 10)
+                };
+                wrong += u32::from(byte(&to[page], offset + i) != want);
+                at += 1;
+            }
+        }
+        assert_eq!(wrong, 0);
+        // Nothing is outside of the segments.
+        assert_eq!(byte(&to[0], 199), 0);
+        assert_eq!(byte(&to[0], 500), 0);
+        assert_eq!(byte(&to[0], 1500), 0);
+        assert_eq!(byte(&to[1], 99), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn copies_only_what_fits() -> Result {
+        let source = patterned(1)?;
+        let to = Pages::alloc(1, GFP_KERNEL | __GFP_ZERO)?;
+        let test = TestBio::new(READ, 0, &[(to[0].as_ptr(), 0, 1024)])?;
+        let mut bio = test.own();
+        assert_eq!(bio.copy_from_pages(1, &source, 0, 1024), Err(EINVAL));
+        assert_eq!(bio.copy_from_pages(usize::MAX, &source, 0, 2), Err(EINVAL));
+        assert_eq!(
+            bio.copy_from_pages(0, &source, PAGE_SIZE - 1, 2),
+            Err(EINVAL)
+        );
+        assert_eq!(bio.copy_from_pages(0, &source, usize::MAX, 2), Err(EINVAL));
+        assert_eq!(byte(&to[0], 0), 0);
+        assert_eq!(bio.copy_from_pages(1024, &source, PAGE_SIZE, 0), Ok(()));
+        assert_eq!(bio.copy_from_pages(1023, &source, PAGE_SIZE - 1, 1), Ok(()));
+        assert_eq!(byte(&to[0], 1023), pattern(PAGE_SIZE - 1));
+        Ok(())
+    }
+
+    #[test]
+    fn memory_of_a_write_is_not_written_to() -> Result {
+        let source = patterned(1)?;
+        let to = Pages::alloc(1, GFP_KERNEL | __GFP_ZERO)?;
+        let test = TestBio::new(WRITE, 0, &[(to[0].as_ptr(), 0, 512)])?;
+        assert_eq!(test.own().copy_from_pages(0, &source, 0, 512), Err(EINVAL));
+        assert_eq!(byte(&to[0], 0), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn ends_once() -> Result {
+        let test = TestBio::without_data(WRITE, 0, 8)?;
+        drop(test.own());
+        assert_eq!(test.ended(), (1, EIO.to_errno()));
+
+        let test = TestBio::without_data(WRITE, 0, 8)?;
+        test.own().end(Ok(()));
+        assert_eq!(test.ended(), (1, 0));
+
+        let test = TestBio::without_data(WRITE, 0, 8)?;
+        test.own().end(Err(ENOSPC));
+        assert_eq!(test.ended(), (1, ENOSPC.to_errno()));
+        Ok(())
+    }
+
+    #[test]
+    fn list_keeps_the_order() -> Result {
+        let mut tests = KVec::new();
+        for sector in 0..6 {
+            tests.push(TestBio::without_data(WRITE, sector, 8)?, GFP_KERNEL)?;
+        }
+        let mut list = BioList::new();
+        assert!(list.is_empty());
+        assert!(list.pop().is_none());
+        list.push(tests[1].own());
+        list.push(tests[2].own());
+        list.push_front(tests[0].own());
+        let mut other = BioList::new();
+        other.push_front(tests[3].own());
+        other.push(tests[4].own());
+        list.append(&mut other);
+        list.append(&mut other);
+        assert!(other.is_empty());
+        // What was appended to is its own list again.
+        other.push(tests[5].own());
+
+        let mut taken = list.take();
+        assert!(list.is_empty());
+        for sector in 0..5 {
+            assert_eq!(taken.pop().map(|bio| bio.sector()), Some(sector));
+            assert_eq!(tests[sector as usize].ended(), (1, EIO.to_errno()));
+        }
+        assert!(taken.pop().is_none());
+
+        // An empty list takes another one over.
+        list.append(&mut other);
+        assert_eq!(tests[5].ended(), (0, 0));
+        drop(list);
+        assert_eq!(tests[5].ended(), (1, EIO.to_errno()));
+        Ok(())
+    }
+}
+
+/// What a disk in memory has.
+#[pin_data]
+pub(super) struct Store {
+    pages: Pages,
+    /// Whether all bios are ended with an error.
+    fail: Atomic<bool>,
+    /// Whether bios are kept.
+    hold: Atomic<bool>,
+    #[pin]
+    held: SpinLockIrq<BioList>,
+}
+
+impl Store {
+    fn serve(&self, mut bio: OwnedBio) {
+        let at = (bio.sector() << SECTOR_SHIFT) as usize;
+        let len = bio.size();
+        let result = match bio.op() {
+            Op::Read if !self.fail.load(Relaxed) => bio.copy_from_pages(0, &self.pages, at, len),
+            _ => Err(EIO),
+        };
+        bio.end(result);
+    }
+
+    /// Serves what was kept.
+    fn release(&self) {
+        self.hold.store(false, Relaxed);
+        let mut bios = self.held.lock().take();
+        while let Some(bio) = bios.pop() {
+            self.serve(bio);
+        }
+    }
+}
+
+pub(super) struct MemoryDisk;
+
+#[vtable]
+impl Operations for MemoryDisk {
+    type Data = Arc<Store>;
+
+    fn submit_bio(store: ArcBorrow<'_, Store>, bio: OwnedBio) {
+        if store.hold.load(Relaxed) {
+            store.held.lock().push(bio);
+        } else {
+            store.serve(bio);
+        }
+    }
+}
+
+fn options(nr_sectors: u64) -> Options {
+    Options {
+        nr_sectors,
+        logical_block_size: 512,
+        physical_block_size: 4096,
+        read_only: true,
+    }
+}
+
+fn add<T: Operations>(options: &Options, data: T::Data) -> Result<BioDisk<T>> {
+    static NUMBER: Atomic<u32> = Atomic::new(0);
+
+    let number = NUMBER.fetch_add(1, Relaxed);
+    BioDisk::new(fmt!("rust-kunit{number}"), options, data)
+}
+
+const DISK_PAGES: usize = 8;
+const DISK_SECTORS: u64 = ((DISK_PAGES * PAGE_SIZE) >> SECTOR_SHIFT) as u64;
+
+/// A disk in memory that holds the pattern.
+pub(super) fn memory_disk() -> Result<(BioDisk<MemoryDisk>, Arc<Store>)> {
+    let store = Arc::pin_init(
+        try_pin_init!(Store {
+            pages: patterned(DISK_PAGES)?,
+            fail: Atomic::new(false),
+            hold: Atomic::new(false),
+            held <- new_spinlock_irq!(BioList::new()),
+        }? Error),
+        GFP_KERNEL,
+    )?;
+    Ok((add(&options(DISK_SECTORS), store.clone())?, store))
+}
+
+/// What became of a read.
+#[pin_data]
+struct Outcome {
+    #[pin]
+    done: Completion,
+    ends: Atomic<u32>,
+    drops: Atomic<u32>,
+    #[pin]
+    got: SpinLockIrq<Option<(UniqueArc<Pages>, Result)>>,
+}
+
+impl Outcome {
+    fn new() -> Result<Arc<Self>> {
+        Arc::pin_init(
+            pin_init!(Self {
+                done <- Completion::new(),
+                ends: Atomic::new(0),
+                drops: Atomic::new(0),
+                got <- new_spinlock_irq!(None),
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// How often it ended, and how often its data was dropped.
+    fn counts(&self) -> (u32, u32) {
+        (self.ends.load(Relaxed), self.drops.load(Relaxed))
+    }
+
+    fn result(&self) -> Option<Result> {
+        self.got.lock().as_ref().map(|(_, result)| *result)
+    }
+}
+
+/// The data of a read.
+struct Read(Arc<Outcome>);
+
+impl Drop for Read {
+    fn drop(&mut self) {
+        self.0.drops.add(1, Relaxed);
+        self.0.done.complete_all();
+    }
+}
+
+#[vtable]
+impl EndIo for Read {
+    type Held = UniqueArc<Pages>;
+
+    fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
+        *self.0.got.lock() = Some((pages, result));
+        self.0.ends.add(1, Relaxed);
+    }
+}
+
+fn start(
+    set: &BioSet<Read>,
+    bdev: &Arc<BdevFile>,
+    sector: u64,
+    pages: usize,
+    len: usize,
+) -> Result<Arc<Outcome>> {
+    let outcome = Outcome::new()?;
+    let pages = UniqueArc::new(Pages::alloc(pages, GFP_KERNEL | __GFP_ZERO)?, GFP_KERNEL)?;
+    set.read(bdev, sector, pages, len, Read(outcome.clone()), GFP_KERNEL);
+    Ok(outcome)
+}
+
+fn read(
+    set: &BioSet<Read>,
+    bdev: &Arc<BdevFile>,
+    sector: u64,
+    pages: usize,
+    len: usize,
+) -> Result<Arc<Outcome>> {
+    let outcome = start(set, bdev, sector, pages, len)?;
+    outcome.done.wait_for_completion();
+    Ok(outcome)
+}
+
+/// The number of bytes that are not those of the pattern from byte `from` on, and 0 behind `len`.
+fn wrong_bytes(outcome: &Outcome, from: usize, len: usize) -> usize {
+    let Some((pages, _)) = outcome.got.lock().take() else {
+        return usize::MAX;
+    };
+    (0..pages.len())
+        .filter(|at| {
+            let want = if *at < len { pattern(from + at) } else { 0 };
+            byte(&pages[at / PAGE_SIZE], at % PAGE_SIZE) != want
+        })
+        .count()
+}
+
+/// A disk that shows another one, from its second page on.
+#[pin_data]
+struct Shift {
+    set: BioSet<Forward>,
+    below: Arc<BdevFile>,
+}
+
+const SHIFT: u64 = (PAGE_SIZE >> SECTOR_SHIFT) as u64;
+
+struct Forward;
+
+#[vtable]
+impl EndIo for Forward {
+    type Held = OwnedBio;
+
+    fn end_io(self, parent: OwnedBio, result: Result) {
+        parent.end(result);
+    }
+}
+
+struct ShiftDisk;
+
+#[vtable]
+impl Operations for ShiftDisk {
+    type Data = Arc<Shift>;
+
+    fn submit_bio(shift: ArcBorrow<'_, Shift>, bio: OwnedBio) {
+        let sector = bio.sector() + SHIFT;
+        shift
+            .set
+            .forward(&shift.below, sector, bio, Forward, GFP_NOIO);
+    }
+}
+
+#[kunit_tests(rust_block_disk)]
+mod disk_tests {
+    use super::*;
+
+    #[test]
+    fn device_is_that_of_the_disk() -> Result {
+        let (disk, _) = memory_disk()?;
+        let (other, _) = memory_disk()?;
+        let bdev = BdevFile::open(disk.dev())?;
+        assert_eq!(bdev.dev(), disk.dev());
+        assert_eq!(bdev.nr_sectors(), DISK_SECTORS);
+        assert_eq!(bdev.logical_block_size(), 512);
+        assert_eq!(bdev.physical_block_size(), 4096);
+        assert!(!bdev.is_partition());
+        assert!(bdev.is_bio_based());
+        assert!(bdev.overlaps(&bdev));
+        assert!(!bdev.overlaps(&*BdevFile::open(other.dev())?));
+        assert_eq!(bdev.next_partition(0), None);
+        assert_eq!(bdev.partition(0)?.dev(), bdev.dev());
+        assert_eq!(bdev.partition(1).err(), Some(ENXIO));
+        Ok(())
+    }
+
+    #[test]
+    fn impossible_disks_are_refused() -> Result {
+        let make = |name, options: &Options| -> Result {
+            let (_disk, store) = memory_disk()?;
+            BioDisk::<MemoryDisk>::new(fmt!("{name}"), options, store).map(|_| ())
+        };
+        assert_eq!(
+            make("rust-kunit-has-a-name-of-32-bytes", &options(8)),
+            Err(EINVAL)
+        );
+        assert_eq!(make("rust-kunit", &options(1 << 54)), Err(EINVAL));
+        for logical_block_size in [0, 256, 1000] {
+            let options = Options {
+                logical_block_size,
+                ..options(8)
+            };
+            assert_eq!(make("rust-kunit", &options), Err(EINVAL));
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn reads_into_several_pages() -> Result {
+        let (disk, _) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let set = BioSet::new(1)?;
+        let len = 2 * PAGE_SIZE + 512;
+        let outcome = read(&set, &bdev, 3, 4, len)?;
+        assert_eq!(outcome.counts(), (1, 1));
+        assert_eq!(outcome.result(), Some(Ok(())));
+        assert_eq!(wrong_bytes(&outcome, 3 * 512, len), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn failed_reads_end_once() -> Result {
+        let (disk, store) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let set = BioSet::new(0)?;
+        // Beyond the end.
+        let outcome = read(&set, &bdev, DISK_SECTORS, 1, 512)?;
+        assert_eq!(outcome.counts(), (1, 1));
+        assert_eq!(outcome.result(), Some(Err(EIO)));
+
+        store.fail.store(true, Relaxed);
+        let outcome = read(&set, &bdev, 0, 1, 512)?;
+        assert_eq!(outcome.counts(), (1, 1));
+        assert_eq!(outcome.result(), Some(Err(EIO)));
+
+        // The disk is gone.
+        drop(disk);
+        let outcome = read(&set, &bdev, 0, 1, 512)?;
+        assert_eq!(outcome.counts(), (1, 1));
+        assert!(matches!(outcome.result(), Some(Err(_))));
+        Ok(())
+    }
+
+    #[test]
+    fn impossible_reads_end_once() -> Result {
+        let (disk, _) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let set = BioSet::new(1)?;
+        let most = bindings::BIO_MAX_VECS as usize;
+        for (pages, len) in [
+            (1, 0),
+            (1, 100),
+            (1, PAGE_SIZE + 512),
+            (most + 1, (most + 1) * PAGE_SIZE),
+        ] {
+            let outcome = read(&set, &bdev, 0, pages, len)?;
+            assert_eq!(outcome.counts(), (1, 1));
+            assert_eq!(outcome.result(), Some(Err(EINVAL)));
+        }
+        assert_eq!(BioSet::<Read>::new(u32::MAX).err(), Some(EINVAL));
+        Ok(())
+    }
+
+    #[test]
+    fn set_may_be_dropped_with_bios_in_flight() -> Result {
+        let (disk, store) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let set = BioSet::new(2)?;
+        store.hold.store(true, Relaxed);
+        let first = start(&set, &bdev, 0, 1, 512)?;
+        let second = start(&set, &bdev, 1, 1, 512)?;
+        drop(set);
+        assert_eq!(first.counts(), (0, 0));
+        store.release();
+        first.done.wait_for_completion();
+        second.done.wait_for_completion();
+        assert_eq!(first.counts(), (1, 1));
+        assert_eq!(second.counts(), (1, 1));
+        assert_eq!(wrong_bytes(&second, 512, 512), 0);
+        Ok(())
+    }
+
+    #[test]
+    fn forwards_bios() -> Result {
+        let (below, store) = memory_disk()?;
+        let shift = Shift {
+            set: BioSet::new(1)?,
+            below: Arc::new(BdevFile::open(below.dev())?, GFP_KERNEL)?,
+        };
+        let shift = Arc::new(shift, GFP_KERNEL)?;
+        let disk: BioDisk<ShiftDisk> = add(&options(DISK_SECTORS - SHIFT), shift)?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let set = BioSet::new(1)?;
+
+        let outcome = read(&set, &bdev, 1, 2, 2 * PAGE_SIZE)?;
+        assert_eq!(outcome.result(), Some(Ok(())));
+        assert_eq!(wrong_bytes(&outcome, PAGE_SIZE + 512, 2 * PAGE_SIZE), 0);
+
+        store.fail.store(true, Relaxed);
+        let outcome = read(&set, &bdev, 1, 1, 512)?;
+        assert_eq!(outcome.counts(), (1, 1));
+        assert_eq!(outcome.result(), Some(Err(EIO)));
+        Ok(())
+    }
+
+    #[test]
+    fn freezes_what_is_on_the_device() -> Result {
+        let (disk, _) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let first = FrozenFs::new(bdev.clone())?;
+        let second = FrozenFs::new(bdev)?;
+        drop(first);
+        drop(second);
+        Ok(())
+    }
+
+    #[test]
+    #[cfg(CONFIG_BLK_FILTER)]
+    fn freezes_devices() -> Result {
+        let (disk, _) = memory_disk()?;
+        let (other, _) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let other = BdevFile::open(other.dev())?;
+        // The same device twice is no problem.
+        let devices = [&**bdev, &*other, &**bdev];
+        let mut runs = 0;
+        assert_eq!(
+            super::super::bdev::with_frozen(&devices, || runs += 1),
+            Ok(())
+        );
+        assert_eq!(runs, 1);
+        assert_eq!(super::super::bdev::with_frozen(&[], || 42), Ok(42));
+
+        let outcome = read(&BioSet::new(1)?, &bdev, 0, 1, 512)?;
+        assert_eq!(outcome.result(), Some(Ok(())));
+        Ok(())
+    }
+}

@@ -1,0 +1,304 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck disable=SC2317,SC2329
+#
+# The barrier: when a snapshot is taken no write is on its way to the media any more, on
+# bio-based devices too, where a frozen queue does not say so. Else the image changes when
+# the write arrives.
+
+# shellcheck source=blksnap_lib.sh
+. "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
+
+# Of the devices, in MiB, and how long their writes take, in milliseconds. The image has to
+# be read before that is over.
+readonly SIZE=2 DELAY=1000
+
+# delayed NAME [ATTRIBUTE=VALUE]...: a device whose writes take their time
+delayed()
+{
+	null_blk "$SIZE" "${@:2}"
+	dm "$1" "0 $((SIZE << 11)) delay $REPLY 0 0 $REPLY 0 $DELAY"
+}
+
+# write_to DEV WRITERS BYTES: from now on, at random places, up to so many bytes at a time
+write_to()
+{
+	local share=$(((SIZE << 20) / $2)) i
+
+	for ((i = 0; i < $2; i++)); do
+		background blksnap_ctl churn direct $((i * share)) "$share" "$3" "$1" /dev/null
+	done
+	sleep 0.6
+}
+
+# check DEV [ROUNDS]: while it is written, snapshots are taken, one after the other
+check()
+{
+	local round
+
+	for ((round = 1; round <= ${2:-1}; round++)); do
+		echo "snapshot $round"
+		take "$1"
+		stays "$(image_of "$1")"
+		equal 0 "$(error_of "$1")" "the snapshot's error"
+		ctl destroy "$snapshot"
+	done
+}
+
+# stays IMAGE: it has what it had, also when all writes that came before it are done
+stays()
+{
+	local sum time
+
+	sum=$(sum_of "$1")
+	for time in second third; do
+		sleep 0.6
+		equal "$sum" "$(sum_of "$1")" "the sum of the image, the $time time"
+	done
+}
+
+sum_of()
+{
+	dd if="$1" bs=1M iflag=direct status=none | md5sum
+}
+
+# How many writes the device has done
+writes_of()
+{
+	local fields
+
+	read -ra fields <"/sys/class/block/${1#/dev/}/stat"
+	echo "${fields[4]}"
+}
+
+written_since()
+{
+	[ "$(writes_of "$1")" -gt "$2" ]
+}
+
+on_delay()
+{
+	delayed blksnap-delay
+	attach "$REPLY"
+	write_to "$REPLY" 8 65536
+	check "$REPLY" 2
+}
+
+# There were no filters when the writes began.
+attach_on_delay()
+{
+	delayed blksnap-delay
+	write_to "$REPLY" 8 65536
+	attach "$REPLY"
+	check "$REPLY"
+}
+
+attach_on_linear()
+{
+	delayed blksnap-delay
+	dm_linear blksnap-linear "$REPLY" 0 $((SIZE << 11))
+	write_to "$REPLY" 8 65536
+	attach "$REPLY"
+	check "$REPLY"
+}
+
+# One write is up to 64 bios, and ends with the last of them.
+on_delay_with_splits()
+{
+	delayed blksnap-split max_sectors=16
+	attach "$REPLY"
+	write_to "$REPLY" 4 $((512 << 10))
+	check "$REPLY"
+}
+
+on_md()
+{
+	local one
+
+	delayed blksnap-one; one=$REPLY
+	delayed blksnap-two
+	md_raid1 "$one" "$REPLY"
+	write_to "$REPLY" 8 65536
+	attach "$REPLY"
+	check "$REPLY"
+}
+
+# holding_md [ATTRIBUTE=VALUE]...: $dev is an md that holds back what is written from 1 MiB
+# on, until release_md
+holding_md()
+{
+	local one
+
+	delayed blksnap-one "$@"; one=$REPLY
+	delayed blksnap-two "$@"
+	md_raid1 "$one" "$REPLY"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/new"
+	echo 2048 >"/sys/block/${dev#/dev/}/md/suspend_lo"
+	echo $((SIZE << 11)) >"/sys/block/${dev#/dev/}/md/suspend_hi"
+	undo release_md "$dev"
+}
+
+release_md()
+{
+	echo 0 >"/sys/block/${1#/dev/}/md/suspend_hi"
+}
+
+# write_waits OFFSET: of 64 KiB; its process is $writer
+write_waits()
+{
+	background blksnap_ctl put direct "$1" 65536 "$dev" "$scratch/new"
+	writer=$!
+	eventually waits "$writer"
+}
+
+waits()
+{
+	grep -q '^State:.D' "/proc/$1/status"
+}
+
+# A write is in md already when the filter comes, but md has not begun it.
+attach_to_holding_md()
+{
+	local dev writer taker
+
+	holding_md
+	write_waits $((1 << 20))
+	undo detach "$dev"
+	new_storage
+	create "$storage" "$ROOM"
+	background attach_and_take
+	taker=$!
+	sleep 0.5
+	release_md "$dev"
+	wait "$taker"
+	stays "$(image_of "$dev")"
+}
+
+attach_and_take()
+{
+	ctl attach "$dev"
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+}
+
+# What remains of a write comes when the take waits for all of it.
+take_of_holding_md()
+{
+	local dev writer taker
+
+	holding_md max_sectors=16
+	attach "$dev"
+	write_waits $(((1 << 20) - 32768))
+	new_storage
+	create "$storage" "$ROOM"
+	ctl add "$dev" "$snapshot"
+	background blksnap_ctl take "$snapshot"
+	taker=$!
+	sleep 0.5
+	release_md "$dev"
+	wait "$taker"
+	wait "$writer"
+	same "$(image_of "$dev")" "$scratch/new"
+}
+
+on_brd()
+{
+	brd "$SIZE"
+	write_to "$REPLY" 2 65536
+	attach "$REPLY"
+	check "$REPLY"
+}
+
+# It does not wait for those that come while it waits, and they go on.
+many_writers()
+{
+	local dev since writes
+
+	delayed blksnap-delay; dev=$REPLY
+	attach "$dev"
+	write_to "$dev" 64 16384
+	since=$SECONDS
+	take "$dev"
+	since=$((SECONDS - since))
+	stays "$(image_of "$dev")"
+	[ $since -lt 10 ] || wrong "the take has lasted $since s"
+	writes=$(writes_of "$dev")
+	eventually written_since "$dev" $((writes + 64))
+}
+
+# begin_suspended: $dev does not end the write that is on its way, which $writer waits for.
+# The snapshot with it and $other is not taken yet.
+begin_suspended()
+{
+	null_blk 16; other=$REPLY
+	make_fs ext4 "$other"
+	mounted "$other"; where=$REPLY
+	null_blk "$SIZE"
+	dm_linear blksnap-suspended "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/new"
+	attach "$dev"
+	attach "$other"
+	new_storage
+	create "$storage" "$ROOM"
+	ctl add "$dev" "$snapshot"
+	ctl add "$other" "$snapshot"
+	dmsetup suspend --noudevsync blksnap-suspended
+	undo dmsetup resume --noudevsync blksnap-suspended
+	write_waits 4096
+}
+
+# end_suspended: nothing is left of the take that failed
+end_suspended()
+{
+	# Nobody else had to wait for longer.
+	timeout 10 dd if=/dev/zero of="$where/file" bs=64k count=1 conv=fsync status=none
+	waits "$writer"
+	dmsetup resume --noudevsync blksnap-suspended
+	wait "$writer"
+	put direct $((1 << 20)) 65536 "$dev" "$scratch/new"
+	same "$dev" "$scratch/new"
+	cp "$scratch/new" "$scratch/old"
+	ctl take "$snapshot"
+	put direct 0 $((1 << 20)) "$dev"
+	same "$(image_of "$dev")" "$scratch/old"
+}
+
+take_killed()
+{
+	local dev other where writer taker
+
+	begin_suspended
+	background blksnap_ctl take "$snapshot"
+	taker=$!
+	sleep 1
+	kill -KILL "$taker"
+	eventually ended "$taker"
+	end_suspended
+}
+
+ended()
+{
+	! kill -0 "$1" 2>/dev/null
+}
+
+take_timed_out()
+{
+	local dev other where writer
+
+	begin_suspended
+	expect ETIMEDOUT ctl take "$snapshot"
+	end_suspended
+}
+
+run_cases \
+	"dm-delay" on_delay \
+	"dm-delay that is written before it has the filter" attach_on_delay \
+	"dm-linear that is written before it has the filter" attach_on_linear \
+	"dm-delay that splits" on_delay_with_splits \
+	"md" on_md \
+	"md that holds a write back when the filter comes" attach_to_holding_md \
+	"md that holds the rest of a write back when it is taken" take_of_holding_md \
+	"brd" on_brd \
+	"many writers" many_writers \
+	"take that is killed while it waits" take_killed \
+	"take that waits for too long" take_timed_out
