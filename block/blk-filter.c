@@ -3,10 +3,9 @@
  * Block device filters: drivers that attach to a block device at run time and
  * see its bios before the device does.
  *
- * block_device::bd_filter is written under the disk's open_mutex and read
- * under RCU. gendisk::nr_filters counts the filters on a disk and its
- * partitions; while it is not zero GD_FILTERED is set, and blk_filter_enabled
- * counts it too.
+ * gendisk::filters has the filters of a disk and of its partitions. It is
+ * written under the disk's open_mutex and read under RCU. blk_filter_enabled
+ * counts all filters.
  */
 #include <linux/blk-filter.h>
 #include <linux/blk-mq.h>
@@ -14,6 +13,7 @@
 #include <linux/mempool.h>
 #include <linux/module.h>
 #include <linux/part_stat.h>
+#include <linux/rculist.h>
 #include <linux/sched/signal.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -197,13 +197,10 @@ static int blk_filter_close_gate(struct gendisk *disk)
 	return left ? -EINTR : -ETIMEDOUT;
 }
 
-static bool blk_filter_bdev(struct block_device *bdev, struct bio *bio)
+static bool blk_filter_takes(struct blk_filter *filter, struct bio *bio)
 {
-	struct blk_filter *filter = rcu_dereference(bdev->bd_filter);
+	struct block_device *bdev = filter->bdev;
 	sector_t start, end;
-
-	if (!filter)
-		return false;
 
 	start = max(bio->bi_iter.bi_sector, bdev->bd_start_sect);
 	end = min(bio_end_sector(bio),
@@ -218,16 +215,14 @@ static bool blk_filter_bdev(struct block_device *bdev, struct bio *bio)
 bool __blk_filter_bio(struct bio *bio)
 {
 	struct gendisk *disk = bio->bi_bdev->bd_disk;
-	struct block_device *part;
-	unsigned long idx;
+	struct blk_filter *filter;
 
 	if (!bio_sectors(bio))
 		return false;
 
-	/* Partition 0 is the whole disk. */
 	rcu_read_lock();
-	xa_for_each(&disk->part_tbl, idx, part) {
-		if (blk_filter_bdev(part, bio)) {
+	hlist_for_each_entry_rcu(filter, &disk->filters, node) {
+		if (blk_filter_takes(filter, bio)) {
 			rcu_read_unlock();
 			return true;
 		}
@@ -328,10 +323,17 @@ static void blk_filter_put(struct blk_filter *filter)
 	}
 }
 
+/* Under the disk's open_mutex, or else under RCU. */
 static struct blk_filter *blk_filter_of(struct block_device *bdev)
 {
-	return rcu_dereference_protected(bdev->bd_filter,
-			lockdep_is_held(&bdev->bd_disk->open_mutex));
+	struct gendisk *disk = bdev->bd_disk;
+	struct blk_filter *filter;
+
+	hlist_for_each_entry_rcu(filter, &disk->filters, node,
+				 lockdep_is_held(&disk->open_mutex))
+		if (filter->bdev == bdev)
+			return filter;
+	return NULL;
 }
 
 static struct blk_filter_driver *blk_filter_find_driver(const char *name)
@@ -381,21 +383,13 @@ static int __blk_filter_attach(struct block_device *bdev,
 	filter->bdev = bdev;
 	filter->ready = false;
 	refcount_set(&filter->ref, 1);
-
-	rcu_assign_pointer(bdev->bd_filter, filter);
-	if (!disk->nr_filters++)
-		set_bit(GD_FILTERED, &disk->state);
+	hlist_add_head_rcu(&filter->node, &disk->filters);
 	return 0;
 }
 
-static void __blk_filter_detach(struct block_device *bdev,
-				struct blk_filter *filter)
+static void __blk_filter_detach(struct blk_filter *filter)
 {
-	struct gendisk *disk = bdev->bd_disk;
-
-	RCU_INIT_POINTER(bdev->bd_filter, NULL);
-	if (!--disk->nr_filters)
-		clear_bit(GD_FILTERED, &disk->state);
+	hlist_del_rcu(&filter->node);
 	/* Not by a freeze: the queue may be dead, or quiesced for ever. */
 	synchronize_rcu();
 	blk_filter_put(filter);
@@ -412,7 +406,7 @@ static int blk_filter_detach(struct block_device *bdev, const char *name)
 	if (filter && !strcmp(filter->ops->name, name)) {
 		ret = filter->ready ? filter->ops->may_detach(filter) : -EBUSY;
 		if (!ret)
-			__blk_filter_detach(bdev, filter);
+			__blk_filter_detach(filter);
 	}
 	mutex_unlock(&disk->open_mutex);
 
@@ -505,7 +499,7 @@ static int blk_filter_attach(struct block_device *bdev, const char *name,
 		/* Pairs with the acquire in blk_filter_ctl(). */
 		smp_store_release(&filter->ready, true);
 	else if (filter)
-		__blk_filter_detach(bdev, filter);
+		__blk_filter_detach(filter);
 	else if (!ret)
 		ret = -ENODEV;
 	mutex_unlock(&bdev->bd_disk->open_mutex);
@@ -525,7 +519,7 @@ void blk_filter_drop(struct block_device *bdev)
 	if (filter) {
 		/* First of all: bios that are on their way do not see it then. */
 		filter->ops->gone(filter);
-		__blk_filter_detach(bdev, filter);
+		__blk_filter_detach(filter);
 		static_branch_slow_dec_deferred(&blk_filter_enabled);
 	}
 }
@@ -535,19 +529,18 @@ void __blk_filter_truncate(struct block_device *bdev, sector_t nr_sectors)
 	struct blk_filter *filter;
 
 	guard(rcu)();
-	filter = rcu_dereference(bdev->bd_filter);
+	filter = blk_filter_of(bdev);
 	if (filter && nr_sectors < bdev_nr_sectors(bdev))
 		filter->ops->truncated(filter, nr_sectors);
 }
 
 void __blk_filter_change_media(struct gendisk *disk)
 {
-	struct block_device *part;
-	unsigned long idx;
+	struct blk_filter *filter;
 
 	guard(rcu)();
-	xa_for_each(&disk->part_tbl, idx, part)
-		__blk_filter_truncate(part, 0);
+	hlist_for_each_entry_rcu(filter, &disk->filters, node)
+		filter->ops->truncated(filter, 0);
 }
 
 static struct blk_filter *blk_filter_get(struct block_device *bdev)
@@ -555,7 +548,7 @@ static struct blk_filter *blk_filter_get(struct block_device *bdev)
 	struct blk_filter *filter;
 
 	guard(rcu)();
-	filter = rcu_dereference(bdev->bd_filter);
+	filter = blk_filter_of(bdev);
 	if (filter && !refcount_inc_not_zero(&filter->ref))
 		filter = NULL;
 	return filter;
@@ -613,7 +606,7 @@ ssize_t blk_filter_show(struct block_device *bdev, char *buf)
 	struct blk_filter *filter;
 
 	guard(rcu)();
-	filter = rcu_dereference(bdev->bd_filter);
+	filter = blk_filter_of(bdev);
 	return sysfs_emit(buf, "%s\n", filter ? filter->ops->name : "");
 }
 

@@ -25,7 +25,7 @@ ssize_t blk_filter_show(struct block_device *bdev, char *buf);
 static inline bool blk_filter_bio(struct bio *bio)
 {
 	if (static_branch_unlikely(&blk_filter_enabled.key) &&
-	    test_bit(GD_FILTERED, &bio->bi_bdev->bd_disk->state))
+	    !hlist_empty(&bio->bi_bdev->bd_disk->filters))
 		return __blk_filter_bio(bio);
 	return false;
 }

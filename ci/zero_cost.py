@@ -17,7 +17,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-POINTER = 8
 LIMIT = 0.1     # percent
 NOPS = {b"\x66\x90", b"\x0f\x1f\x44\x00\x00"}
 KEY = "blk_filter_enabled"
@@ -37,14 +36,14 @@ def run(*args):
 # --- sizes ------------------------------------------------------------------------
 
 # What each structure may grow by; None: as it needs, it is not on the path of a bio.
-STRUCTS = {"bio": 0, "request": 0, "task_struct": 0, "block_device": POINTER, "request_queue": 0,
+STRUCTS = {"bio": 0, "request": 0, "task_struct": 0, "block_device": 0, "request_queue": 0,
            "gendisk": None}
 
 
 def sizes(base, series):
     def pahole(obj, name):
         text = run("pahole", "-C", name, obj)
-        return text, int(re.search(r"/\* size: (\d+)", text)[1])
+        return text, int(re.findall(r"/\* size: (\d+)", text)[-1])
 
     print(f"{'bytes':16}{'base':>8}{'series':>8}{'more':>6}")
     found = {name: (pahole(base, name), pahole(series, name)) for name in STRUCTS}
@@ -97,9 +96,10 @@ class Elf:
 
     def jump_entries(self, key):
         """Where the branches on a static key are, and where each of them leads."""
-        _, start, offset, size = self.sections["__jump_table"]
-        for at in range(0, size, 16):
-            code, target, where = struct.unpack_from("<iiq", self.data, offset + at)
+        start = self.symbols["__start___jump_table"]
+        table = self.read(start, self.symbols["__stop___jump_table"] - start)
+        for at in range(0, len(table), 16):
+            code, target, where = struct.unpack_from("<iiq", table, at)
             # The two low bits are flags.
             if start + at + 8 + (where & ~3) == self.symbols[key]:
                 yield start + at + code, start + at + 4 + target
@@ -190,8 +190,8 @@ def counts(base, series, *filtered):
     print()
     for path, a, b in rows:
         percent = (b - a) / a * 100
-        claim(abs(percent) <= LIMIT,
-              f"{path}: {percent:+.3f} % instructions, at most {LIMIT} % allowed")
+        # The compiler may save some by chance, as it allocates registers anew.
+        claim(percent <= LIMIT, f"{path}: {percent:+.3f} % instructions, at most +{LIMIT} % allowed")
 
 
 if __name__ == "__main__":

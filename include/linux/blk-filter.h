@@ -7,7 +7,7 @@
 #define _LINUX_BLK_FILTER_H
 
 #include <linux/blk_types.h>
-#include <linux/rcupdate.h>
+#include <linux/list.h>
 #include <linux/refcount.h>
 #include <uapi/linux/blk-filter.h>
 
@@ -77,6 +77,7 @@ struct blk_filter_ops {
 
 /**
  * struct blk_filter - a filter on one block device, filled by the block layer
+ * @node: in gendisk::filters while it is attached
  * @ops: its driver
  * @bdev: the device. The pointer is good while the filter is attached.
  * @ref: references; one is the device's as long as the filter is attached
@@ -84,6 +85,7 @@ struct blk_filter_ops {
  *	reach it, and it can be detached
  */
 struct blk_filter {
+	struct hlist_node node;
 	const struct blk_filter_ops *ops;
 	struct block_device *bdev;
 	refcount_t ref;

@@ -46,15 +46,26 @@ static inline uint64_t now(void)
 	return (uint64_t)high << 32 | low;
 }
 
-/* One instruction to load, then two for each turn. */
+/*
+ * One instruction to load, then two for each turn. The least of some tries: the kernel
+ * may have something to do.
+ */
 static uint64_t calibrate(void)
 {
-	uint64_t start = now();
+	uint64_t least = UINT64_MAX;
+	int i;
 
-	asm volatile("mov %0, %%rcx\n"
-		     "1: dec %%rcx\n"
-		     "jnz 1b\n" : : "i"(LOOPS) : "rcx", "cc");
-	return now() - start;
+	for (i = 0; i < 9; i++) {
+		uint64_t start = now(), count;
+
+		asm volatile("mov %0, %%rcx\n"
+			     "1: dec %%rcx\n"
+			     "jnz 1b\n" : : "i"(LOOPS) : "rcx", "cc");
+		count = now() - start;
+		if (count < least)
+			least = count;
+	}
+	return least;
 }
 
 static int compare(const void *a, const void *b)
@@ -204,7 +215,6 @@ int main(int argc, char **argv)
 		attach("/dev/dm-0");
 	}
 
-	calibrate();
 	printf("CALIBRATION %lu %lu\n", 2 * LOOPS + 1, calibrate());
 
 	one_by_one("mq-read", "/dev/nullb0", 0, 4096, BIOS);

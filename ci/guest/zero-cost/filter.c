@@ -17,7 +17,11 @@ static int pass_may_detach(struct blk_filter *filter)
 	return 0;
 }
 
-static void pass_detached(struct blk_filter *filter, bool gone)
+static void pass_gone(struct blk_filter *filter)
+{
+}
+
+static void pass_truncated(struct blk_filter *filter, sector_t nr_sectors)
 {
 }
 
@@ -39,12 +43,13 @@ static void pass_free(struct blk_filter *filter)
 	kfree(filter);
 }
 
-static struct blk_filter_ops pass_ops = {
+static const struct blk_filter_ops pass_ops = {
 	.name		= "pass",
 	.owner		= THIS_MODULE,
 	.attach		= pass_attach,
 	.may_detach	= pass_may_detach,
-	.detached	= pass_detached,
+	.gone		= pass_gone,
+	.truncated	= pass_truncated,
 	.ctl		= pass_ctl,
 	.submit_bio	= pass_submit_bio,
 	.free		= pass_free,

@@ -419,7 +419,7 @@ load_ends()
 	if [ -n "$writer" ]; then
 		wait "$writer" || status=$?
 		# A disk that is gone has no sectors.
-		[[ $(<"$scratch/writer") = @(EIO|ENOSPC) ]] ||
+		[[ $(<"$scratch/writer") = @(EIO|ENODEV|ENOSPC) ]] ||
 			wrong "the writer ended with $status: $(<"$scratch/writer")"
 	fi
 	if [ -n "$reader" ]; then
