@@ -309,7 +309,8 @@ read_on()
 		:
 	done
 	cat "$scratch/reader"
-	[ "$(tail -n 1 "$scratch/reader")" = EIO ]
+	# The snapshot's error, or that of the device it reads.
+	[[ $(tail -n 1 "$scratch/reader") = @(EIO|ENODEV) ]]
 }
 
 destroy_soon()
