@@ -16,7 +16,8 @@
 //! from the origin is looked at again when it is done: if one of its chunks was claimed meanwhile
 //! it is done over.
 //!
-//! If anything goes wrong the area fails for good: writes pass, image reads give an error.
+//! If anything goes wrong the area fails for good: writes pass, image reads give an error. That
+//! there is no end to a write to the storage, while others wait for it to the origin, is wrong too.
 //!
 //! # Locking
 //!
@@ -38,6 +39,7 @@ use crate::{
         Piece,
         Place, //
     },
+    params,
     saved_map::SavedMap,
     storage::Storage, //
 };
@@ -62,6 +64,7 @@ use kernel::{
         },
         SECTOR_SHIFT, //
     },
+    impl_has_hr_timer,
     new_condvar,
     new_spinlock_irq,
     page::{
@@ -82,7 +85,18 @@ use kernel::{
         SpinLockIrq,
         UniqueArc, //
     },
-    time::msecs_to_jiffies,
+    time::{
+        hrtimer::{
+            HrTimer,
+            HrTimerCallback,
+            HrTimerCallbackContext,
+            HrTimerPointer,
+            HrTimerRestart,
+            RelativeMode, //
+        },
+        msecs_to_jiffies,
+        Monotonic, //
+    },
     workqueue::{
         impl_has_work,
         new_work,
@@ -169,6 +183,9 @@ pub(crate) struct Area {
     store_work: Work<Area, STORE>,
     #[pin]
     image_work: Work<Area, IMAGE>,
+    /// Runs while the storage is written.
+    #[pin]
+    store_timer: HrTimer<Area>,
 }
 
 const CLAIM: u64 = 0;
@@ -179,6 +196,12 @@ impl_has_work! {
     impl HasWork<Self, 0> for Area { self.claim_work }
     impl HasWork<Self, 1> for Area { self.store_work }
     impl HasWork<Self, 2> for Area { self.image_work }
+}
+
+impl_has_hr_timer! {
+    impl HasHrTimer<Self> for Area {
+        mode: RelativeMode<Monotonic>, field: self.store_timer
+    }
 }
 
 /// What an [`Area`] needs.
@@ -234,6 +257,7 @@ impl Area {
                 claim_work <- new_work!("blksnap_claim"),
                 store_work <- new_work!("blksnap_store"),
                 image_work <- new_work!("blksnap_image"),
+                store_timer <- HrTimer::new(),
             }),
             GFP_KERNEL,
         )
@@ -499,7 +523,7 @@ impl Area {
                 return;
             }
             drop(state);
-            match this.store_batch() {
+            match Self::store_batch(this) {
                 Ok(()) => {}
                 Err(e) => {
                     if this.error() == 0 {
@@ -517,15 +541,15 @@ impl Area {
         }
     }
 
-    fn store_batch(&self) -> Result {
-        self.check()?;
-        let count = self.state.lock().read.len();
+    fn store_batch(this: &Arc<Self>) -> Result {
+        this.check()?;
+        let count = this.state.lock().read.len();
         let mut starts = KVec::with_capacity(count, GFP_NOIO)?;
         let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(count, GFP_NOIO)?;
         let mut len = 0;
-        let max = STORE_BYTES.min(self.storage.room());
+        let max = STORE_BYTES.min(this.storage.room());
         {
-            let mut guard = self.state.lock();
+            let mut guard = this.state.lock();
             let state = &mut *guard;
             for start in state.read.iter().take(count) {
                 if let Some((_, Old::Memory(old))) = state.map.get_mut(*start) {
@@ -543,13 +567,15 @@ impl Area {
         for pages in &pages {
             refs.push(&**pages, GFP_NOIO)?;
         }
-        let mut at = self.storage.append(&refs, len).inspect_err(|e| {
+        let timer = this.clone().start(params::storage_timeout());
+        let mut at = this.storage.append(&refs, len).inspect_err(|e| {
             if *e == ENOSPC {
-                self.fail(*e, What::NoSpace((len >> SECTOR_SHIFT) as u64));
+                this.fail(*e, What::NoSpace((len >> SECTOR_SHIFT) as u64));
             }
         })?;
+        drop(timer);
 
-        let mut state = self.state.lock();
+        let mut state = this.state.lock();
         state
             .read
             .retain(|start| starts.binary_search(start).is_err());
@@ -557,7 +583,7 @@ impl Area {
             if let Some((_, place)) = state.map.get_mut(*start) {
                 *place = Old::Stored {
                     at,
-                    chunk_shift: self.geometry.chunk_shift(),
+                    chunk_shift: this.geometry.chunk_shift(),
                 };
             }
             at += pages.len() as u64;
@@ -566,7 +592,7 @@ impl Area {
         state.copies -= starts.len();
         state.copy_bytes -= len;
         state.read_bytes -= len;
-        self.done(&mut state, starts.len());
+        this.done(&mut state, starts.len());
         Ok(())
     }
 
@@ -930,6 +956,24 @@ impl WorkItem<STORE> for Area {
 
     fn run(this: Arc<Self>) {
         Self::store_all(&this);
+    }
+}
+
+impl HrTimerCallback for Area {
+    type Pointer<'a> = Arc<Self>;
+
+    /// A write to the storage takes long.
+    fn run(
+        this: ArcBorrow<'_, Self>,
+        mut timer: HrTimerCallbackContext<'_, Self>,
+    ) -> HrTimerRestart {
+        if !this.state.lock().starved {
+            timer.forward_now(params::storage_timeout());
+            return HrTimerRestart::Restart;
+        }
+        this.fail_io(ETIMEDOUT);
+        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.into());
+        HrTimerRestart::NoRestart
     }
 }
 

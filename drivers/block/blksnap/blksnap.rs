@@ -31,6 +31,7 @@ mod control;
 mod event;
 mod extent_map;
 mod image;
+mod links;
 mod params;
 mod saved_map;
 mod snapshot;
@@ -51,6 +52,10 @@ module! {
         chunk_minimum_shift: u32 {
             default: 14,
             description: "Binary logarithm of the bytes that are copied at a time",
+        },
+        storage_timeout: u32 {
+            default: 30,
+            description: "Seconds that writers wait for the storage until the snapshot is given up",
         },
         tracking_block_minimum_shift: u32 {
             default: 16,

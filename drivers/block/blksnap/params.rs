@@ -6,7 +6,10 @@ use crate::{
     change_map::Limits,
     module_parameters, //
 };
-use kernel::block::SECTOR_SHIFT;
+use kernel::{
+    block::SECTOR_SHIFT,
+    time::Delta, //
+};
 
 /// How many bytes of a snapshot may be in memory, because they were read and not stored yet.
 pub(crate) const MAX_COPY_BYTES: usize = 32 << 20;
@@ -28,4 +31,9 @@ pub(crate) fn chunk_shift() -> u32 {
 /// By how many bytes a file with a difference storage grows at a time.
 pub(crate) fn storage_step() -> u64 {
     u64::from(module_parameters::diff_storage_minimum.value()) << SECTOR_SHIFT
+}
+
+/// For so long writers wait for one write to the difference storage.
+pub(crate) fn storage_timeout() -> Delta {
+    Delta::from_secs(module_parameters::storage_timeout.value().max(1).into())
 }

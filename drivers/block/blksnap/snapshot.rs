@@ -20,6 +20,7 @@ use crate::{
         self,
         Image, //
     },
+    links::Links,
     params,
     storage::Storage,
     tracker::Tracker, //
@@ -54,14 +55,17 @@ static SNAPSHOTS: RcuArc<Snapshots> = RcuArc::empty();
 pub(crate) struct Snapshots {
     #[pin]
     list: Mutex<KVec<Arc<Snapshot>>>,
+    links: Arc<Links>,
 }
 
 impl Snapshots {
     /// Makes snapshots possible until the guard is dropped. May sleep.
     pub(crate) fn enable() -> Result<SnapshotsGuard> {
+        let links = Arc::pin_init(Links::new(), GFP_KERNEL)?;
         let snapshots = Arc::pin_init(
             pin_init!(Self {
                 list <- new_mutex!(KVec::new(), "blksnap_snapshots"),
+                links,
             }),
             GFP_KERNEL,
         )?;
@@ -133,6 +137,7 @@ struct Devices {
 pub(crate) struct Snapshot {
     id: Uuid,
     storage: Arc<Storage>,
+    links: Arc<Links>,
     events: Arc<Events>,
     queue: Arc<OwnedQueue>,
     #[pin]
@@ -146,10 +151,12 @@ impl Snapshot {
         let queue = Arc::new(OwnedQueue::new_mem_reclaim(c"blksnap")?, GFP_KERNEL)?;
         let id = Uuid::random();
         let events = Arc::pin_init(Events::new(), GFP_KERNEL)?;
+        let links = snapshots.links.clone();
         let snapshot = Arc::pin_init(
             pin_init!(Self {
                 id,
                 storage,
+                links,
                 events,
                 queue,
                 devices <- new_mutex!(Devices {
@@ -196,8 +203,7 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// Those of [`Tracker::join`], [`EBUSY`] if the snapshot was taken, and [`EDEADLK`] if the
-    /// difference storage is on the device.
+    /// Those of [`Tracker::join`] and [`Links::add`], and [`EBUSY`] if the snapshot was taken.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
         let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
         // It was removed, and another one has its number now.
@@ -218,11 +224,11 @@ impl Snapshot {
             State::Destroyed => Err(ESRCH),
         };
         fits?;
-        if self.storage.bdev().is_some_and(|b| b.overlaps(&origin)) {
-            return Err(EDEADLK);
-        }
         devices.list.reserve(1, GFP_KERNEL)?;
-        tracker.join(self.id)?;
+        self.links.add(&origin, &self.storage)?;
+        tracker
+            .join(self.id)
+            .inspect_err(|_| self.links.remove(&origin))?;
         // Sorted, since that is the order in which the devices are frozen.
         let dev = origin.dev();
         let at = devices
@@ -373,6 +379,7 @@ impl Snapshot {
         devices.state = State::Destroyed;
         while let Some(mut device) = devices.list.pop() {
             device.undo_take();
+            self.links.remove(&device.origin);
             device.tracker.leave();
         }
         // Work and bios that have just ended may still hold the areas. Then they, the devices and

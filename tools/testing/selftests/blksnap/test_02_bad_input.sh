@@ -390,6 +390,38 @@ storage_by_dm()
 	refused_stacked_storage "$dm" "$dev"
 }
 
+# Writes to the first come to the second, to the third, and would come back.
+storage_in_a_circle()
+{
+	local one two three snapshot_of_one snapshot_of_two
+
+	null_blk 16; one=$REPLY
+	null_blk 16; two=$REPLY
+	null_blk 16; three=$REPLY
+	attach "$one"
+	attach "$two"
+	attach "$three"
+	filled "$one" 16 "$scratch/one"
+	filled "$two" 16 "$scratch/two"
+	create "$two" 0; snapshot_of_one=$snapshot
+	ctl add "$one" "$snapshot"
+	create "$three" 0; snapshot_of_two=$snapshot
+	ctl add "$two" "$snapshot"
+	create "$one" 0
+	expect EDEADLK ctl add "$three" "$snapshot"
+	ctl destroy "$snapshot"
+	# So far it is in order.
+	ctl take "$snapshot_of_two"
+	ctl take "$snapshot_of_one"
+	put direct $((1 << 20)) $((4 << 20)) "$one"
+	same "$(image_of "$one")" "$scratch/one"
+	same "$(image_of "$two")" "$scratch/two"
+	ctl destroy "$snapshot_of_two"
+	create "$one" 0
+	ctl add "$three" "$snapshot"
+	same "$(image_of "$one")" "$scratch/one"
+}
+
 map_range()
 {
 	local dev count sectors
@@ -439,5 +471,6 @@ run_cases \
 	"storage on a device of the snapshot" storage_on_origin \
 	"storage on a loop device on a device of the snapshot" storage_by_loop \
 	"storage on a dm device on a device of the snapshot" storage_by_dm \
+	"storages in a circle" storage_in_a_circle \
 	"ranges of the change map" map_range \
 	"nothing is left" nothing_left

@@ -140,6 +140,43 @@ many_writers()
 	eventually overflown "$dev"
 }
 
+# The storage of one device hangs, that of another is on the device itself, so that
+# both wait for each other. The writers go on without the snapshots.
+silent()
+{
+	local one two store pid
+
+	null_blk 64
+	dm_linear blksnap-silent "$REPLY" 0 131072; store=$REPLY
+	null_blk 64; one=$REPLY
+	attach "$one"
+	filled "$one" 64 "$scratch/one"
+	create "$store" 0
+	ctl add "$one" "$snapshot"
+	ctl take "$snapshot"
+	undo dmsetup resume --noudevsync blksnap-silent
+	dmsetup suspend --noudevsync blksnap-silent
+
+	null_blk 128; two=$REPLY
+	dm_linear blksnap-above "$two" 131072 131072; store=$REPLY
+	attach "$two"
+	filled "$two" 64 "$scratch/two"
+	create "$store" 0
+	ctl add "$two" "$snapshot"
+	ctl take "$snapshot"
+
+	# More than there may be copies in memory
+	put direct 0 $((60 << 20)) "$two" "$scratch/two" &
+	pid=$!
+	put direct 0 $((60 << 20)) "$one" "$scratch/one"
+	wait "$pid"
+	equal -110 "$(error_of "$one")" "the error of the snapshot whose storage hangs"
+	equal -110 "$(error_of "$two")" "the error of the other snapshot"
+	ctl wait "$snapshot" 0 | grep -x 'error -110'
+	same "$one" "$scratch/one"
+	same "$two" "$scratch/two"
+}
+
 milliseconds()
 {
 	echo $((${EPOCHREALTIME/[.,]/} / 1000))
@@ -232,6 +269,7 @@ run_cases \
 	"tmpfs that is full" full_tmpfs \
 	"storage smaller than a chunk" tiny \
 	"many writers at once" many_writers \
+	"storages that do not answer" silent \
 	"waiting ends in time" timeouts \
 	"waiting ends by a signal" interrupted \
 	"waiting ends with the snapshot" destroyed \
