@@ -85,6 +85,13 @@ enum arg_slot {
 	NR_SLOTS
 };
 
+/* What is known of the id of a snapshot */
+enum known {
+	UNKNOWN,
+	DYING,		/* somebody else destroys it */
+	KNOWN,
+};
+
 enum where {
 	TIGHT,		/* ends where the slot does */
 	LOOSE,		/* between canaries, aligned or not */
@@ -152,6 +159,7 @@ __u64 place(struct worker *w, enum arg_slot slot, const void *bytes, size_t len,
 void unplace(struct worker *w, enum arg_slot slot);
 bool readable(const struct argument *a);
 bool writable(const struct argument *a);
+bool begins_writable(const struct argument *a, size_t len);
 bool filled_with(const __u8 *bytes, __u8 value, size_t len);
 void check_canaries(struct worker *w);
 void check_unchanged(struct worker *w, enum arg_slot slot, size_t from, size_t to);
@@ -171,7 +179,8 @@ void any_id(struct worker *w, struct blksnap_uuid *id, enum state state);
 bool may_create(void);
 void created(const struct blksnap_uuid *id);
 void set_state(const struct blksnap_uuid *id, enum state state);
-bool forget_id(const struct blksnap_uuid *id);
+enum known forget_id(const struct blksnap_uuid *id);
+bool destroyed(const struct blksnap_uuid *id);
 void destroy_all(int control);
 void remember_image(const struct blksnap_snapshotinfo *info);
 int open_image(__u64 *state, int flags);

@@ -182,6 +182,12 @@ bool writable(const struct argument *a)
 	return readable(a) && a->where != READ_ONLY;
 }
 
+/* Whether it can write the first bytes of it. */
+bool begins_writable(const struct argument *a, size_t len)
+{
+	return writable(a) || (a->where == CUT && len <= -(uintptr_t)a->at % SLOT_BYTES);
+}
+
 bool filled_with(const __u8 *bytes, __u8 value, size_t len)
 {
 	for (size_t i = 0; i < len; i++)

@@ -38,6 +38,12 @@ static struct {
 } snapshots[MAX_SNAPSHOTS];
 static int nr_snapshots, nr_creating;
 static struct blksnap_uuid old_id;
+/* What is being destroyed. Nobody takes its place before it is gone. */
+static struct {
+	struct blksnap_uuid id;
+	bool contested;
+} dying[MAX_WORKERS];
+static int nr_dying;
 static char images[MAX_IMAGES][BLKSNAP_IMAGE_NAME_LEN];
 static unsigned int next_image;
 
@@ -100,7 +106,7 @@ bool may_create(void)
 	bool may;
 
 	pthread_mutex_lock(&known_lock);
-	may = nr_snapshots + nr_creating < MAX_SNAPSHOTS;
+	may = nr_snapshots + nr_creating + nr_dying < MAX_SNAPSHOTS;
 	nr_creating += may;
 	pthread_mutex_unlock(&known_lock);
 	return may;
@@ -137,21 +143,46 @@ void set_state(const struct blksnap_uuid *id, enum state state)
 	pthread_mutex_unlock(&known_lock);
 }
 
-/* A snapshot is about to be destroyed. Says whether it was known. */
-bool forget_id(const struct blksnap_uuid *id)
+/* A snapshot is about to be destroyed. */
+enum known forget_id(const struct blksnap_uuid *id)
 {
+	enum known known = UNKNOWN;
 	int i;
 
 	pthread_mutex_lock(&known_lock);
+	for (i = 0; i < nr_dying; i++) {
+		if (!memcmp(&dying[i].id, id, sizeof(*id))) {
+			dying[i].contested = true;
+			known = DYING;
+		}
+	}
 	i = find_id(id);
 	if (i >= 0) {
+		known = KNOWN;
 		old_id = *id;
 		snapshots[i] = snapshots[--nr_snapshots];
-		/* Nobody takes its place before it is gone. */
-		nr_creating++;
+		dying[nr_dying].id = *id;
+		dying[nr_dying++].contested = false;
 	}
 	pthread_mutex_unlock(&known_lock);
-	return i >= 0;
+	return known;
+}
+
+/* It was destroyed. Says whether somebody else may have done so. */
+bool destroyed(const struct blksnap_uuid *id)
+{
+	bool contested = false;
+
+	pthread_mutex_lock(&known_lock);
+	for (int i = 0; i < nr_dying; i++) {
+		if (!memcmp(&dying[i].id, id, sizeof(*id))) {
+			contested = dying[i].contested;
+			dying[i] = dying[--nr_dying];
+			break;
+		}
+	}
+	pthread_mutex_unlock(&known_lock);
+	return contested;
 }
 
 void destroy_all(int control)

@@ -122,20 +122,22 @@ static void call_destroy(struct worker *w)
 {
 	struct argument *a = &w->arguments[MAIN];
 	struct blksnap_uuid id;
+	enum known known = UNKNOWN;
+	bool contested = false;
 	__u64 address;
-	bool known;
 	int error;
 
 	any_id(w, &id, TAKEN);
 	address = place(w, MAIN, &id, sizeof(id), 4);
-	known = readable(a) && forget_id(&id);
+	if (readable(a))
+		known = forget_id(&id);
 	error = call(w, DESTROY, w->control, IOCTL_BLKSNAP_SNAPSHOT_DESTROY, address,
 		     false);
-	if (known)
-		created(NULL);
-	if (known && error)
+	if (known == KNOWN)
+		contested = destroyed(&id);
+	if (known == KNOWN && error && !contested)
 		wrong(w, "a snapshot is not there");
-	if (!error && !known)
+	if (known == UNKNOWN && !error)
 		wrong(w, "success with %s", readable(a) ? "an unknown id" : "a bad address");
 	check_unchanged(w, MAIN, 0, sizeof(id));
 }

@@ -252,7 +252,8 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 		check_cbtinfo(w, option->at, ctl.optlen);
 	else if (which == SNAPSHOTINFO)
 		check_info(w, option->at, device);
-	else if (which == CBTMAP && arg.map.length && !writable(&w->arguments[BUFFER]))
+	else if (which == CBTMAP && arg.map.length &&
+		 !begins_writable(&w->arguments[BUFFER], arg.map.length))
 		wrong(w, "success with a bad buffer");
 }
 
