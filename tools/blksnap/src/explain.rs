@@ -107,7 +107,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "destroy the other snapshot first with \"blksnap destroy ID\"",
         ),
         (SnapshotAdd | Take | Create, Errno::DEADLK) => because(
-            "the difference storage lies on a device of the snapshot",
+            "the difference storage lies on a device of the snapshot, or on one that is saved \
+             there by way of other snapshots",
             OTHER_STORE,
         ),
 
@@ -123,6 +124,11 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "a filesystem on one of the devices could not be frozen, as it is frozen by \
              someone else",
             "thaw it, for example with \"fsfreeze --unfreeze\", and try again",
+        ),
+        (Take, Errno::TIMEDOUT) => because(
+            "writes that were on their way to a device did not end in 30 seconds",
+            "try again when less is written, and look into the kernel's log with \"dmesg\" for \
+             a device that does not answer",
         ),
         (Take, Errno::NODEV) => because(
             "a device of the snapshot is gone",
@@ -252,6 +258,7 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::OPNOTSUPP => "EOPNOTSUPP",
         Errno::ALREADY => "EALREADY",
         Errno::DQUOT => "EDQUOT",
+        Errno::TIMEDOUT => "ETIMEDOUT",
         other => return format!("errno {}", other.raw_os_error()),
     };
     name.to_owned()

@@ -113,12 +113,20 @@ impl<'a> Held<'a> {
         if let Some(errno) = state.corruption() {
             let error = distrust(match errno {
                 rustix::io::Errno::NOSPC => "the difference storage overflowed (ENOSPC)".to_owned(),
+                rustix::io::Errno::TIMEDOUT => {
+                    "the difference storage did not answer while writers waited (ETIMEDOUT)"
+                        .to_owned()
+                }
                 _ => format!("the snapshot is corrupted ({})", errno_name(errno)),
             });
             return Err(match errno {
                 rustix::io::Errno::NOSPC => error.remedied_by(
                     "discard the backup and make it anew with a larger --limit or more free space \
                      at the storage path",
+                ),
+                rustix::io::Errno::TIMEDOUT => error.remedied_by(
+                    "discard the backup and make it anew with a faster storage, on none of the \
+                     devices directly or through others",
                 ),
                 _ => error
                     .remedied_by("discard the backup; look into the kernel's log with \"dmesg\""),
