@@ -312,6 +312,74 @@ void blk_filter_unfreeze(struct block_device *bdev, unsigned int memflags)
 }
 EXPORT_SYMBOL_GPL(blk_filter_unfreeze);
 
+static bool bdev_overlaps(struct block_device *a, struct block_device *b)
+{
+	return a->bd_disk == b->bd_disk &&
+	       a->bd_start_sect < b->bd_start_sect + bdev_nr_sectors(b) &&
+	       b->bd_start_sect < a->bd_start_sect + bdev_nr_sectors(a);
+}
+
+/* More devices than any stack has that makes sense. */
+#define BLK_FILTER_MAX_STACK	256
+
+/**
+ * blk_filter_reaches - whether I/O to a device may reach another one
+ * @bdev: the device that I/O is submitted to
+ * @lower: the other one
+ *
+ * Looks through partitions, loop devices, and the drivers that tell
+ * bd_link_disk_holder() what they are made of, as device-mapper and MD do. What
+ * of a device such a driver uses is not known: all of it, then.
+ *
+ * The caller has both devices open. What they are made of may change
+ * meanwhile, unless it is open elsewhere too.
+ *
+ * Context: May sleep.
+ * Return: 1 if it may, 0 if not, -ENOMEM, or -E2BIG if there are too many
+ * devices to tell.
+ */
+int blk_filter_reaches(struct block_device *bdev, struct block_device *lower)
+{
+	struct block_device **reached;
+	int next, count = 1, ret = 0;
+
+	reached = kmalloc_objs(*reached, BLK_FILTER_MAX_STACK);
+	if (!reached)
+		return -ENOMEM;
+	get_device(&bdev->bd_device);
+	reached[0] = bdev;
+
+	for (next = 0; next < count && !ret; next++) {
+		struct gendisk *disk = reached[next]->bd_disk;
+		int room = BLK_FILTER_MAX_STACK - count;
+
+		if (bdev_overlaps(reached[next], lower)) {
+			ret = 1;
+			break;
+		}
+		ret = bd_get_slaves(disk, reached + count, room);
+		if (ret > 0) {
+			count += ret;
+			ret = 0;
+		}
+		if (!ret && disk->fops->get_backing_bdev) {
+			if (count == BLK_FILTER_MAX_STACK) {
+				ret = -E2BIG;
+				break;
+			}
+			reached[count] = disk->fops->get_backing_bdev(disk);
+			if (reached[count])
+				count++;
+		}
+	}
+
+	while (count)
+		put_device(&reached[--count]->bd_device);
+	kfree(reached);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(blk_filter_reaches);
+
 /* May sleep. */
 static void blk_filter_put(struct blk_filter *filter)
 {

@@ -52,11 +52,13 @@ impl Links {
             let Some(bdev) = storage.bdev() else {
                 continue;
             };
-            if bdev.overlaps(origin) {
+            if bdev.reaches(origin)? {
                 return Err(EDEADLK);
             }
-            for link in list.iter().filter(|link| bdev.overlaps(&link.origin)) {
-                if !reached.iter().any(|s| Arc::ptr_eq(s, &link.storage)) {
+            for link in list.iter() {
+                if bdev.reaches(&link.origin)?
+                    && !reached.iter().any(|s| Arc::ptr_eq(s, &link.storage))
+                {
                     reached.push(&link.storage, GFP_KERNEL)?;
                 }
             }

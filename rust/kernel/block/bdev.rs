@@ -192,9 +192,20 @@ impl BlockDevice {
         unsafe { (*(*self.disk()).queue).mq_ops.is_null() }
     }
 
-    /// Whether both are on the same disk and have sectors in common.
-    pub fn overlaps(&self, other: &BlockDevice) -> bool {
-        self.disk() == other.disk() && self.range().within(other.range()).is_some()
+    /// Whether I/O to this device may reach `lower`: they overlap, or this one is stacked on that
+    /// one by partitions, loop devices, device-mapper, MD and the like. What of a device a stacked
+    /// one uses is not known, so it counts as a whole.
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`E2BIG`] if there are too many devices to tell, and [`ENOMEM`].
+    pub fn reaches(&self, lower: &BlockDevice) -> Result<bool> {
+        // SAFETY: Both are valid by the type invariant.
+        let ret = unsafe { bindings::blk_filter_reaches(self.as_raw(), lower.as_raw()) };
+        to_result(ret)?;
+        Ok(ret != 0)
     }
 
     /// Opens partition `number` of the disk that this device is on for reading. Number 0 is the

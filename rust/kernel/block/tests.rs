@@ -575,8 +575,8 @@ mod disk_tests {
         assert_eq!(bdev.physical_block_size(), 4096);
         assert!(!bdev.is_partition());
         assert!(bdev.is_bio_based());
-        assert!(bdev.overlaps(&bdev));
-        assert!(!bdev.overlaps(&*BdevFile::open(other.dev())?));
+        assert!(bdev.reaches(&bdev)?);
+        assert!(!bdev.reaches(&*BdevFile::open(other.dev())?)?);
         assert_eq!(bdev.next_partition(0), None);
         assert_eq!(bdev.partition(0)?.dev(), bdev.dev());
         assert_eq!(bdev.partition(1).err(), Some(ENXIO));

@@ -376,7 +376,8 @@ loop_on()
 
 	shift
 	REPLY=$(losetup --find --show "$@" "$file") || skip "no loop devices"
-	undo loop_remove "$REPLY" "$file"
+	# It may call the file by another name.
+	undo loop_remove "$REPLY" "$(losetup -nO BACK-FILE "$REPLY")"
 }
 
 loop_remove()

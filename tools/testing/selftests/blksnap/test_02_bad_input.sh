@@ -354,40 +354,60 @@ storage_on_origin()
 	ctl take "$snapshot"
 }
 
-# The same for storage that is stacked on the device. That the driver does not
-# look through loop devices and device-mapper is documented as missing.
-refused_stacked_storage()
-{
-	create "$1" 0
-	if ctl add "$2" "$snapshot" 2>/dev/null; then
-		ctl destroy "$snapshot"
-		skip "the driver does not look through stacked devices yet"
-	fi
-	ctl destroy "$snapshot"
-	refused_storage "$1" 0 "$2"
-}
-
+# A file on the device, or a part of it, as a loop device, and a partition of that
 storage_by_loop()
 {
 	local dev where loop
 
-	null_blk 64; dev=$REPLY
-	make_fs ext4 "$dev"
-	mounted "$dev"; where=$REPLY
-	truncate -s 16M "$where/file"
-	loop_on "$where/file"; loop=$REPLY
+	partitioned 64; dev=$REPLY
 	attach "$dev"
-	refused_stacked_storage "$loop" "$dev"
+	attach "${dev}p1"
+	attach "${dev}p2"
+	loop_on "$dev"
+	refused_storage "$REPLY" 0 "$dev" "${dev}p1" "${dev}p2"
+	make_fs ext4 "${dev}p1"
+	mounted "${dev}p1"; where=$REPLY
+	truncate -s 8M "$where/file"
+	loop_on "$where/file"; loop=$REPLY
+	refused_storage "$loop" 0 "$dev" "${dev}p1"
+	create "$loop" 0
+	ctl add "${dev}p2" "$snapshot"
+	ctl destroy "$snapshot"
+	# A file on that
+	make_fs ext4 "$loop"
+	mounted "$loop"
+	refused_storage "$REPLY" 2048 "$dev" "${dev}p1"
 }
 
 storage_by_dm()
 {
 	local dev dm
 
-	null_blk 64; dev=$REPLY
-	dm_linear blksnap-above "$dev" 0 65536; dm=$REPLY
+	partitioned 64; dev=$REPLY
 	attach "$dev"
-	refused_stacked_storage "$dm" "$dev"
+	attach "${dev}p1"
+	attach "${dev}p2"
+	dm_linear blksnap-above "${dev}p1" 0 32768; dm=$REPLY
+	refused_storage "$dm" 0 "$dev" "${dev}p1"
+	create "$dm" 0
+	ctl add "${dev}p2" "$snapshot"
+	ctl destroy "$snapshot"
+	# It is its own device, too, and has what is above it.
+	loop_on "$dm"
+	attach "$dm"
+	refused_storage "$REPLY" 0 "$dm" "$dev" "${dev}p1"
+}
+
+storage_by_md()
+{
+	local one two
+
+	null_blk 32; one=$REPLY
+	null_blk 32; two=$REPLY
+	md_raid1 "$one" "$two"
+	attach "$one"
+	attach "$two"
+	refused_storage "$REPLY" 0 "$one" "$two"
 }
 
 # Writes to the first come to the second, to the third, and would come back.
@@ -471,6 +491,7 @@ run_cases \
 	"storage on a device of the snapshot" storage_on_origin \
 	"storage on a loop device on a device of the snapshot" storage_by_loop \
 	"storage on a dm device on a device of the snapshot" storage_by_dm \
+	"storage on an md device on a device of the snapshot" storage_by_md \
 	"storages in a circle" storage_in_a_circle \
 	"ranges of the change map" map_range \
 	"nothing is left" nothing_left
