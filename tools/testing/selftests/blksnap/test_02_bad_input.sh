@@ -354,7 +354,7 @@ storage_on_origin()
 	ctl take "$snapshot"
 }
 
-# A file on the device, or a part of it, as a loop device, and a partition of that
+# The device as a loop device, a file on it as one, and a file on that
 storage_by_loop()
 {
 	local dev where loop

@@ -140,8 +140,8 @@ many_writers()
 	eventually overflown "$dev"
 }
 
-# The storage of one device hangs, that of another is on the device itself, so that
-# both wait for each other. The writers go on without the snapshots.
+# The storage of one device hangs, that of another is moved to the device itself, so
+# that both wait for each other. The writers go on without the snapshots.
 silent()
 {
 	local one two store pid
@@ -158,12 +158,17 @@ silent()
 	dmsetup suspend --noudevsync blksnap-silent
 
 	null_blk 128; two=$REPLY
-	dm_linear blksnap-above "$two" 131072 131072; store=$REPLY
+	null_blk 64
+	dm_linear blksnap-above "$REPLY" 0 131072; store=$REPLY
 	attach "$two"
 	filled "$two" 64 "$scratch/two"
 	create "$store" 0
 	ctl add "$two" "$snapshot"
 	ctl take "$snapshot"
+	# Were it there before, it would have been found out.
+	dmsetup reload blksnap-above --table "0 131072 linear $two 131072"
+	dmsetup suspend --noudevsync blksnap-above
+	dmsetup resume --noudevsync blksnap-above
 
 	# More than there may be copies in memory
 	put direct 0 $((60 << 20)) "$two" "$scratch/two" &
