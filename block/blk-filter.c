@@ -349,28 +349,28 @@ int blk_filter_reaches(struct block_device *bdev, struct block_device *lower)
 	get_device(&bdev->bd_device);
 	reached[0] = bdev;
 
-	for (next = 0; next < count && !ret; next++) {
+	for (next = 0; next < count; next++) {
 		struct gendisk *disk = reached[next]->bd_disk;
-		int room = BLK_FILTER_MAX_STACK - count;
 
 		if (bdev_overlaps(reached[next], lower)) {
 			ret = 1;
 			break;
 		}
-		ret = bd_get_slaves(disk, reached + count, room);
-		if (ret > 0) {
-			count += ret;
-			ret = 0;
+		ret = bd_get_slaves(disk, reached + count,
+				    BLK_FILTER_MAX_STACK - count);
+		if (ret < 0)
+			break;
+		count += ret;
+		ret = 0;
+		if (!disk->fops->get_backing_bdev)
+			continue;
+		if (count == BLK_FILTER_MAX_STACK) {
+			ret = -E2BIG;
+			break;
 		}
-		if (!ret && disk->fops->get_backing_bdev) {
-			if (count == BLK_FILTER_MAX_STACK) {
-				ret = -E2BIG;
-				break;
-			}
-			reached[count] = disk->fops->get_backing_bdev(disk);
-			if (reached[count])
-				count++;
-		}
+		reached[count] = disk->fops->get_backing_bdev(disk);
+		if (reached[count])
+			count++;
 	}
 
 	while (count)

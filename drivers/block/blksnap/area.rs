@@ -523,14 +523,14 @@ impl Area {
                 return;
             }
             drop(state);
-            match Self::store_batch(this) {
-                Ok(()) => {}
-                Err(e) => {
-                    if this.error() == 0 {
-                        this.fail_io(e);
-                    }
-                    this.forget_copies();
+            let timer = this.clone().start(params::storage_timeout());
+            let stored = this.store_batch();
+            drop(timer);
+            if let Err(e) = stored {
+                if this.error() == 0 {
+                    this.fail_io(e);
                 }
+                this.forget_copies();
             }
             let mut state = this.state.lock();
             let starved = core::mem::take(&mut state.starved);
@@ -541,15 +541,15 @@ impl Area {
         }
     }
 
-    fn store_batch(this: &Arc<Self>) -> Result {
-        this.check()?;
-        let count = this.state.lock().read.len();
+    fn store_batch(&self) -> Result {
+        self.check()?;
+        let count = self.state.lock().read.len();
         let mut starts = KVec::with_capacity(count, GFP_NOIO)?;
         let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(count, GFP_NOIO)?;
         let mut len = 0;
-        let max = STORE_BYTES.min(this.storage.room());
+        let max = STORE_BYTES.min(self.storage.room());
         {
-            let mut guard = this.state.lock();
+            let mut guard = self.state.lock();
             let state = &mut *guard;
             for start in state.read.iter().take(count) {
                 if let Some((_, Old::Memory(old))) = state.map.get_mut(*start) {
@@ -567,15 +567,13 @@ impl Area {
         for pages in &pages {
             refs.push(&**pages, GFP_NOIO)?;
         }
-        let timer = this.clone().start(params::storage_timeout());
-        let mut at = this.storage.append(&refs, len).inspect_err(|e| {
+        let mut at = self.storage.append(&refs, len).inspect_err(|e| {
             if *e == ENOSPC {
-                this.fail(*e, What::NoSpace((len >> SECTOR_SHIFT) as u64));
+                self.fail(*e, What::NoSpace((len >> SECTOR_SHIFT) as u64));
             }
         })?;
-        drop(timer);
 
-        let mut state = this.state.lock();
+        let mut state = self.state.lock();
         state
             .read
             .retain(|start| starts.binary_search(start).is_err());
@@ -583,7 +581,7 @@ impl Area {
             if let Some((_, place)) = state.map.get_mut(*start) {
                 *place = Old::Stored {
                     at,
-                    chunk_shift: this.geometry.chunk_shift(),
+                    chunk_shift: self.geometry.chunk_shift(),
                 };
             }
             at += pages.len() as u64;
@@ -592,7 +590,7 @@ impl Area {
         state.copies -= starts.len();
         state.copy_bytes -= len;
         state.read_bytes -= len;
-        this.done(&mut state, starts.len());
+        self.done(&mut state, starts.len());
         Ok(())
     }
 

@@ -42,7 +42,6 @@ impl Links {
     /// [`EDEADLK`] if writes to the storage come to the origin, also by way of other snapshots.
     pub(crate) fn add(&self, origin: &Arc<BdevFile>, storage: &Arc<Storage>) -> Result {
         let mut list = self.list.lock();
-        list.reserve(1, GFP_KERNEL)?;
         // Where writes to the storage come
         let mut reached = KVec::with_capacity(list.len() + 1, GFP_KERNEL)?;
         reached.push(storage, GFP_KERNEL)?;

@@ -132,6 +132,14 @@ static int find_id(const struct blksnap_uuid *id)
 	return -1;
 }
 
+static int find_dying(const struct blksnap_uuid *id)
+{
+	for (int i = 0; i < nr_dying; i++)
+		if (!memcmp(&dying[i].id, id, sizeof(*id)))
+			return i;
+	return -1;
+}
+
 void set_state(const struct blksnap_uuid *id, enum state state)
 {
 	int i;
@@ -150,11 +158,10 @@ enum known forget_id(const struct blksnap_uuid *id)
 	int i;
 
 	pthread_mutex_lock(&known_lock);
-	for (i = 0; i < nr_dying; i++) {
-		if (!memcmp(&dying[i].id, id, sizeof(*id))) {
-			dying[i].contested = true;
-			known = DYING;
-		}
+	i = find_dying(id);
+	if (i >= 0) {
+		dying[i].contested = true;
+		known = DYING;
 	}
 	i = find_id(id);
 	if (i >= 0) {
@@ -172,14 +179,13 @@ enum known forget_id(const struct blksnap_uuid *id)
 bool destroyed(const struct blksnap_uuid *id)
 {
 	bool contested = false;
+	int i;
 
 	pthread_mutex_lock(&known_lock);
-	for (int i = 0; i < nr_dying; i++) {
-		if (!memcmp(&dying[i].id, id, sizeof(*id))) {
-			contested = dying[i].contested;
-			dying[i] = dying[--nr_dying];
-			break;
-		}
+	i = find_dying(id);
+	if (i >= 0) {
+		contested = dying[i].contested;
+		dying[i] = dying[--nr_dying];
 	}
 	pthread_mutex_unlock(&known_lock);
 	return contested;
