@@ -29,6 +29,7 @@ use crate::{
         ChunkRange,
         Geometry, //
     },
+    debug,
     event::{
         Events,
         What, //
@@ -64,6 +65,7 @@ use kernel::{
         },
         SECTOR_SHIFT, //
     },
+    fmt,
     impl_has_hr_timer,
     new_condvar,
     new_spinlock_irq,
@@ -76,6 +78,7 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Relaxed,
             Release, //
         },
         Arc,
@@ -146,6 +149,13 @@ struct State {
     copy_bytes: usize,
     /// The bytes in `read`.
     read_bytes: usize,
+    /// The bytes that were stored so far.
+    stored_bytes: u64,
+    /// Writes that were taken and not released yet.
+    parked: usize,
+    /// The most there were of these at a time.
+    max_copy_bytes: usize,
+    max_parked: usize,
     /// The worker that stores copies is at work, or waits for more of them.
     storing: bool,
     /// Writes wait until there are fewer copies.
@@ -172,6 +182,8 @@ pub(crate) struct Area {
     idle: CondVar,
     /// 0, or the negative error number of the failure.
     error: Atomic<i32>,
+    /// Image reads that were done over.
+    repeated: Atomic<u64>,
     storage: Arc<Storage>,
     events: Arc<Events>,
     queue: Arc<OwnedQueue>,
@@ -241,6 +253,10 @@ impl Area {
                     copies: 0,
                     copy_bytes: 0,
                     read_bytes: 0,
+                    stored_bytes: 0,
+                    parked: 0,
+                    max_copy_bytes: 0,
+                    max_parked: 0,
                     storing: false,
                     starved: false,
                     images: BioList::new(),
@@ -249,6 +265,7 @@ impl Area {
                 gathered <- new_condvar!("blksnap_area_gathered"),
                 idle <- new_condvar!("blksnap_area_idle"),
                 error: Atomic::new(0),
+                repeated: Atomic::new(0),
                 storage: config.storage,
                 events: config.events,
                 queue: config.queue,
@@ -330,7 +347,7 @@ impl Area {
                 Look::Passes => return bio.pass(),
                 Look::Waits(found) => {
                     let (bio, verdict) = bio.take();
-                    state.active += 1;
+                    state.park();
                     state.wait_for(found, bio);
                     return verdict;
                 }
@@ -362,7 +379,7 @@ impl Area {
     fn park(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
         let mut state = this.state.lock();
         state.taken.push(bio);
-        state.active += 1;
+        state.park();
         drop(state);
         let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.into());
     }
@@ -396,7 +413,9 @@ impl Area {
 
     fn release(&self, bio: OwnedBio) {
         bio.resubmit();
-        self.done(&mut self.state.lock(), 1);
+        let mut state = self.state.lock();
+        state.parked -= 1;
+        self.done(&mut state, 1);
     }
 
     /// What is to be done about a write to `chunks`.
@@ -590,6 +609,7 @@ impl Area {
         state.copies -= starts.len();
         state.copy_bytes -= len;
         state.read_bytes -= len;
+        state.stored_bytes += len as u64;
         self.done(&mut state, starts.len());
         Ok(())
     }
@@ -682,7 +702,9 @@ impl Area {
     /// An image read from the origin is done. Does not sleep.
     fn forwarded(this: Arc<Self>, chunks: ChunkRange, bio: OwnedBio, result: Result) {
         // The error is set before a write is released that it is about.
-        if this.error() == 0 && this.state.lock().map.overlaps(chunks) {
+        let claimed = this.error() == 0 && this.state.lock().map.overlaps(chunks);
+        if claimed && !debug::trusts_reads() {
+            this.repeated.fetch_add(1, Relaxed);
             Self::put_off(this, bio);
         } else {
             this.end_image(bio, result);
@@ -793,6 +815,28 @@ impl Area {
         result.map(|()| pages)
     }
 
+    /// Writes the figures for debugfs. May sleep.
+    pub(crate) fn write_figures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.state.lock();
+        let extents = state.map.count();
+        let (copy_bytes, max_copy_bytes) = (state.copy_bytes, state.max_copy_bytes);
+        let (parked, max_parked) = (state.parked, state.max_parked);
+        let stored_bytes = state.stored_bytes;
+        drop(state);
+
+        f.write_fmt(fmt!("origin {}\n", self.origin.dev()))?;
+        writeln!(f, "error {}", self.error())?;
+        writeln!(f, "chunk_bytes {}", self.geometry.chunk_bytes())?;
+        writeln!(f, "extents {extents}")?;
+        writeln!(f, "saved_map_bytes {}", self.saved.memory())?;
+        writeln!(f, "copy_bytes {copy_bytes}")?;
+        writeln!(f, "copy_bytes_peak {max_copy_bytes}")?;
+        writeln!(f, "stored_bytes {stored_bytes}")?;
+        writeln!(f, "parked_writes {parked}")?;
+        writeln!(f, "parked_writes_peak {max_parked}")?;
+        writeln!(f, "image_reads_repeated {}", self.repeated.load(Relaxed))
+    }
+
     /// Ends the area: no writes are parked any more and the image gives errors. The device's filter
     /// and the image's disk have no use of it any more. May sleep.
     pub(crate) fn close(this: &Arc<Self>) {
@@ -812,6 +856,14 @@ impl State {
         self.map.insert(extent);
         self.copies += 1;
         self.copy_bytes += bytes;
+        self.max_copy_bytes = self.max_copy_bytes.max(self.copy_bytes);
+        self.active += 1;
+    }
+
+    /// There is one more write that was taken.
+    fn park(&mut self) {
+        self.parked += 1;
+        self.max_parked = self.max_parked.max(self.parked);
         self.active += 1;
     }
 

@@ -28,6 +28,7 @@ mod change_map;
 mod chunk;
 mod compat;
 mod control;
+mod debug;
 mod event;
 mod extent_map;
 mod image;

@@ -37,12 +37,14 @@ pub(crate) enum Piece<'a, P> {
 /// The claimed chunks of a device.
 pub(crate) struct ExtentMap<P> {
     tree: RBTree<u64, Extent<P>>,
+    count: usize,
 }
 
 impl<P: Place> ExtentMap<P> {
     pub(crate) fn new() -> Self {
         Self {
             tree: RBTree::new(),
+            count: 0,
         }
     }
 
@@ -91,6 +93,12 @@ impl<P: Place> ExtentMap<P> {
     /// Adds an extent, whose chunks are not claimed yet.
     pub(crate) fn insert(&mut self, extent: NewExtent<P>) {
         self.tree.insert(extent);
+        self.count += 1;
+    }
+
+    /// The number of extents.
+    pub(crate) fn count(&self) -> usize {
+        self.count
     }
 
     /// The place of the extent that starts at `start`.
@@ -105,7 +113,9 @@ impl<P: Place> ExtentMap<P> {
 
     /// Removes the extent that starts at `start`.
     pub(crate) fn remove(&mut self, start: u64) -> Option<P> {
-        Some(self.tree.remove(&start)?.place)
+        let extent = self.tree.remove(&start)?;
+        self.count -= 1;
+        Some(extent.place)
     }
 
     /// Makes one of the extent that starts at `start` and its neighbours, where their places allow.
@@ -128,6 +138,7 @@ impl<P: Place> ExtentMap<P> {
         };
         if let Some(next_len) = next_len {
             cursor.remove_next();
+            self.count -= 1;
             cursor.current_mut().1.len = len + next_len;
         }
 
@@ -144,6 +155,7 @@ impl<P: Place> ExtentMap<P> {
             if let Some((_, extent_prev)) = cursor.peek_prev_mut() {
                 extent_prev.len += len;
                 cursor.remove_current();
+                self.count -= 1;
             }
         }
     }
@@ -185,7 +197,8 @@ mod tests {
     }
 
     fn count(map: &ExtentMap<At>) -> usize {
-        map.tree.keys().count()
+        assert_eq!(map.tree.keys().count(), map.count());
+        map.count()
     }
 
     #[test]

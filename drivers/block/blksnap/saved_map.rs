@@ -43,6 +43,12 @@ impl SavedMap {
         Ok(Self { leaves })
     }
 
+    /// The bytes of memory that it takes.
+    pub(crate) fn memory(&self) -> usize {
+        let leaves = self.leaves.iter().filter(|leaf| leaf.as_ref().is_some());
+        leaves.count() * size_of::<Leaf>() + self.leaves.len() * size_of::<SetOnce<KBox<Leaf>>>()
+    }
+
     /// Makes sure that the bits of `chunks` can be set. May sleep if `flags` do.
     ///
     /// # Errors

@@ -15,6 +15,10 @@ use crate::{
         Config, //
     },
     chunk::Geometry,
+    debug::{
+        AreaFile,
+        Directory, //
+    },
     event::Events,
     image::{
         self,
@@ -56,16 +60,19 @@ pub(crate) struct Snapshots {
     #[pin]
     list: Mutex<KVec<Arc<Snapshot>>>,
     links: Arc<Links>,
+    debug: Directory,
 }
 
 impl Snapshots {
     /// Makes snapshots possible until the guard is dropped. May sleep.
     pub(crate) fn enable() -> Result<SnapshotsGuard> {
         let links = Arc::pin_init(Links::new(), GFP_KERNEL)?;
+        let debug = Directory::new()?;
         let snapshots = Arc::pin_init(
             pin_init!(Self {
                 list <- new_mutex!(KVec::new(), "blksnap_snapshots"),
                 links,
+                debug,
             }),
             GFP_KERNEL,
         )?;
@@ -101,6 +108,7 @@ struct Device {
     tracker: Arc<Tracker>,
     origin: Arc<BdevFile>,
     // In the order in which they go: the image uses the area.
+    figures: Option<AreaFile>,
     image: Option<Image>,
     area: Option<Arc<Area>>,
 }
@@ -113,6 +121,7 @@ impl Device {
             area.shut();
         }
         self.tracker.stop();
+        self.figures = None;
         self.image = None;
         if let Some(area) = self.area.take() {
             Area::close(&area);
@@ -138,6 +147,7 @@ pub(crate) struct Snapshot {
     id: Uuid,
     storage: Arc<Storage>,
     links: Arc<Links>,
+    debug: Directory,
     events: Arc<Events>,
     queue: Arc<OwnedQueue>,
     #[pin]
@@ -152,11 +162,13 @@ impl Snapshot {
         let id = Uuid::random();
         let events = Arc::pin_init(Events::new(), GFP_KERNEL)?;
         let links = snapshots.links.clone();
+        let debug = snapshots.debug.clone();
         let snapshot = Arc::pin_init(
             pin_init!(Self {
                 id,
                 storage,
                 links,
+                debug,
                 events,
                 queue,
                 devices <- new_mutex!(Devices {
@@ -239,6 +251,7 @@ impl Snapshot {
         let device = Device {
             tracker,
             origin,
+            figures: None,
             image: None,
             area: None,
         };
@@ -311,7 +324,9 @@ impl Snapshot {
 
         for device in devices.iter_mut() {
             if let Some(area) = &device.area {
-                device.image = Some(image::new(area)?);
+                let image = image::new(area)?;
+                device.figures = Some(self.debug.add(image.name(), area)?);
+                device.image = Some(image);
             }
         }
         Ok(())

@@ -29,11 +29,13 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <linux/aio_abi.h>
 #include <linux/blk-filter.h>
 #include <linux/blksnap.h>
 #include <linux/capability.h>
 #include <linux/fs.h>
 #include <linux/io_uring.h>
+#include <linux/ioprio.h>
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 #define CONTROL		"/dev/" BLKSNAP_CTL
@@ -1049,6 +1051,112 @@ static void do_same(void)
 	close(copy);
 }
 
+/* A read of the image, in two pieces, and a write to the device somewhere in it. */
+struct overtaking {
+	struct iocb read, write;
+	struct iovec pieces[2];
+	off_t at;
+	size_t len;
+	bool written;
+	bool overtaken;
+};
+
+#define OVERTAKE_BATCH	8
+#define OVERTAKE_STRIDE	16384
+
+/*
+ * Idle reads of the image and, as soon as they are submitted, writes to the same
+ * sectors, which a scheduler lets pass: all that is read must be in the copy.
+ */
+static void do_overtake(void)
+{
+	const size_t max = 2 * OVERTAKE_STRIDE, sector = 512;
+	int image = open(argv[1], O_RDONLY | O_DIRECT), dev = open(argv[2], O_WRONLY | O_DIRECT);
+	int copy = open(argv[3], O_RDONLY);
+	__u64 count = number(argv[4]), overtaken = 0, wrong = 0;
+	struct overtaking all[OVERTAKE_BATCH] = {};
+	__u8 *buffers = io_buffer(OVERTAKE_BATCH * max), *new = io_buffer(sector);
+	__u8 *old = io_buffer(max);
+	aio_context_t context = 0;
+
+	if (image < 0 || dev < 0 || copy < 0)
+		fail(errno);
+	if (syscall(__NR_io_setup, 2 * OVERTAKE_BATCH, &context))
+		fail(errno);
+	memset(new, 0xee, sector);
+
+	for (__u64 first = 0; first < count; first += OVERTAKE_BATCH) {
+		struct iocb *reads[OVERTAKE_BATCH], *writes[OVERTAKE_BATCH];
+		struct io_event events[2 * OVERTAKE_BATCH];
+		int n = 0;
+
+		for (int i = 0; i < OVERTAKE_BATCH; i++) {
+			struct overtaking *o = &all[i];
+			size_t skip = next_random() % (OVERTAKE_STRIDE / sector);
+			size_t sectors = next_random() % (max / sector - skip) + 1;
+			size_t cut = next_random() % sectors;
+			__u8 *buffer = buffers + i * max;
+
+			o->at = (first + i) * OVERTAKE_STRIDE + skip * sector;
+			o->len = sectors * sector;
+			o->written = o->overtaken = false;
+			o->pieces[0].iov_base = buffer;
+			o->pieces[0].iov_len = cut * sector;
+			o->pieces[1].iov_base = buffer + cut * sector;
+			o->pieces[1].iov_len = (sectors - cut) * sector;
+			o->read = (struct iocb) {
+				.aio_data = (uintptr_t)o,
+				.aio_lio_opcode = IOCB_CMD_PREADV,
+				.aio_fildes = image,
+				.aio_buf = (uintptr_t)(o->pieces + !cut),
+				.aio_nbytes = 1 + !!cut,
+				.aio_offset = o->at,
+				.aio_flags = IOCB_FLAG_IOPRIO,
+				.aio_reqprio = IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0),
+			};
+			o->write = (struct iocb) {
+				.aio_data = (uintptr_t)o,
+				.aio_lio_opcode = IOCB_CMD_PWRITE,
+				.aio_fildes = dev,
+				.aio_buf = (uintptr_t)new,
+				.aio_nbytes = sector,
+				.aio_offset = o->at + next_random() % sectors * sector,
+			};
+			reads[i] = &o->read;
+			writes[i] = &o->write;
+		}
+		if (syscall(__NR_io_submit, context, OVERTAKE_BATCH, reads) != OVERTAKE_BATCH ||
+		    syscall(__NR_io_submit, context, OVERTAKE_BATCH, writes) != OVERTAKE_BATCH)
+			fail(errno);
+		while (n < 2 * OVERTAKE_BATCH) {
+			int more = syscall(__NR_io_getevents, context, 1,
+					   2 * OVERTAKE_BATCH - n, events + n, NULL);
+
+			if (more < 0)
+				fail(errno);
+			for (; more; more--, n++) {
+				struct overtaking *o = (void *)(uintptr_t)events[n].data;
+				bool write = (uintptr_t)events[n].obj == (uintptr_t)&o->write;
+
+				if (events[n].res < 0)
+					fail(-events[n].res);
+				if (write)
+					o->written = true;
+				else
+					o->overtaken = o->written;
+			}
+		}
+		for (int i = 0; i < OVERTAKE_BATCH; i++) {
+			overtaken += all[i].overtaken;
+			if (read_all(copy, old, all[i].len, all[i].at) != all[i].len)
+				die("the copy is too short");
+			wrong += !!memcmp(old, buffers + i * max, all[i].len);
+		}
+	}
+	printf("reads %llu\novertaken %llu\nwrong %llu\n", (unsigned long long)count,
+	       (unsigned long long)overtaken, (unsigned long long)wrong);
+}
+
 static void do_uncache(void)
 {
 	for (int i = 1; i < argc; i++) {
@@ -1123,6 +1231,7 @@ static const struct {
 	  "buffered|direct|dsync,... OFFSET BYTES MAX FILE COPY [PROGRESS]" },
 	{ "hog", 2, 2, do_hog, "MEBIBYTES FILE" },
 	{ "same", 2, 3, do_same, "FILE COPY [OFFSET]" },
+	{ "overtake", 4, 4, do_overtake, "IMAGE DEV COPY COUNT" },
 	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },
 	{ "uncache", 1, 999, do_uncache, "DEV..." },
 	{ "run", 0, 0, do_run, "" },

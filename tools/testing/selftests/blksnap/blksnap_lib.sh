@@ -530,13 +530,13 @@ new_storage()
 	undo rm -f "$storage"
 }
 
-# take DEV...: a snapshot of devices that have the filter already
+# take DEV...: a snapshot of devices that have the filter already, with $room sectors of storage
 take()
 {
 	local dev
 
 	new_storage
-	create "$storage" "$ROOM"
+	create "$storage" "${room:-$ROOM}"
 	for dev; do
 		ctl add "$dev" "$snapshot"
 	done

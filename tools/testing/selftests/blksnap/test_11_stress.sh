@@ -3,6 +3,9 @@
 # shellcheck disable=SC2317,SC2329
 #
 # The image is read over and over while the device is written from all sides.
+#
+# Environment:
+#   BLKSNAP_READS  how many image reads are to be overtaken (default: 2000)
 
 # shellcheck source=blksnap_lib.sh
 . "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
@@ -153,6 +156,63 @@ verified()
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
+# overtaking COUNT: image reads that writes overtake on the device; what was wrong is
+# in $wrong, the reads that were done over in $repeated
+overtaking()
+{
+	local dev image queue mebibytes=$((($1 + 1) * 16 / 1024 + 1)) figures
+	local room=$((mebibytes * 2048))
+
+	null_blk "$mebibytes" irqmode=2 completion_nsec=2000000 hw_queue_depth=1 submit_queues=1
+	dev=$REPLY queue=/sys/block/${dev#/dev/}/queue
+	# They are filled faster without.
+	filled "$dev" "$mebibytes" "$scratch/old"
+	echo mq-deadline 2>/dev/null >"$queue/scheduler" || skip "no mq-deadline"
+	echo 64 >"$queue/nr_requests"
+	snapshot_of "$dev"
+	image=$(image_of "$dev")
+	figures=$(blksnap_ctl overtake "$image" "$dev" "$scratch/old" "$1")
+	wrong=$(sed -n 's/^wrong //p' <<<"$figures")
+	repeated=$(sed -n 's/^image_reads_repeated //p' "$debug/${image#/dev/}")
+	result "$(tr '\n' ' ' <<<"$figures")done over $repeated"
+	# Most of them
+	[ "$(sed -n 's/^overtaken //p' <<<"$figures")" -ge $(($1 / 2)) ]
+	if [ "$wrong" = 0 ]; then
+		same "$image" "$scratch/old"
+	fi
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
+}
+
+debug=/sys/kernel/debug/blksnap
+
+overtaken()
+{
+	local wrong repeated
+
+	[ -d "$debug" ] || skip "no debugfs"
+	overtaking "${BLKSNAP_READS:-2000}"
+	equal 0 "$wrong" "wrong reads"
+	[ "$repeated" -ge $((${BLKSNAP_READS:-2000} / 2)) ]
+}
+
+trust_reads()
+{
+	echo "$1" >"$debug/trust_reads"
+}
+
+# The same has to fail if the driver does not look.
+overtaken_unnoticed()
+{
+	local wrong repeated
+
+	[ -e "$debug/trust_reads" ] || skip "no BLKSNAP_DEBUG"
+	undo trust_reads 0
+	trust_reads 1
+	overtaking 400
+	[ "$wrong" -gt 0 ]
+	equal 0 "$repeated" "reads done over"
+}
+
 # A storage that is too small, while all of that goes on
 overflow()
 {
@@ -186,4 +246,6 @@ run_cases \
 	"takes while null_blk is written" takes_null_blk \
 	"takes while dm is written" takes_dm \
 	"the device has what was written" verified \
+	"image reads that are overtaken" overtaken \
+	"image reads that are overtaken, and nobody looks" overtaken_unnoticed \
 	"overflow" overflow

@@ -108,6 +108,11 @@ remove_dm()
 	dmsetup remove --force --noudevsync blksnap-gone
 }
 
+md_goes_late()
+{
+	echo "$1" >/sys/module/md_mod/parameters/legacy_async_del_gendisk
+}
+
 new_md()
 {
 	local md=/sys/block/md_blksnap/md params=/sys/module/md_mod/parameters i
@@ -115,9 +120,8 @@ new_md()
 	[ -e $params/new_array ] || skip "no md"
 	# The disk is to go when the array is stopped.
 	if [ -e $params/legacy_async_del_gendisk ]; then
-		undo dd status=none of=$params/legacy_async_del_gendisk \
-			<<<"$(<$params/legacy_async_del_gendisk)"
-		echo N >$params/legacy_async_del_gendisk
+		undo md_goes_late "$(<$params/legacy_async_del_gendisk)"
+		md_goes_late N
 	fi
 	null_blk $((SIZE + 1))
 	set -- "$REPLY"

@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What there is in debugfs: the state of each difference area, and a switch for tests.
+
+use crate::area::Area;
+use kernel::{
+    debugfs::{
+        Dir,
+        File,
+        Writer, //
+    },
+    fmt,
+    prelude::*,
+    sync::Arc, //
+};
+
+/// `/sys/kernel/debug/blksnap`, while it lives.
+#[derive(Clone)]
+pub(crate) struct Directory {
+    dir: Dir,
+    #[cfg(CONFIG_BLKSNAP_DEBUG)]
+    _trust_reads: Arc<File<switch::TrustReads>>,
+}
+
+impl Directory {
+    /// May sleep.
+    pub(crate) fn new() -> Result<Self> {
+        let dir = Dir::new(c"blksnap");
+        Ok(Self {
+            #[cfg(CONFIG_BLKSNAP_DEBUG)]
+            _trust_reads: Arc::pin_init(
+                dir.read_write_file(c"trust_reads", switch::TrustReads),
+                GFP_KERNEL,
+            )?,
+            dir,
+        })
+    }
+
+    /// Makes the file of an area. May sleep.
+    pub(crate) fn add(&self, name: &CStr, area: &Arc<Area>) -> Result<AreaFile> {
+        KBox::pin_init(
+            self.dir.read_only_file(name, Shown(area.clone())),
+            GFP_KERNEL,
+        )
+    }
+}
+
+/// The file of an area, which is removed when this is dropped.
+pub(crate) type AreaFile = Pin<KBox<File<Shown>>>;
+
+/// An area that is shown: a line for each figure, with its name.
+pub(crate) struct Shown(Arc<Area>);
+
+impl Writer for Shown {
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.write_figures(f)
+    }
+}
+
+#[cfg(CONFIG_BLKSNAP_DEBUG)]
+mod switch {
+    use kernel::{
+        debugfs::{
+            Reader,
+            Writer, //
+        },
+        fmt,
+        prelude::*,
+        sync::atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        uaccess::UserSliceReader, //
+    };
+
+    static TRUST_READS: Atomic<u32> = Atomic::new(0);
+
+    /// The switch for [`super::trusts_reads`].
+    pub(crate) struct TrustReads;
+
+    impl Writer for TrustReads {
+        fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            writeln!(f, "{}", TRUST_READS.load(Relaxed))
+        }
+    }
+
+    impl Reader for TrustReads {
+        fn read_from_slice(&self, reader: &mut UserSliceReader) -> Result {
+            TRUST_READS.read_from_slice(reader)
+        }
+    }
+
+    pub(super) fn get() -> bool {
+        TRUST_READS.load(Relaxed) != 0
+    }
+}
+
+/// Whether image reads from the origin are not to be looked at again when they are done. Then they
+/// are wrong sometimes, which tests must notice.
+pub(crate) fn trusts_reads() -> bool {
+    #[cfg(CONFIG_BLKSNAP_DEBUG)]
+    {
+        switch::get()
+    }
+    #[cfg(not(CONFIG_BLKSNAP_DEBUG))]
+    {
+        false
+    }
+}
