@@ -360,7 +360,7 @@ impl Area {
             if let Some(copy) = prepared.take_if(|copy| copy.run == run) {
                 state.claim(copy.extent, copy.bytes);
                 drop(state);
-                let data = OriginRead::Copy(this.into(), run.start);
+                let data = OriginRead::Behind(this.into(), run.start);
                 bio.read_behind(copy.read, data);
                 continue;
             }
@@ -526,6 +526,22 @@ impl Area {
         } else if enough {
             this.gathered.notify_all();
         }
+    }
+
+    /// The old data of the extent at `start` could not be read without waiting, which its writer
+    /// must not: the worker claims it anew. Does not sleep.
+    fn not_copied(this: Arc<Self>, start: u64) {
+        let mut guard = this.state.lock();
+        let state = &mut *guard;
+        if let Some((chunks, Old::Reading(waiting))) = state.map.get_mut(start) {
+            state.taken.append(waiting);
+            state.copies -= 1;
+            state.copy_bytes -= chunks.len() as usize * this.geometry.chunk_bytes();
+            state.map.remove(start);
+        }
+        this.done(state, 1);
+        drop(guard);
+        let _ = this.queue.clone().enqueue::<Arc<Self>, CLAIM>(this);
     }
 
     /// Moves what is in memory to the storage.
@@ -954,6 +970,9 @@ impl Waiter {
 
 /// A read from the origin into memory of ours.
 enum OriginRead {
+    /// Of the extent that starts at this chunk, by the task that writes.
+    Behind(Arc<Area>, u64),
+    /// The same, by a worker.
     Copy(Arc<Area>, u64),
     Wait(Arc<Waiter>),
 }
@@ -964,7 +983,12 @@ impl EndIo for OriginRead {
 
     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
         match self {
-            OriginRead::Copy(area, start) => Area::copied(area, start, pages, result),
+            OriginRead::Behind(area, start) if result == Err(EAGAIN) => {
+                Area::not_copied(area, start)
+            }
+            OriginRead::Behind(area, start) | OriginRead::Copy(area, start) => {
+                Area::copied(area, start, pages, result)
+            }
             OriginRead::Wait(waiter) => {
                 *waiter.result.lock() = Some((pages, result));
                 waiter.done.complete_all();

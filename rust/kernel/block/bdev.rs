@@ -129,16 +129,6 @@ impl BlockDevice {
         self.0.get()
     }
 
-    /// Where the device is on its disk.
-    fn range(&self) -> SectorRange {
-        SectorRange {
-            // SAFETY: The device is valid by the type invariant. The start of a partition is set
-            // before it can be found and never changes.
-            start: unsafe { (*self.as_raw()).bd_start_sect },
-            len: self.nr_sectors(),
-        }
-    }
-
     fn disk(&self) -> *mut bindings::gendisk {
         // SAFETY: `bd_disk` is set before the device can be found and never changes.
         unsafe { (*self.as_raw()).bd_disk }
@@ -164,7 +154,12 @@ impl BlockDevice {
             start: bio.sector(),
             len: bio.sectors(),
         };
-        range.within(self.range())
+        range.within(SectorRange {
+            // SAFETY: The device is valid by the type invariant. The start of a partition is set
+            // before it can be found and never changes.
+            start: unsafe { (*self.as_raw()).bd_start_sect },
+            len: self.nr_sectors(),
+        })
     }
 
     /// The smallest unit in bytes that the device can address: a power of two from 512 on.

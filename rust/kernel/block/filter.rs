@@ -162,10 +162,18 @@ impl<'a> FilteredBio<'a> {
 
     /// Submits a read of the filter's own, which goes to its device right behind this bio, in the
     /// same task. It is not throttled. Does not sleep.
+    ///
+    /// Where the submitter of this bio does not want to wait it does not for the read either: if
+    /// that had to wait, for a request for example, [`EndIo::end_io`] gets [`EAGAIN`].
     pub fn read_behind<T: EndIo<Held = UniqueArc<Pages>>>(&self, read: BioRead<'_, T>, data: T) {
+        let nowait = 1 << bindings::req_flag_bits___REQ_NOWAIT;
+        let read = read.into_bio(data);
+        // SAFETY: Both bios are valid, and the read is ours as long as it is not submitted. A
+        // device that was given the one bio with the flag can be given the other.
+        unsafe { (*read).bi_opf |= (*self.bio).bi_opf & nowait };
         // SAFETY: The bio is complete, and its end frees it. That there is `self` shows that the
         // filter's `submit_bio` is running.
-        unsafe { bindings::blk_filter_submit_read(read.into_bio(data)) };
+        unsafe { bindings::blk_filter_submit_read(read) };
     }
 }
 

@@ -39,8 +39,7 @@ use crate::{
     str::CStrExt as _,
     sync::atomic::{
         Atomic,
-        Full,
-        Relaxed, //
+        Full, //
     },
     task::Kuid, //
 };
@@ -167,7 +166,7 @@ impl DirectFile {
             let count: &Atomic<i32> = unsafe {
                 Atomic::from_ptr(&raw mut (*bindings::file_inode(file)).i_readcount.counter)
             };
-            count.load(Relaxed)
+            count.load(crate::sync::atomic::Relaxed)
         }
         #[cfg(not(any(CONFIG_IMA, CONFIG_FILE_LOCKING)))]
         {

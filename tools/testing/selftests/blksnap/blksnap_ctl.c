@@ -10,6 +10,7 @@
  * Whatever the kernel gets a pointer to ends where a page begins that cannot be
  * accessed, so it cannot read or write too much unnoticed.
  */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -24,6 +25,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -765,43 +767,134 @@ static ssize_t write_try(int fd, const void *bytes, size_t len, off_t at)
 	return done;
 }
 
-/* The ring goes with the process. */
-static ssize_t write_uring(int fd, const void *bytes, size_t len, off_t at)
+/* A ring, which goes with the process. */
+struct uring {
+	int fd;
+	__u32 *sq_tail, *cq_tail;
+	struct io_uring_sqe *sqes;
+	struct io_uring_cqe *cqes;
+};
+
+static bool new_uring(struct uring *ring, __u32 entries)
 {
 	const int prot = PROT_READ | PROT_WRITE, flags = MAP_SHARED | MAP_POPULATE;
 	struct io_uring_params params = {};
-	int ring = syscall(__NR_io_uring_setup, 1, &params);
-	struct io_uring_sqe *sqe;
-	struct io_uring_cqe *cqe;
+	__u32 *array;
 	char *rings;
 
-	if (ring < 0)
-		return -1;
-	/* Both rings are in one mapping, with the array at its end; it is all zeroes. */
-	rings = mmap(NULL, params.sq_off.array + sizeof(__u32), prot, flags, ring,
-		     IORING_OFF_SQ_RING);
-	sqe = mmap(NULL, sizeof(*sqe), prot, flags, ring, IORING_OFF_SQES);
-	if (rings == MAP_FAILED || sqe == MAP_FAILED)
+	ring->fd = syscall(__NR_io_uring_setup, entries, &params);
+	if (ring->fd < 0)
+		return false;
+	/* Both rings are in one mapping, with the array at its end. */
+	rings = mmap(NULL, params.sq_off.array + entries * sizeof(*array), prot, flags,
+		     ring->fd, IORING_OFF_SQ_RING);
+	ring->sqes = mmap(NULL, entries * sizeof(*ring->sqes), prot, flags, ring->fd,
+			  IORING_OFF_SQES);
+	if (rings == MAP_FAILED || ring->sqes == MAP_FAILED)
 		die("no rings");
-	cqe = (void *)(rings + params.cq_off.cqes);
+	ring->sq_tail = (void *)(rings + params.sq_off.tail);
+	ring->cq_tail = (void *)(rings + params.cq_off.tail);
+	ring->cqes = (void *)(rings + params.cq_off.cqes);
+	array = (void *)(rings + params.sq_off.array);
+	for (__u32 i = 0; i < entries; i++)
+		array[i] = i;
+	return true;
+}
 
-	*sqe = (struct io_uring_sqe) {
+static int enter_uring(struct uring *ring, __u32 submit, __u32 wait)
+{
+	__atomic_store_n(ring->sq_tail, *ring->sq_tail + submit, __ATOMIC_RELEASE);
+	return syscall(__NR_io_uring_enter, ring->fd, submit, wait,
+		       wait ? IORING_ENTER_GETEVENTS : 0, NULL, 0);
+}
+
+/* How many have been completed. */
+static __u32 completed(struct uring *ring)
+{
+	return __atomic_load_n(ring->cq_tail, __ATOMIC_ACQUIRE);
+}
+
+static ssize_t write_uring(int fd, const void *bytes, size_t len, off_t at)
+{
+	struct uring ring;
+
+	if (!new_uring(&ring, 1))
+		return -1;
+	ring.sqes[0] = (struct io_uring_sqe) {
 		.opcode = IORING_OP_WRITE,
 		.fd = fd,
 		.addr = ptr(bytes),
 		.len = len,
 		.off = at,
 	};
-	__atomic_store_n((__u32 *)(rings + params.sq_off.tail), 1, __ATOMIC_RELEASE);
-	if (syscall(__NR_io_uring_enter, ring, 1, 1, IORING_ENTER_GETEVENTS, NULL, 0) != 1)
+	if (enter_uring(&ring, 1, 1) != 1)
 		return -1;
-	if (__atomic_load_n((__u32 *)(rings + params.cq_off.tail), __ATOMIC_ACQUIRE) != 1)
+	if (completed(&ring) != 1)
 		die("nothing was completed");
-	if (cqe->res < 0) {
-		errno = -cqe->res;
+	if (ring.cqes[0].res < 0) {
+		errno = -ring.cqes[0].res;
 		return -1;
 	}
-	return cqe->res;
+	return ring.cqes[0].res;
+}
+
+static unsigned int threads(void)
+{
+	DIR *dir = opendir("/proc/self/task");
+	unsigned int count = 0;
+	struct dirent *entry;
+
+	if (!dir)
+		fail(errno);
+	while ((entry = readdir(dir)))
+		count += entry->d_name[0] != '.';
+	closedir(dir);
+	return count;
+}
+
+/*
+ * One thread submits COUNT writes of 4 KiB at once by io_uring. Prints how many had
+ * not ended then, how often it was put to sleep for that, and how many threads were
+ * made to sleep in its place.
+ */
+static void do_submit(void)
+{
+	__u32 count = number(argv[2]);
+	__u64 stride = number(argv[3]);
+	int fd = open(argv[1], O_WRONLY | O_DIRECT);
+	const size_t len = 4096;
+	void *block = io_buffer(len);
+	struct rusage before, after;
+	unsigned int pending, helpers;
+	struct uring ring;
+
+	if (fd < 0 || !new_uring(&ring, count))
+		fail(errno);
+	memset(block, 's', len);
+	for (__u32 i = 0; i < count; i++)
+		ring.sqes[i] = (struct io_uring_sqe) {
+			.opcode = IORING_OP_WRITE,
+			.fd = fd,
+			.addr = ptr(block),
+			.len = len,
+			.off = i * stride,
+		};
+	if (getrusage(RUSAGE_THREAD, &before))
+		fail(errno);
+	if (enter_uring(&ring, count, 0) != (int)count)
+		fail(errno);
+	if (getrusage(RUSAGE_THREAD, &after))
+		fail(errno);
+	pending = count - completed(&ring);
+	helpers = threads() - 1;
+	while (completed(&ring) < count)
+		if (enter_uring(&ring, 0, count) < 0)
+			fail(errno);
+	for (__u32 i = 0; i < count; i++)
+		if (ring.cqes[i].res != (int)len)
+			fail(ring.cqes[i].res < 0 ? -ring.cqes[i].res : EIO);
+	printf("pending %u\nslept %ld\nhelpers %u\n", pending,
+	       after.ru_nvcsw - before.ru_nvcsw, helpers);
 }
 
 static ssize_t discard(int fd, const void *bytes, size_t len, off_t at)
@@ -1233,6 +1326,7 @@ static const struct {
 	{ "same", 2, 3, do_same, "FILE COPY [OFFSET]" },
 	{ "overtake", 4, 4, do_overtake, "IMAGE DEV COPY COUNT" },
 	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },
+	{ "submit", 3, 3, do_submit, "DEV COUNT STRIDE" },
 	{ "uncache", 1, 999, do_uncache, "DEV..." },
 	{ "run", 0, 0, do_run, "" },
 };

@@ -181,6 +181,24 @@ nowait()
 	changed "$dev"
 }
 
+# submitted DEPTH: 32 first writes to a disk that does DEPTH things at a time, each in
+# 100 ms, by one thread
+submitted()
+{
+	local dev count=32
+
+	null_blk "$SIZE" irqmode=2 completion_nsec=100000000 hw_queue_depth="$1" \
+		submit_queues=1
+	dev=$REPLY
+	begin "$dev"
+	ctl submit "$dev" "$count" $((128 << 10)) >"$scratch/submitted"
+	cat "$scratch/submitted"
+	grep -qx "pending $count" "$scratch/submitted"
+	grep -qx "slept 0" "$scratch/submitted"
+	grep -qx "helpers 0" "$scratch/submitted"
+	changed "$dev"
+}
+
 # A page that was mapped before the take is written back after it.
 mapped()
 {
@@ -220,5 +238,7 @@ run_cases \
 	"secure erase" secure_erase \
 	"flush and FUA" synchronous \
 	"writes that do not wait" nowait \
+	"32 writes of one thread" "submitted 64" \
+	"32 writes of one thread to a disk that does 2 at a time" "submitted 2" \
 	"writes by mmap" mapped \
 	"many writes at once" many_at_once
