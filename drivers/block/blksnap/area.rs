@@ -30,10 +30,7 @@ use crate::{
         Geometry, //
     },
     debug,
-    event::{
-        Events,
-        What, //
-    },
+    event::What,
     extent_map::{
         ExtentMap,
         NewExtent,
@@ -185,7 +182,6 @@ pub(crate) struct Area {
     /// Image reads that were done over.
     repeated: Atomic<u64>,
     storage: Arc<Storage>,
-    events: Arc<Events>,
     queue: Arc<OwnedQueue>,
     reads: BioSet<OriginRead>,
     forwards: BioSet<ImageRead>,
@@ -222,7 +218,6 @@ pub(crate) struct Config {
     pub(crate) geometry: Geometry,
     pub(crate) max_copy_bytes: usize,
     pub(crate) storage: Arc<Storage>,
-    pub(crate) events: Arc<Events>,
     pub(crate) queue: Arc<OwnedQueue>,
 }
 
@@ -267,7 +262,6 @@ impl Area {
                 error: Atomic::new(0),
                 repeated: Atomic::new(0),
                 storage: config.storage,
-                events: config.events,
                 queue: config.queue,
                 reads,
                 forwards,
@@ -305,7 +299,7 @@ impl Area {
     pub(crate) fn fail(&self, error: Error, what: What) {
         if self.error.cmpxchg(0, error.to_errno(), Release).is_ok() {
             pr_err!("snapshot of {} is broken: {:?}\n", self.origin.dev(), error);
-            self.events.push(what);
+            self.storage.events().push(what);
         }
     }
 
@@ -582,7 +576,7 @@ impl Area {
         let mut starts = KVec::with_capacity(count, GFP_NOIO)?;
         let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(count, GFP_NOIO)?;
         let mut len = 0;
-        let max = STORE_BYTES.min(self.storage.room());
+        let max = STORE_BYTES.min(self.storage.room(Geometry::MAX_BYTES));
         {
             let mut guard = self.state.lock();
             let state = &mut *guard;
@@ -675,7 +669,13 @@ impl Area {
         // The bio's place in what was found, in bytes
         let offset =
             |found: ChunkRange| (bio.sector() << SECTOR_SHIFT) - this.geometry.byte_of(found.start);
-        match (found, this.storage.device()) {
+        let stored = match &found {
+            Some((found, Found::Stored(at))) => {
+                this.storage.device(at + offset(*found), bio.size() as u64)
+            }
+            _ => None,
+        };
+        match (found, stored) {
             (Some((_, Found::Origin)), _) => {
                 let read = ImageRead::Origin(this.into(), chunks);
                 let sector = bio.sector();
@@ -686,10 +686,9 @@ impl Area {
                 let result = bio.copy_from_pages(0, &pages, offset(found) as usize, bio.size());
                 this.end_image(bio, result);
             }
-            (Some((found, Found::Stored(at))), Some(device))
+            (_, Some((device, sector)))
                 if device.logical_block_size() <= this.origin.logical_block_size() =>
             {
-                let sector = (at + offset(found)) >> SECTOR_SHIFT;
                 let read = ImageRead::Stored(this.into());
                 this.forwards.forward(device, sector, bio, read, GFP_NOIO);
             }

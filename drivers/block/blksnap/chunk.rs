@@ -45,6 +45,9 @@ impl Geometry {
     /// The binary logarithm of the largest chunk's bytes: what one bio can read, 256 pages.
     pub(crate) const MAX_SHIFT: u32 = Self::MIN_SHIFT + 8;
 
+    /// The bytes of the largest run that one bio can read.
+    pub(crate) const MAX_BYTES: usize = 1 << Self::MAX_SHIFT;
+
     /// A device of `nr_sectors` in chunks of `1 << shift` bytes; a shift outside of the limits
     /// is taken as the nearest.
     pub(crate) fn new(shift: u32, nr_sectors: u64) -> Self {

@@ -6,6 +6,7 @@ use crate::{
     compat,
     event::{
         Event,
+        Events,
         What, //
     },
     params,
@@ -13,9 +14,19 @@ use crate::{
     storage::Storage, //
 };
 use kernel::{
-    block::SECTOR_SHIFT,
+    block::{
+        bdev::{
+            BlockDevice,
+            SectorRange, //
+        },
+        SECTOR_SHIFT, //
+    },
     capability::Capability,
-    fs::File,
+    fs::{
+        file::flags,
+        File,
+        LocalFile, //
+    },
     ioctl::{
         _IOR,
         _IOW,
@@ -27,7 +38,14 @@ use kernel::{
         MiscDeviceRegistration, //
     },
     prelude::*,
-    sync::Arc,
+    sync::{
+        poll::{
+            PollMask,
+            PollTable, //
+        },
+        Arc,
+        SetOnce, //
+    },
     time::msecs_to_jiffies,
     uaccess::{
         UserPtr,
@@ -45,12 +63,24 @@ const TAKE: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 3);
 const COLLECT: u32 = _IOR::<uapi::blksnap_snapshot_collect>(TYPE, 4);
 const COLLECT_COMPAT: u32 = _IOR::<compat::SnapshotCollect>(TYPE, 4);
 const WAIT_EVENT: u32 = _IOR::<uapi::blksnap_snapshot_event>(TYPE, 5);
+const CREATE_EMPTY: u32 = _IOWR::<uapi::blksnap_snapshot_create_empty>(TYPE, 32);
+const APPEND: u32 = _IOW::<uapi::blksnap_storage_append>(TYPE, 33);
+const LIMIT: u32 = _IOW::<uapi::blksnap_storage_limit>(TYPE, 34);
+const LOW_SPACE: u32 = _IOW::<uapi::blksnap_storage_low_space>(TYPE, 35);
+const INFO: u32 = _IOWR::<uapi::blksnap_storage_info>(TYPE, 36);
+const WATCH: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 37);
 
 /// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
-const INTERFACE: [u16; 4] = [3, 0, 0, 0];
+const INTERFACE: [u16; 4] = [3, 1, 0, 0];
+
+/// How many ranges of sectors can be appended at once.
+const MAX_RANGES: usize = 65536;
 
 /// The control device, opened.
-pub(crate) struct Control;
+pub(crate) struct Control {
+    /// What `poll()` tells of.
+    watched: SetOnce<Arc<Events>>,
+}
 
 impl Control {
     pub(crate) const OPTIONS: MiscDeviceOptions = MiscDeviceOptions {
@@ -63,10 +93,11 @@ impl MiscDevice for Control {
     type Ptr = KBox<Self>;
 
     fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        Ok(KBox::new(Control, GFP_KERNEL)?)
+        let watched = SetOnce::new();
+        Ok(KBox::new(Control { watched }, GFP_KERNEL)?)
     }
 
-    fn ioctl(_this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         Capability::SYS_ADMIN.require()?;
 
         let slice = at(arg, 0, kernel::ioctl::_IOC_SIZE(cmd));
@@ -77,9 +108,33 @@ impl MiscDevice for Control {
             TAKE => Snapshot::find(read_id(slice)?)?.take(),
             COLLECT | COLLECT_COMPAT => collect(slice),
             WAIT_EVENT => wait_event(arg),
+            CREATE_EMPTY => create_empty(arg),
+            APPEND => append(slice),
+            LIMIT => limit(slice),
+            LOW_SPACE => low_space(slice),
+            INFO => info(slice),
+            WATCH => this.watch(slice),
             _ => Err(ENOTTY),
         }?;
         Ok(0)
+    }
+
+    fn poll(this: &Self, file: &File, table: &PollTable<'_>) -> PollMask {
+        match this.watched.as_ref() {
+            Some(events) => events.poll(file, table),
+            None => PollMask::ERR,
+        }
+    }
+}
+
+impl Control {
+    fn watch(&self, arg: UserSlice) -> Result {
+        let snapshot = Snapshot::find(read_id(arg)?)?;
+        let events = snapshot.storage().events().clone();
+        if !self.watched.populate(events) {
+            return Err(EBUSY);
+        }
+        Ok(())
     }
 }
 
@@ -120,14 +175,83 @@ fn create(arg: usize) -> Result {
         _ => {}
     }
     let storage = Storage::open(path, limit, params::storage_step())?;
-    let id = Snapshot::create(Arc::pin_init(storage, GFP_KERNEL)?)?;
-    at(arg, 16, 16)
-        .writer()
-        .write_slice(id.as_bytes())
-        .inspect_err(|_| {
-            // Nobody would know of it.
-            let _ = Snapshot::destroy(id);
-        })
+    create_with(storage, at(arg, 16, 16))
+}
+
+fn create_empty(arg: usize) -> Result {
+    if at(arg, 16, 8).reader().read::<u64>()? != 0 {
+        return Err(EINVAL);
+    }
+    create_with(Storage::empty()?, at(arg, 0, 16))
+}
+
+fn create_with(storage: Arc<Storage>, id_arg: UserSlice) -> Result {
+    let id = Snapshot::create(storage)?;
+    id_arg.writer().write_slice(id.as_bytes()).inspect_err(|_| {
+        // Nobody would know of it.
+        let _ = Snapshot::destroy(id);
+    })
+}
+
+fn append(arg: UserSlice) -> Result {
+    let mut from = arg.reader();
+    let id = Uuid::from_bytes(from.read()?);
+    let ranges = UserPtr::from_addr(usize::try_from(from.read::<u64>()?)?);
+    let count = from.read::<u32>()? as usize;
+    let fd = from.read::<u32>()?;
+    if from.read::<u64>()? != 0 {
+        return Err(EINVAL);
+    }
+    if count > MAX_RANGES {
+        return Err(E2BIG);
+    }
+
+    let snapshot = Snapshot::find(id)?;
+    let file = LocalFile::fget(fd)?;
+    if file.flags() & flags::O_ACCMODE == flags::O_RDONLY {
+        return Err(EBADF);
+    }
+    let bdev = BlockDevice::of_file(&file).ok_or(ENOTBLK)?;
+    let mut from = UserSlice::new(ranges, count * size_of::<uapi::blksnap_sectors>()).reader();
+    let mut sectors = KVVec::with_capacity(count, GFP_KERNEL)?;
+    for _ in 0..count {
+        let range = SectorRange {
+            start: from.read()?,
+            len: from.read()?,
+        };
+        sectors.push(range, GFP_KERNEL)?;
+    }
+    snapshot.extend(bdev, &sectors)
+}
+
+/// Reads the id of a snapshot and a number of sectors, which is returned in bytes.
+fn read_space(arg: UserSlice) -> Result<(Arc<Snapshot>, u64)> {
+    let mut from = arg.reader();
+    let id = Uuid::from_bytes(from.read()?);
+    let bytes = from.read::<u64>()?.checked_mul(1 << SECTOR_SHIFT);
+    Ok((Snapshot::find(id)?, bytes.ok_or(EINVAL)?))
+}
+
+fn limit(arg: UserSlice) -> Result {
+    let (snapshot, bytes) = read_space(arg)?;
+    snapshot.storage().set_limit(bytes)
+}
+
+fn low_space(arg: UserSlice) -> Result {
+    let (snapshot, bytes) = read_space(arg)?;
+    snapshot.storage().set_low_space(bytes);
+    Ok(())
+}
+
+fn info(arg: UserSlice) -> Result {
+    let (mut from, mut to) = arg.reader_writer();
+    let id = Uuid::from_bytes(from.read()?);
+    let space = Snapshot::find(id)?.storage().space();
+    to.write_slice(id.as_bytes())?;
+    for bytes in [space.total, space.used, space.low] {
+        to.write(&(bytes >> SECTOR_SHIFT))?;
+    }
+    to.write(&[0u64; 3])
 }
 
 fn collect(arg: UserSlice) -> Result {
@@ -157,10 +281,10 @@ fn wait_event(arg: usize) -> Result {
     let id = Uuid::from_bytes(from.read()?);
     let timeout = from.read::<u32>()?;
 
-    let snapshot = Snapshot::find(id)?;
-    let event = snapshot.events().wait(msecs_to_jiffies(timeout))?;
+    let events = Snapshot::find(id)?.storage().events().clone();
+    let event = events.wait(msecs_to_jiffies(timeout))?;
     let len = size_of::<uapi::blksnap_snapshot_event>() - RETURNED;
-    write_event(&event, at(arg, RETURNED, len)).inspect_err(|_| snapshot.events().put_back(event))
+    write_event(&event, at(arg, RETURNED, len)).inspect_err(|_| events.put_back(event))
 }
 
 fn write_event(event: &Event, arg: UserSlice) -> Result {
@@ -176,6 +300,11 @@ fn write_event(event: &Event, arg: UserSlice) -> Result {
         }
         What::NoSpace(sectors) => {
             to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_NO_SPACE)?;
+            to.write(&time)?;
+            to.write(&sectors)?;
+        }
+        What::LowSpace(sectors) => {
+            to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_LOW_SPACE)?;
             to.write(&time)?;
             to.write(&sectors)?;
         }

@@ -4,11 +4,16 @@
 
 use kernel::{
     block::bdev::DevT,
-    new_condvar,
+    fs::File,
     new_spinlock_irq,
     prelude::*,
+    static_lock_class,
     sync::{
-        CondVar,
+        poll::{
+            PollCondVarBox,
+            PollMask,
+            PollTable, //
+        },
         CondVarTimeoutResult,
         SpinLockIrq, //
     },
@@ -26,6 +31,8 @@ pub(crate) enum What {
     Corrupted(DevT, Error),
     /// The difference storage is full: so many sectors were asked for.
     NoSpace(u64),
+    /// The difference storage has only so many sectors left.
+    LowSpace(u64),
 }
 
 /// Something that has happened.
@@ -46,37 +53,43 @@ struct Queue {
 }
 
 /// The events of a snapshot, oldest first. When there are too many, new ones are dropped: the first
-/// ones say why.
+/// ones say why. Only the newest one of little space is kept.
 #[pin_data]
 pub(crate) struct Events {
     #[pin]
     queue: SpinLockIrq<Queue>,
-    #[pin]
-    changed: CondVar,
+    changed: PollCondVarBox,
 }
 
 impl Events {
-    pub(crate) fn new() -> impl PinInit<Self> {
-        pin_init!(Self {
+    /// May sleep.
+    pub(crate) fn new() -> Result<impl PinInit<Self>> {
+        let changed = PollCondVarBox::new(c"blksnap_events", static_lock_class!())?;
+        Ok(pin_init!(Self {
             queue <- new_spinlock_irq!(Queue {
                 events: [None; MAX_EVENTS],
                 first: 0,
                 count: 0,
                 closed: false,
             }, "blksnap_events"),
-            changed <- new_condvar!("blksnap_events"),
-        })
+            changed: changed,
+        }))
     }
 
     /// Adds an event. May be called in any context.
     pub(crate) fn push(&self, what: What) {
         let mut queue = self.queue.lock();
-        if queue.count < MAX_EVENTS {
+        let event = Event {
+            what,
+            time: Instant::now(),
+        };
+        let is_low = |event: &Event| matches!(event.what, What::LowSpace(_));
+        let older = queue.events.iter_mut().flatten().find(|e| is_low(e));
+        if let (true, Some(older)) = (is_low(&event), older) {
+            *older = event;
+        } else if queue.count < MAX_EVENTS {
             let at = (queue.first + queue.count) % MAX_EVENTS;
-            queue.events[at] = Some(Event {
-                what,
-                time: Instant::now(),
-            });
+            queue.events[at] = Some(event);
             queue.count += 1;
         }
         drop(queue);
@@ -118,6 +131,18 @@ impl Events {
         }
     }
 
+    /// Whether there is an event, or no more will come, and a wake-up for when that changes. May
+    /// sleep.
+    pub(crate) fn poll(&self, file: &File, table: &PollTable<'_>) -> PollMask {
+        table.register_wait(file, &self.changed);
+        let queue = self.queue.lock();
+        match (queue.closed, queue.count) {
+            (true, _) => PollMask::IN | PollMask::HUP,
+            (false, 0) => PollMask::NONE,
+            (false, _) => PollMask::IN,
+        }
+    }
+
     /// Puts an event back that [`Self::wait`] has returned and that could not be told.
     pub(crate) fn put_back(&self, event: Event) {
         let mut queue = self.queue.lock();
@@ -137,14 +162,14 @@ mod tests {
 
     fn sectors(event: Event) -> u64 {
         match event.what {
-            What::NoSpace(sectors) => sectors,
+            What::NoSpace(sectors) | What::LowSpace(sectors) => sectors,
             What::Corrupted(..) => u64::MAX,
         }
     }
 
     #[test]
     fn oldest_first_and_bounded() -> Result {
-        let events = KBox::pin_init(Events::new(), GFP_KERNEL)?;
+        let events = KBox::pin_init(Events::new()?, GFP_KERNEL)?;
         assert_eq!(events.wait(0).err(), Some(ENOENT));
         for round in 0..3 {
             for i in 0..MAX_EVENTS as u64 + 5 {
@@ -161,8 +186,22 @@ mod tests {
     }
 
     #[test]
+    fn one_of_little_space() -> Result {
+        let events = KBox::pin_init(Events::new()?, GFP_KERNEL)?;
+        events.push(What::LowSpace(2));
+        events.push(What::NoSpace(1));
+        events.push(What::LowSpace(3));
+        assert_eq!(sectors(events.wait(0)?), 3);
+        assert_eq!(sectors(events.wait(0)?), 1);
+        assert_eq!(events.wait(0).err(), Some(ENOENT));
+        events.push(What::LowSpace(4));
+        assert_eq!(sectors(events.wait(0)?), 4);
+        Ok(())
+    }
+
+    #[test]
     fn put_back() -> Result {
-        let events = KBox::pin_init(Events::new(), GFP_KERNEL)?;
+        let events = KBox::pin_init(Events::new()?, GFP_KERNEL)?;
         events.push(What::NoSpace(0));
         events.put_back(events.wait(0)?);
         for i in 1..MAX_EVENTS as u64 {

@@ -6,7 +6,11 @@
 
 use crate::storage::Storage;
 use kernel::{
-    block::bdev::BdevFile,
+    block::bdev::{
+        BdevFile,
+        BlockDevice,
+        SectorRange, //
+    },
     new_mutex,
     prelude::*,
     sync::{
@@ -28,6 +32,46 @@ pub(crate) struct Links {
     list: Mutex<KVec<Link>>,
 }
 
+/// Looks where writes come in the end, by way of snapshots.
+struct Search<'a> {
+    list: &'a [Link],
+    /// Where they must not come.
+    origins: KVec<&'a BlockDevice>,
+    /// The storages that they come to.
+    reached: KVec<&'a Arc<Storage>>,
+}
+
+impl<'a> Search<'a> {
+    /// What writes to `bdev` come to at once.
+    fn visit(&mut self, bdev: &BlockDevice) -> Result {
+        for origin in &self.origins {
+            if bdev.reaches(origin)? {
+                return Err(EDEADLK);
+            }
+        }
+        for link in self.list {
+            if bdev.reaches(&link.origin)?
+                && !self.reached.iter().any(|s| Arc::ptr_eq(s, &link.storage))
+            {
+                self.reached.push(&link.storage, GFP_KERNEL)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What comes after that.
+    fn follow(&mut self) -> Result {
+        let mut next = 0;
+        while let Some(storage) = self.reached.get(next).copied() {
+            next += 1;
+            for bdev in storage.bdevs() {
+                self.visit(bdev)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 impl Links {
     pub(crate) fn new() -> impl PinInit<Self> {
         pin_init!(Self {
@@ -42,27 +86,15 @@ impl Links {
     /// [`EDEADLK`] if writes to the storage come to the origin, also by way of other snapshots.
     pub(crate) fn add(&self, origin: &Arc<BdevFile>, storage: &Arc<Storage>) -> Result {
         let mut list = self.list.lock();
-        // Where writes to the storage come
-        let mut reached = KVec::with_capacity(list.len() + 1, GFP_KERNEL)?;
-        reached.push(storage, GFP_KERNEL)?;
-        let mut next = 0;
-        while let Some(storage) = reached.get(next) {
-            next += 1;
-            let Some(bdev) = storage.bdev() else {
-                continue;
-            };
-            if bdev.reaches(origin)? {
-                return Err(EDEADLK);
-            }
-            for link in list.iter() {
-                if bdev.reaches(&link.origin)?
-                    && !reached.iter().any(|s| Arc::ptr_eq(s, &link.storage))
-                {
-                    reached.push(&link.storage, GFP_KERNEL)?;
-                }
-            }
-        }
-        drop(reached);
+        let mut search = Search {
+            list: &list,
+            origins: KVec::new(),
+            reached: KVec::new(),
+        };
+        search.origins.push(origin, GFP_KERNEL)?;
+        search.reached.push(storage, GFP_KERNEL)?;
+        search.follow()?;
+        drop(search);
         list.push(
             Link {
                 origin: origin.clone(),
@@ -71,6 +103,35 @@ impl Links {
             GFP_KERNEL,
         )?;
         Ok(())
+    }
+
+    /// Adds sectors of a device to `storage`, as [`Storage::extend`] does. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of that, and [`EDEADLK`] if writes to the device come to what is saved there, also by
+    /// way of other snapshots.
+    pub(crate) fn extend(
+        &self,
+        storage: &Arc<Storage>,
+        bdev: &BlockDevice,
+        sectors: &[SectorRange],
+    ) -> Result {
+        let list = self.list.lock();
+        let mut search = Search {
+            list: &list,
+            origins: KVec::new(),
+            reached: KVec::new(),
+        };
+        for link in list.iter() {
+            if Arc::ptr_eq(&link.storage, storage) {
+                search.origins.push(&link.origin, GFP_KERNEL)?;
+            }
+        }
+        search.visit(bdev)?;
+        search.follow()?;
+        // With the lock, so that no device is added meanwhile.
+        storage.extend(bdev, sectors)
     }
 
     /// Nothing of `origin` is saved any more.

@@ -19,7 +19,6 @@ use crate::{
         AreaFile,
         Directory, //
     },
-    event::Events,
     image::{
         self,
         Image, //
@@ -34,7 +33,8 @@ use kernel::{
         with_frozen,
         BdevFile,
         BlockDevice,
-        FrozenFs, //
+        FrozenFs,
+        SectorRange, //
     },
     new_mutex,
     prelude::*,
@@ -148,7 +148,6 @@ pub(crate) struct Snapshot {
     storage: Arc<Storage>,
     links: Arc<Links>,
     debug: Directory,
-    events: Arc<Events>,
     queue: Arc<OwnedQueue>,
     #[pin]
     devices: Mutex<Devices>,
@@ -160,7 +159,6 @@ impl Snapshot {
         let snapshots = Snapshots::get()?;
         let queue = Arc::new(OwnedQueue::new_mem_reclaim(c"blksnap")?, GFP_KERNEL)?;
         let id = Uuid::random();
-        let events = Arc::pin_init(Events::new(), GFP_KERNEL)?;
         let links = snapshots.links.clone();
         let debug = snapshots.debug.clone();
         let snapshot = Arc::pin_init(
@@ -169,7 +167,6 @@ impl Snapshot {
                 storage,
                 links,
                 debug,
-                events,
                 queue,
                 devices <- new_mutex!(Devices {
                     list: KVec::new(),
@@ -207,8 +204,17 @@ impl Snapshot {
         Ok(ids)
     }
 
-    pub(crate) fn events(&self) -> &Events {
-        &self.events
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.storage
+    }
+
+    /// Adds sectors of a device to the difference storage; without ranges, all of it. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Links::extend`].
+    pub(crate) fn extend(&self, bdev: &BlockDevice, sectors: &[SectorRange]) -> Result {
+        self.links.extend(&self.storage, bdev, sectors)
     }
 
     /// Adds the device that `tracker` is the filter of. May sleep.
@@ -265,13 +271,14 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`ENODATA`] without devices, [`EALREADY`] if it was taken, and others of freezing and of
-    /// making the images; then no device is in a snapshot that was taken.
+    /// [`ENODATA`] without devices, [`ENOSPC`] without storage, [`EALREADY`] if it was taken, and
+    /// others of freezing and of making the images; then no device is in a snapshot that was taken.
     pub(crate) fn take(&self) -> Result {
         let mut guard = self.devices.lock();
         let devices = &mut *guard;
         match devices.state {
             State::New if devices.list.is_empty() => return Err(ENODATA),
+            State::New if self.storage.space().total == 0 => return Err(ENOSPC),
             State::New => {}
             State::Taken => return Err(EALREADY),
             State::Destroyed => return Err(ESRCH),
@@ -296,7 +303,6 @@ impl Snapshot {
                 geometry: Geometry::new(params::chunk_shift(), nr_sectors),
                 max_copy_bytes,
                 storage: self.storage.clone(),
-                events: self.events.clone(),
                 queue: self.queue.clone(),
             })?);
         }
@@ -389,7 +395,7 @@ impl Snapshot {
     }
 
     fn end(&self) {
-        self.events.close();
+        self.storage.events().close();
         let mut devices = self.devices.lock();
         devices.state = State::Destroyed;
         while let Some(mut device) = devices.list.pop() {

@@ -2,13 +2,22 @@
 
 //! The difference storage: a log that old data is appended to.
 //!
-//! It is shared by the devices of a snapshot. [`Log`] decides where data goes; [`Storage`] does
-//! the I/O.
+//! It is shared by the devices of a snapshot, and made of parts, each of which is a file or ranges
+//! of a block device; more can be added at any time. [`Logs`] decides where data goes, [`Ranges`]
+//! says where that is on the medium, and [`Storage`] does the I/O.
 
+use crate::event::{
+    Events,
+    What, //
+};
 use kernel::{
-    block::bdev::{
-        BdevFile,
-        BlockDevice, //
+    block::{
+        bdev::{
+            BdevFile,
+            BlockDevice,
+            SectorRange, //
+        },
+        SECTOR_SHIFT, //
     },
     fs::direct::{
         DirectFile,
@@ -20,11 +29,19 @@ use kernel::{
     prelude::*,
     sync::{
         Arc,
-        Mutex, //
+        Mutex,
+        SetOnce, //
     }, //
 };
 
-/// What a storage has of space, in bytes.
+/// A place in the storage is the number of the part, and the byte in it with so many bits.
+const PART_SHIFT: u32 = 48;
+const PART_BYTES: u64 = 1 << PART_SHIFT;
+
+/// How many parts there may be.
+const MAX_PARTS: usize = 1024;
+
+/// What a part has of space, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 struct Log {
     /// Where the next data goes.
@@ -38,19 +55,8 @@ struct Log {
 }
 
 impl Log {
-    /// Appends `len` bytes and returns where they go.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOSPC`] if they would exceed the limit.
-    fn append(&mut self, len: u64) -> Result<u64> {
-        let at = self.next;
-        let end = at.checked_add(len).ok_or(ENOSPC)?;
-        if end > self.limit {
-            return Err(ENOSPC);
-        }
-        self.next = end;
-        Ok(at)
+    fn room(&self) -> u64 {
+        self.limit - self.next
     }
 
     /// The start and length of what must be allocated so that half a step is free.
@@ -68,77 +74,167 @@ impl Log {
     }
 }
 
-/// The difference storage of a snapshot.
-#[pin_data]
-pub(crate) struct Storage {
-    file: DirectFile,
-    /// The block device that it is, if it is one.
-    device: Option<Arc<BdevFile>>,
-    #[pin]
-    log: Mutex<Log>,
+/// The space of all parts.
+struct Logs {
+    list: KVec<Log>,
+    /// The part that is appended to. Those ahead of it are full.
+    current: usize,
+    /// With fewer bytes than that, the owner is told.
+    low_space: u64,
+    told: bool,
 }
 
-impl Storage {
-    /// Opens the storage at `path`. It may use up to `limit` bytes; 0 is for a whole block device.
-    /// A file grows by `step` bytes at a time. May sleep.
+impl Logs {
+    const fn new() -> Self {
+        Self {
+            list: KVec::new(),
+            current: 0,
+            low_space: 0,
+            told: false,
+        }
+    }
+
+    /// Goes on to the first part that has room for `len` bytes, or to the last one. Returns how
+    /// much room it has.
+    fn seek(&mut self, len: u64) -> u64 {
+        loop {
+            let room = self.list.get(self.current).map_or(0, Log::room);
+            if room >= len || self.current + 1 >= self.list.len() {
+                return room;
+            }
+            self.current += 1;
+        }
+    }
+
+    /// Appends `len` bytes and returns the number of the part and its log; the bytes are the last
+    /// ones in it.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] for a limit of 0 without a block device, and what opening gives.
-    pub(crate) fn open(path: &CStr, limit: u64, step: u64) -> Result<impl PinInit<Self>> {
-        let file = DirectFile::open(path)?;
-        let size = file.size();
+    /// [`ENOSPC`] if no part has room for them.
+    fn append(&mut self, len: u64) -> Result<(usize, &mut Log)> {
+        if self.seek(len) < len {
+            return Err(ENOSPC);
+        }
+        let log = self.list.get_mut(self.current).ok_or(ENOSPC)?;
+        log.next += len;
+        Ok((self.current, log))
+    }
+
+    fn total(&self) -> u64 {
+        self.list.iter().map(|log| log.limit).sum()
+    }
+
+    fn used(&self) -> u64 {
+        self.list.iter().map(|log| log.next).sum()
+    }
+
+    /// What can still be appended.
+    fn left(&self) -> u64 {
+        let rest = self.list.get(self.current..).unwrap_or_default();
+        rest.iter().map(Log::room).sum()
+    }
+
+    /// How many bytes are left, if that is little and the owner does not know.
+    fn low(&mut self) -> Option<u64> {
+        let left = self.left();
+        let low = left < self.low_space;
+        let tell = low && !self.told;
+        self.told = low;
+        tell.then_some(left)
+    }
+}
+
+/// A part's bytes on its medium.
+#[derive(Debug, PartialEq, Eq)]
+struct Range {
+    /// The first byte in the part.
+    at: u64,
+    /// The first byte on the medium.
+    start: u64,
+    len: u64,
+}
+
+/// The ranges of a part, one behind the other.
+struct Ranges(KVVec<Range>);
+
+impl Ranges {
+    fn new() -> Self {
+        Self(KVVec::new())
+    }
+
+    /// The number of bytes.
+    fn len(&self) -> u64 {
+        self.0.last().map_or(0, |range| range.at + range.len)
+    }
+
+    fn push(&mut self, start: u64, len: u64) -> Result {
+        let at = self.len();
+        Ok(self.0.push(Range { at, start, len }, GFP_KERNEL)?)
+    }
+
+    /// Where the byte `at` of the part is on the medium, and how many of the following ones are
+    /// there too.
+    fn locate(&self, at: u64) -> Option<(u64, u64)> {
+        let index = self.0.partition_point(|range| range.at + range.len <= at);
+        let range = self.0.get(index)?;
+        let skip = at - range.at;
+        Some((range.start + skip, range.len - skip))
+    }
+
+    /// Whether a byte of the medium is in two ranges of these and of `others`, which are on the
+    /// same one.
+    fn overlap<'a>(&'a self, others: impl Iterator<Item = &'a Self>) -> Result<bool> {
+        let mut sorted: KVVec<(u64, u64)> = KVVec::new();
+        for range in Iterator::chain(self.0.iter(), others.flat_map(|ranges| &ranges.0)) {
+            sorted.push((range.start, range.start + range.len), GFP_KERNEL)?;
+        }
+        sorted.sort_unstable();
+        Ok(sorted.windows(2).any(|pair| pair[0].1 > pair[1].0))
+    }
+}
+
+/// What data is kept on.
+struct Medium {
+    file: DirectFile,
+    /// The block device that it is, if it is one, to read from.
+    device: Option<Arc<BdevFile>>,
+}
+
+impl Medium {
+    /// [`EROFS`] is for a block device that cannot be written to.
+    fn new(file: DirectFile) -> Result<Arc<Self>> {
         let device = match (file.kind(), file.bdev()) {
+            (Kind::BlockDevice, Some(bdev)) if bdev.is_read_only() => return Err(EROFS),
             (Kind::BlockDevice, Some(bdev)) => {
                 Some(Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?)
             }
             _ => None,
         };
-        let (limit, allocated) = match (file.kind(), limit) {
-            (Kind::BlockDevice, 0) => (size, size),
-            (Kind::BlockDevice, limit) => (limit.min(size), size),
-            (_, 0) => return Err(EINVAL),
-            (_, limit) => (limit, 0),
-        };
-        Ok(pin_init!(Self {
-            file: file,
-            device: device,
-            log <- new_mutex!(Log {
-                next: 0,
-                allocated,
-                limit,
-                step,
-            }, "blksnap_log"),
-        }))
+        Ok(Arc::new(Self { file, device }, GFP_KERNEL)?)
     }
 
-    /// The block device that it is on, if there is one.
-    pub(crate) fn bdev(&self) -> Option<&BlockDevice> {
-        self.file.bdev()
+    /// Whether it is that device.
+    fn is(&self, bdev: &BlockDevice) -> bool {
+        let device = self.device.as_ref();
+        device.is_some_and(|device| core::ptr::eq(&***device, bdev))
     }
+}
 
-    /// The block device that it is, if it is one, to read from.
-    pub(crate) fn device(&self) -> Option<&Arc<BdevFile>> {
-        self.device.as_ref()
-    }
+/// What was handed over at once.
+struct Part {
+    medium: Arc<Medium>,
+    ranges: Ranges,
+}
 
-    /// Appends the first `len` bytes of `pages` to the log, waits until they are written, and
-    /// returns where they are. May sleep, but allocates without I/O.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOSPC`] if there is no space, or what the file says.
-    pub(crate) fn append(&self, pages: &[&Pages], len: usize) -> Result<u64> {
-        noio::scope(|| {
-            let at = {
-                let mut log = self.log.lock();
-                let at = log.append(len as u64)?;
-                self.grow(&mut log)?;
-                at
-            };
-            self.file.write(at, pages, len)?;
-            Ok(at)
-        })
+impl Part {
+    /// What a limit of the part means; 0 is for all of a block device.
+    fn allowed(&self, limit: u64) -> Result<u64> {
+        match limit {
+            0 if self.medium.device.is_none() => Err(EINVAL),
+            0 => Ok(self.ranges.len()),
+            limit => Ok(limit.min(self.ranges.len())),
+        }
     }
 
     /// Allocates what the log is going to need.
@@ -150,28 +246,281 @@ impl Storage {
         let Some((start, len)) = log.growth() else {
             return Ok(());
         };
-        if self.file.allocate(start, len).is_ok() {
+        let file = &self.medium.file;
+        if file.allocate(start, len).is_ok() {
             log.allocated = start + len;
         } else if log.next > start {
-            self.file.allocate(start, log.next - start)?;
+            file.allocate(start, log.next - start)?;
             log.allocated = log.next;
         }
         Ok(())
     }
 
-    /// Reads `len` bytes at `at` into `pages`, and waits for it. May sleep.
-    pub(crate) fn read(&self, at: u64, pages: &mut Pages, len: usize) -> Result {
-        noio::scope(|| self.file.read(at, pages, len))
-    }
-
-    /// How many bytes more it may use.
-    pub(crate) fn room(&self) -> usize {
-        let log = self.log.lock();
-        usize::try_from(log.limit - log.next).unwrap_or(usize::MAX)
+    /// Calls `io` for each run of the `len` bytes from byte `at` on, with its place on the medium,
+    /// how many bytes are ahead of it, and its length.
+    fn each_run(
+        &self,
+        at: u64,
+        len: usize,
+        mut io: impl FnMut(u64, usize, usize) -> Result,
+    ) -> Result {
+        let mut done = 0;
+        while done < len {
+            let (pos, run) = self.ranges.locate(at + done as u64).ok_or(EIO)?;
+            let run = usize::try_from(run).unwrap_or(usize::MAX).min(len - done);
+            io(pos, done, run)?;
+            done += run;
+        }
+        Ok(())
     }
 }
 
-#[kunit_tests(blksnap_storage_log)]
+/// How much a storage has, in bytes.
+pub(crate) struct Space {
+    pub(crate) total: u64,
+    pub(crate) used: u64,
+    pub(crate) low: u64,
+}
+
+/// The difference storage of a snapshot.
+#[pin_data]
+pub(crate) struct Storage {
+    /// As many as there are in `logs`, from the first one on.
+    parts: KVec<SetOnce<KBox<Part>>>,
+    #[pin]
+    logs: Mutex<Logs>,
+    /// The first part is what the snapshot was created with.
+    has_limit: bool,
+    events: Arc<Events>,
+}
+
+impl Storage {
+    fn new(has_limit: bool) -> Result<Arc<Self>> {
+        let mut parts = KVec::with_capacity(MAX_PARTS, GFP_KERNEL)?;
+        for _ in 0..MAX_PARTS {
+            parts.push(SetOnce::new(), GFP_KERNEL)?;
+        }
+        let events = Arc::pin_init(Events::new()?, GFP_KERNEL)?;
+        Arc::pin_init(
+            pin_init!(Self {
+                parts,
+                logs <- new_mutex!(Logs::new(), "blksnap_logs"),
+                has_limit,
+                events,
+            }),
+            GFP_KERNEL,
+        )
+    }
+
+    /// Without any space. May sleep.
+    pub(crate) fn empty() -> Result<Arc<Self>> {
+        Self::new(false)
+    }
+
+    /// Opens the storage at `path`. It may use up to `limit` bytes; 0 is for a whole block device.
+    /// A file grows by `step` bytes at a time. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] for a limit of 0 without a block device, and what opening gives.
+    pub(crate) fn open(path: &CStr, limit: u64, step: u64) -> Result<Arc<Self>> {
+        let storage = Self::new(true)?;
+        let medium = Medium::new(DirectFile::open(path)?)?;
+        let (size, allocated) = match medium.device {
+            Some(_) => (medium.file.size().min(PART_BYTES), PART_BYTES),
+            None => (PART_BYTES, 0),
+        };
+        let mut ranges = Ranges::new();
+        ranges.push(0, size)?;
+        let part = Part { medium, ranges };
+        let log = Log {
+            next: 0,
+            allocated,
+            limit: part.allowed(limit)?,
+            step,
+        };
+        storage.add(&mut storage.logs.lock(), part, log)?;
+        Ok(storage)
+    }
+
+    /// Adds sectors of a device, or all of it if there are no ranges. One call at a time. May
+    /// sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if a range is empty, not aligned to the device's blocks, past its end, or has
+    /// sectors of another one that the storage has; [`E2BIG`] if there are too many parts, and what
+    /// opening the device gives.
+    pub(crate) fn extend(&self, bdev: &BlockDevice, sectors: &[SectorRange]) -> Result {
+        let medium = match self.parts().find(|part| part.medium.is(bdev)) {
+            Some(part) => part.medium.clone(),
+            None => Medium::new(DirectFile::open_bdev(bdev)?)?,
+        };
+        let size = medium.file.size();
+        let mut ranges = Ranges::new();
+        for range in sectors {
+            let end = range.start.checked_add(range.len).ok_or(EINVAL)?;
+            let bits = (range.start | range.len) << SECTOR_SHIFT;
+            if range.len == 0
+                || end > size >> SECTOR_SHIFT
+                || bits % u64::from(bdev.logical_block_size()) != 0
+            {
+                return Err(EINVAL);
+            }
+            ranges.push(range.start << SECTOR_SHIFT, range.len << SECTOR_SHIFT)?;
+        }
+        if sectors.is_empty() {
+            ranges.push(0, size.min(PART_BYTES))?;
+        }
+        let others = self.parts().filter(|part| part.medium.is(bdev));
+        let all = others.map(|part| &part.ranges);
+        if ranges.len() > PART_BYTES || ranges.overlap(all)? {
+            return Err(EINVAL);
+        }
+        let log = Log {
+            next: 0,
+            allocated: PART_BYTES,
+            limit: ranges.len(),
+            step: 0,
+        };
+        // Reclaim could wait for a write that is waiting for this lock.
+        noio::scope(|| {
+            let mut logs = self.logs.lock();
+            self.add(&mut logs, Part { medium, ranges }, log)?;
+            self.tell(logs.low());
+            Ok(())
+        })
+    }
+
+    fn add(&self, logs: &mut Logs, part: Part, log: Log) -> Result {
+        let slot = self.parts.get(logs.list.len()).ok_or(E2BIG)?;
+        let part = KBox::new(part, GFP_KERNEL)?;
+        logs.list.push(log, GFP_KERNEL)?;
+        slot.populate(part);
+        Ok(())
+    }
+
+    fn parts(&self) -> impl Iterator<Item = &Part> {
+        self.parts.iter().map_while(|slot| Some(&**slot.as_ref()?))
+    }
+
+    fn part(&self, number: usize) -> Result<&Part> {
+        let slot = self.parts.get(number).ok_or(EIO)?;
+        Ok(slot.as_ref().ok_or(EIO)?)
+    }
+
+    /// The block devices that it is on.
+    pub(crate) fn bdevs(&self) -> impl Iterator<Item = &BlockDevice> {
+        self.parts().filter_map(|part| part.medium.file.bdev())
+    }
+
+    /// What is to be told about the snapshot.
+    pub(crate) fn events(&self) -> &Arc<Events> {
+        &self.events
+    }
+
+    fn tell(&self, low: Option<u64>) {
+        if let Some(left) = low {
+            self.events.push(What::LowSpace(left >> SECTOR_SHIFT));
+        }
+    }
+
+    /// Appends the first `len` bytes of `pages` to the log, waits until they are written, and
+    /// returns where they are. May sleep, but allocates without I/O.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if there is no space, or what the file says.
+    pub(crate) fn append(&self, pages: &[&Pages], len: usize) -> Result<u64> {
+        noio::scope(|| {
+            let (number, at, part) = {
+                let mut logs = self.logs.lock();
+                let (number, log) = logs.append(len as u64)?;
+                let at = log.next - len as u64;
+                let part = self.part(number)?;
+                part.grow(log)?;
+                self.tell(logs.low());
+                (number, at, part)
+            };
+            part.each_run(at, len, |pos, skip, len| {
+                let result = part.medium.file.write(pos, pages, skip, len);
+                match (result, &part.medium.device) {
+                    // The device is shorter than it was, or gone.
+                    (Err(e), Some(_)) if e == ENOSPC => Err(EIO),
+                    (result, _) => result,
+                }
+            })?;
+            Ok(((number as u64) << PART_SHIFT) + at)
+        })
+    }
+
+    /// Reads `len` bytes at `at` into `pages`, and waits for it. May sleep.
+    pub(crate) fn read(&self, at: u64, pages: &mut Pages, len: usize) -> Result {
+        let part = self.part((at >> PART_SHIFT) as usize)?;
+        noio::scope(|| {
+            part.each_run(at % PART_BYTES, len, |pos, skip, len| {
+                part.medium.file.read(pos, pages, skip, len)
+            })
+        })
+    }
+
+    /// The block device and its sector from which the `len` bytes at `at` can be read as they are,
+    /// if there is one.
+    pub(crate) fn device(&self, at: u64, len: u64) -> Option<(&Arc<BdevFile>, u64)> {
+        let part = self.part((at >> PART_SHIFT) as usize).ok()?;
+        let device = part.medium.device.as_ref()?;
+        let (pos, run) = part.ranges.locate(at % PART_BYTES)?;
+        (run >= len).then_some((device, pos >> SECTOR_SHIFT))
+    }
+
+    /// How many bytes can be appended at a time: at least `len`, unless space is at its end.
+    pub(crate) fn room(&self, len: usize) -> usize {
+        let room = self.logs.lock().seek(len as u64);
+        usize::try_from(room).unwrap_or(usize::MAX)
+    }
+
+    /// How much there is.
+    pub(crate) fn space(&self) -> Space {
+        let logs = self.logs.lock();
+        Space {
+            total: logs.total(),
+            used: logs.used(),
+            low: logs.low_space,
+        }
+    }
+
+    /// The owner is told when there are fewer than `bytes` left.
+    pub(crate) fn set_low_space(&self, bytes: u64) {
+        let mut logs = self.logs.lock();
+        logs.low_space = bytes;
+        logs.told = false;
+        self.tell(logs.low());
+    }
+
+    /// Changes the limit of what the snapshot was created with, as for [`Self::open`].
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if there is none, or more is used already.
+    pub(crate) fn set_limit(&self, limit: u64) -> Result {
+        if !self.has_limit {
+            return Err(EINVAL);
+        }
+        let limit = self.part(0)?.allowed(limit)?;
+        let mut logs = self.logs.lock();
+        let log = logs.list.first_mut().ok_or(EINVAL)?;
+        if limit < log.next {
+            return Err(EINVAL);
+        }
+        log.limit = limit;
+        // It may have been full, and the next one in use.
+        logs.current = 0;
+        self.tell(logs.low());
+        Ok(())
+    }
+}
+
+#[kunit_tests(blksnap_storage)]
 mod tests {
     use super::*;
 
@@ -184,40 +533,125 @@ mod tests {
         }
     }
 
-    #[test]
-    fn appends_up_to_the_limit() {
-        let mut log = log(100, 40);
-        assert_eq!(log.append(60), Ok(0));
-        assert_eq!(log.append(41), Err(ENOSPC));
-        assert_eq!(log.append(u64::MAX), Err(ENOSPC));
-        // What did not fit has taken nothing.
-        assert_eq!(log.append(40), Ok(60));
-        assert_eq!(log.append(1), Err(ENOSPC));
+    fn logs(limits: &[u64]) -> Result<Logs> {
+        let mut logs = Logs::new();
+        for limit in limits {
+            logs.list.push(log(*limit, 0), GFP_KERNEL)?;
+        }
+        Ok(logs)
+    }
+
+    /// Appends, and returns the part and where the bytes are in it.
+    fn append(logs: &mut Logs, len: u64) -> Result<(usize, u64)> {
+        let (number, log) = logs.append(len)?;
+        Ok((number, log.next - len))
     }
 
     #[test]
-    fn grows_ahead() -> Result {
-        let mut log = log(100, 40);
-        assert_eq!(log.growth(), Some((0, 40)));
-        log.allocated = 40;
-        assert_eq!(log.growth(), None);
-        log.append(20)?;
-        assert_eq!(log.growth(), None);
-        log.append(1)?;
-        assert_eq!(log.growth(), Some((40, 40)));
-        log.allocated = 80;
-        log.append(70)?;
-        assert_eq!(log.growth(), Some((80, 20)));
-        log.allocated = 100;
-        assert_eq!(log.growth(), None);
+    fn appends_up_to_the_limit() -> Result {
+        let mut logs = logs(&[100])?;
+        assert_eq!(append(&mut logs, 60), Ok((0, 0)));
+        assert_eq!(append(&mut logs, 41), Err(ENOSPC));
+        assert_eq!(append(&mut logs, u64::MAX), Err(ENOSPC));
+        // What did not fit has taken nothing.
+        assert_eq!(append(&mut logs, 40), Ok((0, 60)));
+        assert_eq!(append(&mut logs, 1), Err(ENOSPC));
+        assert_eq!((logs.total(), logs.used(), logs.left()), (100, 100, 0));
+        assert_eq!(append(&mut Logs::new(), 1), Err(ENOSPC));
         Ok(())
     }
 
     #[test]
-    fn growth_covers_a_large_append() -> Result {
+    fn goes_on_to_the_next_part() -> Result {
+        let mut logs = logs(&[100, 10, 200])?;
+        assert_eq!(append(&mut logs, 90), Ok((0, 0)));
+        assert_eq!(logs.seek(5), 10);
+        // What is left of the first part is too small, and so is the second.
+        assert_eq!(append(&mut logs, 50), Ok((2, 0)));
+        assert_eq!(logs.left(), 150);
+        assert_eq!(append(&mut logs, 151), Err(ENOSPC));
+        assert_eq!(append(&mut logs, 150), Ok((2, 50)));
+        assert_eq!(logs.seek(1), 0);
+        logs.list.push(log(30, 0), GFP_KERNEL)?;
+        assert_eq!(logs.seek(1), 30);
+        assert_eq!(append(&mut logs, 1), Ok((3, 0)));
+        Ok(())
+    }
+
+    #[test]
+    fn low_space_is_told_once() -> Result {
+        let mut logs = logs(&[100])?;
+        assert_eq!(logs.low(), None);
+        logs.low_space = 50;
+        append(&mut logs, 50)?;
+        assert_eq!(logs.low(), None);
+        append(&mut logs, 1)?;
+        assert_eq!(logs.low(), Some(49));
+        append(&mut logs, 1)?;
+        assert_eq!(logs.low(), None);
+        logs.list.push(log(10, 0), GFP_KERNEL)?;
+        assert_eq!(logs.low(), None);
+        append(&mut logs, 20)?;
+        assert_eq!(logs.low(), Some(38));
+        Ok(())
+    }
+
+    #[test]
+    fn grows_ahead() {
+        let mut log = log(100, 40);
+        assert_eq!(log.growth(), Some((0, 40)));
+        log.allocated = 40;
+        assert_eq!(log.growth(), None);
+        log.next = 20;
+        assert_eq!(log.growth(), None);
+        log.next = 21;
+        assert_eq!(log.growth(), Some((40, 40)));
+        log.allocated = 80;
+        log.next = 91;
+        assert_eq!(log.growth(), Some((80, 20)));
+        log.allocated = 100;
+        assert_eq!(log.growth(), None);
+    }
+
+    #[test]
+    fn growth_covers_a_large_append() {
         let mut log = log(1000, 10);
-        log.append(500)?;
+        log.next = 500;
         assert_eq!(log.growth(), Some((0, 510)));
+    }
+
+    #[test]
+    fn ranges_are_one_behind_the_other() -> Result {
+        let mut ranges = Ranges::new();
+        assert_eq!(ranges.locate(0), None);
+        ranges.push(1000, 10)?;
+        ranges.push(0, 5)?;
+        ranges.push(2000, 100)?;
+        assert_eq!(ranges.len(), 115);
+        assert_eq!(ranges.locate(0), Some((1000, 10)));
+        assert_eq!(ranges.locate(9), Some((1009, 1)));
+        assert_eq!(ranges.locate(10), Some((0, 5)));
+        assert_eq!(ranges.locate(15), Some((2000, 100)));
+        assert_eq!(ranges.locate(114), Some((2099, 1)));
+        assert_eq!(ranges.locate(115), None);
+        Ok(())
+    }
+
+    #[test]
+    fn overlapping_ranges() -> Result {
+        let mut ranges = Ranges::new();
+        ranges.push(100, 10)?;
+        ranges.push(90, 10)?;
+        ranges.push(110, 1)?;
+        assert!(!ranges.overlap([].iter())?);
+        let mut others = [Ranges::new(), Ranges::new()];
+        others[1].push(0, 90)?;
+        assert!(!ranges.overlap(others.iter())?);
+        others[0].push(200, 1)?;
+        others[0].push(109, 1)?;
+        assert!(ranges.overlap(others.iter())?);
+        ranges.push(99, 1)?;
+        assert!(ranges.overlap([].iter())?);
         Ok(())
     }
 }

@@ -157,6 +157,8 @@ enum blksnap_event_codes {
 	BLKSNAP_EVENT_CODE_CORRUPTED	= 0,
 	/* No space is left: struct blksnap_event_no_space. */
 	BLKSNAP_EVENT_CODE_NO_SPACE	= 1,
+	/* Little space is left: struct blksnap_event_low_space. */
+	BLKSNAP_EVENT_CODE_LOW_SPACE	= 32,
 };
 
 /**
@@ -195,6 +197,79 @@ struct blksnap_event_no_space {
 	__u64 requested_nr_sect;
 };
 
+/**
+ * struct blksnap_event_low_space - data of BLKSNAP_EVENT_CODE_LOW_SPACE
+ * @left_nr_sect: number of sectors that were left
+ */
+struct blksnap_event_low_space {
+	__u64 left_nr_sect;
+};
+
+/**
+ * struct blksnap_snapshot_create_empty - a new snapshot without storage
+ * @id: returns the snapshot's id
+ * @flags: 0
+ */
+struct blksnap_snapshot_create_empty {
+	struct blksnap_uuid id;
+	__u64 flags;
+};
+
+/**
+ * struct blksnap_storage_append - more storage for a snapshot
+ * @id: the snapshot, taken or not
+ * @ranges: user address of an array of struct blksnap_sectors: what of the
+ *	device may be overwritten, in the order in which it is used
+ * @count: number of ranges, from 1 to 65536; 0 for all of the device
+ * @fd: the block device, open for writing; it may be closed afterwards
+ * @flags: 0
+ */
+struct blksnap_storage_append {
+	struct blksnap_uuid id;
+	__u64 ranges;
+	__u32 count;
+	__s32 fd;
+	__u64 flags;
+};
+
+/**
+ * struct blksnap_storage_limit - a new limit of the storage that a snapshot was
+ *	created with
+ * @id: the snapshot, taken or not
+ * @limit_sect: how many sectors it may use; 0 for all of a block device
+ */
+struct blksnap_storage_limit {
+	struct blksnap_uuid id;
+	__u64 limit_sect;
+};
+
+/**
+ * struct blksnap_storage_low_space - when to tell that little space is left
+ * @id: the snapshot, taken or not
+ * @nr_sect: BLKSNAP_EVENT_CODE_LOW_SPACE comes when fewer sectors are left; 0
+ *	for never, which is the default
+ */
+struct blksnap_storage_low_space {
+	struct blksnap_uuid id;
+	__u64 nr_sect;
+};
+
+/**
+ * struct blksnap_storage_info - the storage of a snapshot, all of it together
+ * @id: the snapshot
+ * @total_nr_sect: returns how many sectors may be used
+ * @used_nr_sect: returns how many are used
+ * @low_space_nr_sect: returns what struct blksnap_storage_low_space has set
+ * @reserved: returns zeroes
+ */
+struct blksnap_storage_info {
+	struct blksnap_uuid id;
+	__u64 total_nr_sect;
+	__u64 used_nr_sect;
+	__u64 low_space_nr_sect;
+	__u64 reserved[3];
+};
+
 #define IOCTL_BLKSNAP_VERSION			\
 	_IOR(BLKSNAP, 0, struct blksnap_version)
 #define IOCTL_BLKSNAP_SNAPSHOT_CREATE		\
@@ -207,5 +282,18 @@ struct blksnap_event_no_space {
 	_IOR(BLKSNAP, 4, struct blksnap_snapshot_collect)
 #define IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT	\
 	_IOR(BLKSNAP, 5, struct blksnap_snapshot_event)
+#define IOCTL_BLKSNAP_SNAPSHOT_CREATE_EMPTY	\
+	_IOWR(BLKSNAP, 32, struct blksnap_snapshot_create_empty)
+#define IOCTL_BLKSNAP_STORAGE_APPEND		\
+	_IOW(BLKSNAP, 33, struct blksnap_storage_append)
+#define IOCTL_BLKSNAP_STORAGE_LIMIT		\
+	_IOW(BLKSNAP, 34, struct blksnap_storage_limit)
+#define IOCTL_BLKSNAP_STORAGE_LOW_SPACE		\
+	_IOW(BLKSNAP, 35, struct blksnap_storage_low_space)
+#define IOCTL_BLKSNAP_STORAGE_INFO		\
+	_IOWR(BLKSNAP, 36, struct blksnap_storage_info)
+/* poll(2) tells of the events of that snapshot from then on. */
+#define IOCTL_BLKSNAP_SNAPSHOT_WATCH		\
+	_IOW(BLKSNAP, 37, struct blksnap_uuid)
 
 #endif /* _UAPI_LINUX_BLKSNAP_H */

@@ -41,6 +41,7 @@ use crate::{
     },
     ffi::c_ulong,
     fmt,
+    fs::LocalFile,
     prelude::*,
     sync::Arc,
     types::Opaque, //
@@ -81,6 +82,10 @@ impl SectorRange {
 pub struct DevT(bindings::dev_t);
 
 impl DevT {
+    pub(crate) fn as_raw(self) -> bindings::dev_t {
+        self.0
+    }
+
     /// The major number, below 4096.
     pub fn major(self) -> u32 {
         self.0 >> bindings::MINORBITS
@@ -123,6 +128,17 @@ impl BlockDevice {
         // INVARIANT: As the caller promises.
         // SAFETY: `BlockDevice` is transparent, and the caller promises the rest.
         unsafe { &*ptr.cast() }
+    }
+
+    /// The device that `file` is, if it is one.
+    pub fn of_file(file: &LocalFile) -> Option<&Self> {
+        // SAFETY: The file is open, and so its inode is valid.
+        let mode = u32::from(unsafe { (*bindings::file_inode(file.as_ptr())).i_mode });
+        if mode & bindings::S_IFMT != bindings::S_IFBLK {
+            return None;
+        }
+        // SAFETY: It is an opened block device, which stays as long as the file.
+        Some(unsafe { Self::from_raw(bindings::file_bdev(file.as_ptr())) })
     }
 
     pub(crate) fn as_raw(&self) -> *mut bindings::block_device {
@@ -173,6 +189,12 @@ impl BlockDevice {
     pub fn physical_block_size(&self) -> u32 {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_physical_block_size(self.as_raw()) }
+    }
+
+    /// Whether writes to it are refused.
+    pub fn is_read_only(&self) -> bool {
+        // SAFETY: The device is valid by the type invariant.
+        unsafe { bindings::bdev_read_only(self.as_raw()) }
     }
 
     /// Whether this is a partition, not a whole disk.
@@ -269,7 +291,7 @@ impl BdevFile {
         // SAFETY: No holder and no holder operations are given, which needs none to be valid.
         let file = from_err_ptr(unsafe {
             bindings::bdev_file_open_by_dev(
-                dev.0,
+                dev.as_raw(),
                 bindings::BLK_OPEN_READ,
                 core::ptr::null_mut(),
                 core::ptr::null(),

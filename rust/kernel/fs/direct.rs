@@ -14,10 +14,10 @@
 //! fn keep(directory: &CStr, page: &Pages) -> Result<Pages> {
 //!     let file = DirectFile::open(directory)?;
 //!     file.allocate(0, PAGE_SIZE as u64)?;
-//!     file.write(0, &[page], PAGE_SIZE)?;
+//!     file.write(0, &[page], 0, PAGE_SIZE)?;
 //!
 //!     let mut again = Pages::alloc(1, GFP_KERNEL)?;
-//!     file.read(0, &mut again, PAGE_SIZE)?;
+//!     file.read(0, &mut again, 0, PAGE_SIZE)?;
 //!     Ok(again)
 //! }
 //! ```
@@ -76,6 +76,8 @@ pub enum Kind {
 pub struct DirectFile {
     file: NonNull<bindings::file>,
     kind: Kind,
+    /// Its address says who holds a block device that was opened here.
+    _holder: Option<KBox<u8>>,
 }
 
 // SAFETY: A file may be used and closed on any thread.
@@ -133,13 +135,54 @@ impl DirectFile {
         };
         match (made, kind) {
             // INVARIANT: The file is open for both, and `claim` has done the rest.
-            (Ok(()), Some(kind)) => Ok(Self { file, kind }),
+            (Ok(()), Some(kind)) => Ok(Self {
+                file,
+                kind,
+                _holder: None,
+            }),
             (result, _) => {
                 // SAFETY: The reference is that of opening.
                 unsafe { bindings::fput(file.as_ptr()) };
                 Err(result.err().unwrap_or(EINVAL))
             }
         }
+    }
+
+    /// Opens a block device, exclusively. May sleep. Takes the disk's `open_mutex`.
+    ///
+    /// # Errors
+    ///
+    /// - [`EBUSY`] if the device is in use,
+    /// - [`ENXIO`] if it is gone, or what its driver says.
+    pub fn open_bdev(bdev: &BlockDevice) -> Result<Self> {
+        let holder = KBox::new(0, GFP_KERNEL)?;
+        // SAFETY: Of the holder only the address is used, and no holder operations are given.
+        let file = from_err_ptr(unsafe {
+            bindings::bdev_file_open_by_dev(
+                bdev.dev().as_raw(),
+                bindings::BLK_OPEN_READ | bindings::BLK_OPEN_WRITE,
+                core::ptr::from_ref(&*holder).cast_mut().cast(),
+                core::ptr::null(),
+            )
+        })?;
+        // SAFETY: Nobody else has the file yet. A block device can do direct I/O.
+        unsafe {
+            (*file).f_flags |= bindings::O_DIRECT;
+            (*file).f_iocb_flags |= bindings::IOCB_DIRECT;
+        }
+        // INVARIANT: The file is open for both, and the reference is that of opening.
+        let this = Self {
+            // SAFETY: It is not an error, and `bdev_file_open_by_dev` does not return null.
+            file: unsafe { NonNull::new_unchecked(file) },
+            kind: Kind::BlockDevice,
+            _holder: Some(holder),
+        };
+        let opened = this.bdev().ok_or(ENXIO)?;
+        // It was removed, and another one has its number now.
+        if !core::ptr::eq(opened, bdev) {
+            return Err(ENXIO);
+        }
+        Ok(this)
     }
 
     /// The number of writers of a file, or, if negative, of those who deny writing.
@@ -259,34 +302,37 @@ impl DirectFile {
         }
     }
 
-    /// Writes the first `len` bytes of `pages` at byte `pos`, and waits for it. May sleep.
+    /// Writes `len` bytes of `pages`, from their byte `skip` on, at byte `pos`, and waits for it.
+    /// May sleep.
     ///
-    /// `pos` and `len` are multiples of what the file system or device wants for direct I/O, at
-    /// most a page; so is the logical block size of the device.
+    /// `pos`, `skip` and `len` are multiples of what the file system or device wants for direct
+    /// I/O, at most a page; so is the logical block size of the device.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] if there are fewer bytes, [`EFBIG`] if `pos` is larger than [`i64::MAX`], [`EIO`]
     /// if not all were written, [`ENOMEM`], and others of the file system or device.
-    pub fn write(&self, pos: u64, pages: &[&Pages], len: usize) -> Result {
-        self.transfer(pos, pages, len, true)
+    pub fn write(&self, pos: u64, pages: &[&Pages], skip: usize, len: usize) -> Result {
+        self.transfer(pos, pages, skip, len, true)
     }
 
-    /// Reads `len` bytes from byte `pos` on into the first of `pages`, and waits for it. May sleep.
+    /// Reads `len` bytes from byte `pos` on into `pages`, from their byte `skip` on, and waits for
+    /// it. May sleep.
     ///
     /// # Errors
     ///
     /// As for [`Self::write`].
-    pub fn read(&self, pos: u64, pages: &mut Pages, len: usize) -> Result {
-        self.transfer(pos, &[&*pages], len, false)
+    pub fn read(&self, pos: u64, pages: &mut Pages, skip: usize, len: usize) -> Result {
+        self.transfer(pos, &[&*pages], skip, len, false)
     }
 
-    fn transfer(&self, pos: u64, pages: &[&Pages], len: usize, write: bool) -> Result {
-        if len > pages.iter().map(|p| p.len()).sum() {
+    fn transfer(&self, pos: u64, pages: &[&Pages], skip: usize, len: usize, write: bool) -> Result {
+        let total = skip.checked_add(len).ok_or(EINVAL)?;
+        if total > pages.iter().map(|p| p.len()).sum() {
             return Err(EINVAL);
         }
-        let mut vecs = KVec::with_capacity(len.div_ceil(PAGE_SIZE), GFP_NOIO)?;
-        let mut left = len;
+        let mut vecs = KVec::with_capacity(total.div_ceil(PAGE_SIZE), GFP_NOIO)?;
+        let mut left = total;
         for page in pages.iter().flat_map(|p| p.iter()) {
             if left == 0 {
                 break;
@@ -312,8 +358,11 @@ impl DirectFile {
         } else {
             bindings::ITER_DEST
         };
-        // SAFETY: The vectors are valid and have `len` bytes; they live as long as the iterator.
-        unsafe { bindings::iov_iter_bvec(iter, direction, vecs.as_ptr(), vecs.len(), len) };
+        // SAFETY: The vectors are valid and have `total` bytes; they live as long as the iterator.
+        unsafe {
+            bindings::iov_iter_bvec(iter, direction, vecs.as_ptr(), vecs.len(), total);
+            bindings::iov_iter_advance(iter, skip);
+        }
 
         let mut left = len;
         while left > 0 {
@@ -411,11 +460,11 @@ mod tests {
         // Two buffers, and the second not as a whole.
         let (first, second) = (filled(1, 1)?, filled(3, 2)?);
         let page = PAGE_SIZE as u64;
-        file.write(page, &[&first, &second], 3 * PAGE_SIZE)?;
+        file.write(page, &[&first, &second], 0, 3 * PAGE_SIZE)?;
         assert_eq!(file.size(), 4 * page);
 
         let mut pages = filled(5, 9)?;
-        file.read(0, &mut pages, 4 * PAGE_SIZE)?;
+        file.read(0, &mut pages, 0, 4 * PAGE_SIZE)?;
         for (i, value) in [0, 1, 2, 2, 9].into_iter().enumerate() {
             assert!(is_filled(&pages[i], value));
         }
@@ -428,14 +477,14 @@ mod tests {
             return Ok(());
         };
         let mut pages = filled(1, 9)?;
-        assert_eq!(file.write(0, &[&pages], PAGE_SIZE + 1), Err(EINVAL));
-        assert_eq!(file.read(0, &mut pages, PAGE_SIZE + 1), Err(EINVAL));
-        assert_eq!(file.write(u64::MAX, &[&pages], PAGE_SIZE), Err(EFBIG));
+        assert_eq!(file.write(0, &[&pages], 0, PAGE_SIZE + 1), Err(EINVAL));
+        assert_eq!(file.read(0, &mut pages, 0, PAGE_SIZE + 1), Err(EINVAL));
+        assert_eq!(file.write(u64::MAX, &[&pages], 0, PAGE_SIZE), Err(EFBIG));
         assert_eq!(file.size(), 0);
         // Past the end there is nothing to be read.
-        assert_eq!(file.read(0, &mut pages, PAGE_SIZE), Err(EIO));
+        assert_eq!(file.read(0, &mut pages, 0, PAGE_SIZE), Err(EIO));
         // Nothing is done for nothing.
-        assert_eq!(file.write(0, &[], 0), Ok(()));
+        assert_eq!(file.write(0, &[], 0, 0), Ok(()));
         Ok(())
     }
 

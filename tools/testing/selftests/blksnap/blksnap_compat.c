@@ -14,6 +14,11 @@ static_assert(sizeof(struct blkfilter_attach) == 44, "no padding at the end");
 static_assert(sizeof(struct blksnap_cbtinfo) == 36, "no padding at the end");
 static_assert(sizeof(struct blksnap_cbtdirty) == 12, "no padding inside");
 static_assert(sizeof(struct blksnap_snapshot_collect) == 12, "no padding inside");
+static_assert(sizeof(struct blksnap_snapshot_create_empty) == 24, "the same for all");
+static_assert(sizeof(struct blksnap_storage_append) == 40, "the same for all");
+static_assert(sizeof(struct blksnap_storage_limit) == 24, "the same for all");
+static_assert(sizeof(struct blksnap_storage_low_space) == 24, "the same for all");
+static_assert(sizeof(struct blksnap_storage_info) == 64, "the same for all");
 static_assert(BLKFILTER_ATTACH == 0xc02c128e, "the size is a part of it");
 static_assert(IOCTL_BLKSNAP_SNAPSHOT_COLLECT == 0x800c5604, "the size is a part of it");
 

@@ -13,6 +13,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -332,6 +333,12 @@ static void do_abi(void)
 	VALUE(IOCTL_BLKSNAP_SNAPSHOT_TAKE);
 	VALUE(IOCTL_BLKSNAP_SNAPSHOT_COLLECT);
 	VALUE(IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_CREATE_EMPTY);
+	VALUE(IOCTL_BLKSNAP_STORAGE_APPEND);
+	VALUE(IOCTL_BLKSNAP_STORAGE_LIMIT);
+	VALUE(IOCTL_BLKSNAP_STORAGE_LOW_SPACE);
+	VALUE(IOCTL_BLKSNAP_STORAGE_INFO);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_WATCH);
 	VALUE(BLKSNAP_FILTER_CBTINFO);
 	VALUE(BLKSNAP_FILTER_CBTMAP);
 	VALUE(BLKSNAP_FILTER_CBTDIRTY);
@@ -339,6 +346,7 @@ static void do_abi(void)
 	VALUE(BLKSNAP_FILTER_SNAPSHOTINFO);
 	VALUE(BLKSNAP_EVENT_CODE_CORRUPTED);
 	VALUE(BLKSNAP_EVENT_CODE_NO_SPACE);
+	VALUE(BLKSNAP_EVENT_CODE_LOW_SPACE);
 	SIZE(blkfilter_attach);
 	FIELD(blkfilter_attach, opt);
 	FIELD(blkfilter_attach, optlen);
@@ -372,6 +380,22 @@ static void do_abi(void)
 	FIELD(blksnap_snapshot_event, code);
 	FIELD(blksnap_snapshot_event, time_label);
 	FIELD(blksnap_snapshot_event, data);
+	SIZE(blksnap_snapshot_create_empty);
+	FIELD(blksnap_snapshot_create_empty, flags);
+	SIZE(blksnap_storage_append);
+	FIELD(blksnap_storage_append, ranges);
+	FIELD(blksnap_storage_append, count);
+	FIELD(blksnap_storage_append, fd);
+	FIELD(blksnap_storage_append, flags);
+	SIZE(blksnap_storage_limit);
+	FIELD(blksnap_storage_limit, limit_sect);
+	SIZE(blksnap_storage_low_space);
+	FIELD(blksnap_storage_low_space, nr_sect);
+	SIZE(blksnap_storage_info);
+	FIELD(blksnap_storage_info, total_nr_sect);
+	FIELD(blksnap_storage_info, used_nr_sect);
+	FIELD(blksnap_storage_info, low_space_nr_sect);
+	FIELD(blksnap_storage_info, reserved);
 }
 
 static void do_attach(void)
@@ -417,6 +441,91 @@ static void do_create(void)
 	must(call(open_control(), IOCTL_BLKSNAP_SNAPSHOT_CREATE, create));
 	print_id(&create->id);
 	putchar('\n');
+}
+
+static void do_create_empty(void)
+{
+	struct blksnap_snapshot_create_empty *create = guarded(sizeof(*create));
+
+	create->flags = number(arg(1, "0"));
+	must(call(open_control(), IOCTL_BLKSNAP_SNAPSHOT_CREATE_EMPTY, create));
+	print_id(&create->id);
+	putchar('\n');
+}
+
+/* What is on the command line as OFFSET:COUNT from argument @first on. */
+static struct blksnap_sectors *to_sectors(int first)
+{
+	struct blksnap_sectors *ranges = guarded((argc - first) * sizeof(*ranges));
+
+	for (int i = first; i < argc; i++) {
+		char *count = strchr(argv[i], ':');
+
+		if (!count)
+			die("%s: not OFFSET:COUNT", argv[i]);
+		*count++ = 0;
+		ranges[i - first].offset = number(argv[i]);
+		ranges[i - first].count = number(count);
+	}
+	return ranges;
+}
+
+static void do_append(void)
+{
+	struct blksnap_storage_append append = { .id = to_id(argv[1]) };
+	const char *file = argv[2];
+
+	if (!strncmp(file, "fd:", 3)) {
+		append.fd = number(file + 3);
+	} else {
+		append.fd = open(file, O_RDWR);
+		if (append.fd < 0)
+			fail(errno);
+	}
+	append.count = argc - 3;
+	if (!strcmp(arg(3, ""), "bad")) {
+		append.count = 1;
+		append.ranges = ptr(bad_pointer());
+	} else if (append.count) {
+		append.ranges = ptr(to_sectors(3));
+	}
+	must(call(open_control(), IOCTL_BLKSNAP_STORAGE_APPEND,
+		  guarded_copy(&append, sizeof(append))));
+}
+
+static void do_limit(void)
+{
+	struct blksnap_storage_limit limit = {
+		.id = to_id(argv[1]), .limit_sect = number(argv[2]),
+	};
+
+	must(call(open_control(), IOCTL_BLKSNAP_STORAGE_LIMIT,
+		  guarded_copy(&limit, sizeof(limit))));
+}
+
+static void do_low_space(void)
+{
+	struct blksnap_storage_low_space low = {
+		.id = to_id(argv[1]), .nr_sect = number(argv[2]),
+	};
+
+	must(call(open_control(), IOCTL_BLKSNAP_STORAGE_LOW_SPACE,
+		  guarded_copy(&low, sizeof(low))));
+}
+
+static void do_space(void)
+{
+	struct blksnap_storage_info *info = guarded(sizeof(*info));
+
+	memset(info, 0xa5, sizeof(*info));
+	info->id = to_id(argv[1]);
+	must(call(open_control(), IOCTL_BLKSNAP_STORAGE_INFO, info));
+	printf("total %llu\nused %llu\nlow %llu\n", (unsigned long long)info->total_nr_sect,
+	       (unsigned long long)info->used_nr_sect,
+	       (unsigned long long)info->low_space_nr_sect);
+	for (size_t i = 0; i < ARRAY_SIZE(info->reserved); i++)
+		if (info->reserved[i])
+			die("what is reserved is not 0");
 }
 
 static void do_id(unsigned int request)
@@ -537,26 +646,16 @@ static void do_cbtmap(void)
 static void do_cbtdirty(void)
 {
 	struct blksnap_cbtdirty *dirty = guarded(sizeof(*dirty));
-	struct blksnap_sectors *ranges;
+	void *ranges;
 
 	if (!strcmp(arg(2, ""), "bad")) {
 		dirty->count = number(arg(3, "1"));
-		dirty->dirty_sectors = ptr(bad_pointer());
+		ranges = bad_pointer();
 	} else {
 		dirty->count = argc - 2;
-		ranges = dirty->count ? guarded(dirty->count * sizeof(*ranges)) :
-					bad_pointer();
-		for (int i = 2; i < argc; i++) {
-			char *count = strchr(argv[i], ':');
-
-			if (!count)
-				die("%s: not OFFSET:COUNT", argv[i]);
-			*count++ = 0;
-			ranges[i - 2].offset = number(argv[i]);
-			ranges[i - 2].count = number(count);
-		}
-		dirty->dirty_sectors = ptr(ranges);
+		ranges = dirty->count ? to_sectors(2) : bad_pointer();
 	}
+	dirty->dirty_sectors = ptr(ranges);
 	blksnap_ctl(argv[1], BLKSNAP_FILTER_CBTDIRTY, sizeof(*dirty), dirty);
 }
 
@@ -590,10 +689,38 @@ static void do_wait(void)
 
 		printf("sectors %llu\n", (unsigned long long)data->requested_nr_sect);
 		used = sizeof(*data);
+	} else if (event->code == BLKSNAP_EVENT_CODE_LOW_SPACE) {
+		struct blksnap_event_low_space *data = (void *)event->data;
+
+		printf("sectors %llu\n", (unsigned long long)data->left_nr_sect);
+		used = sizeof(*data);
 	}
 	for (size_t i = used; i < sizeof(event->data); i++)
 		if (event->data[i])
 			die("there is something behind the event's data");
+}
+
+/* Prints what poll() says of the control device, "watching" or not. */
+static void do_poll(void)
+{
+	struct pollfd poll_fd = { .fd = open_control(), .events = POLLIN };
+
+	if (argc > 2) {
+		struct blksnap_uuid id = to_id(argv[2]);
+
+		must(call(poll_fd.fd, IOCTL_BLKSNAP_SNAPSHOT_WATCH,
+			  guarded_copy(&id, sizeof(id))));
+		if (call(poll_fd.fd, IOCTL_BLKSNAP_SNAPSHOT_WATCH,
+			 guarded_copy(&id, sizeof(id))) != EBUSY)
+			die("it watches two");
+		puts("watching");
+		fflush(stdout);
+	}
+	if (poll(&poll_fd, 1, number(argv[1])) < 0)
+		fail(errno);
+	printf("%s%s%s%s\n", poll_fd.revents ? "" : "nothing",
+	       poll_fd.revents & POLLIN ? "in" : "", poll_fd.revents & POLLHUP ? "hup" : "",
+	       poll_fd.revents & POLLERR ? "err" : "");
 }
 
 static void do_raw(void)
@@ -1192,7 +1319,8 @@ static void do_overtake(void)
 
 			o->at = (first + i) * OVERTAKE_STRIDE + skip * sector;
 			o->len = sectors * sector;
-			o->written = o->overtaken = false;
+			o->written = false;
+			o->overtaken = false;
 			o->pieces[0].iov_base = buffer;
 			o->pieces[0].iov_len = cut * sector;
 			o->pieces[1].iov_base = buffer + cut * sector;
@@ -1305,12 +1433,18 @@ static const struct {
 	{ "detach", 1, 2, do_detach, "DEV [NAME]" },
 	{ "ctl", 5, 5, do_ctl, "DEV NAME CMD OPTLEN BYTES" },
 	{ "create", 2, 2, do_create, "PATH|bad SECTORS" },
+	{ "create-empty", 0, 1, do_create_empty, "[FLAGS]" },
+	{ "append", 2, 99999, do_append, "ID DEV [OFFSET:COUNT... | bad]" },
+	{ "limit", 2, 2, do_limit, "ID SECTORS" },
+	{ "low-space", 2, 2, do_low_space, "ID SECTORS" },
+	{ "space", 1, 1, do_space, "ID" },
 	{ "add", 2, 2, do_add, "DEV ID" },
 	{ "take", 1, 1, do_take, "ID" },
 	{ "info", 1, 1, do_info, "DEV" },
 	{ "destroy", 1, 1, do_destroy, "ID" },
 	{ "collect", 0, 1, do_collect, "[COUNT|null|bad]" },
 	{ "wait", 2, 2, do_wait, "ID MILLISECONDS" },
+	{ "poll", 1, 2, do_poll, "MILLISECONDS [ID]" },
 	{ "cbtinfo", 1, 1, do_cbtinfo, "DEV" },
 	{ "cbtmap", 3, 4, do_cbtmap, "DEV OFFSET LENGTH [bad]" },
 	{ "cbtdirty", 1, 999, do_cbtdirty, "DEV OFFSET:COUNT... | DEV bad [COUNT]" },

@@ -24,9 +24,16 @@ const struct command_info commands[NR_COMMANDS] = {
 	[CREATE] = { "create", 3, false,
 		{ EINVAL, ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP, ETXTBSY, EBUSY, ENOMEM } },
 	[DESTROY] = { "destroy", 1, false, { ENODEV } },
-	[TAKE] = { "take", 3, false, { ESRCH, EALREADY, ENODATA, ENOMEM } },
+	[TAKE] = { "take", 3, false, { ESRCH, EALREADY, ENODATA, ENOSPC, ENOMEM } },
 	[COLLECT] = { "collect", 8, false, { ENODATA } },
 	[WAIT_EVENT] = { "wait event", 8, false, { ENOENT, EINTR, ESRCH } },
+	[CREATE_EMPTY] = { "create empty", 1, false, { EINVAL, ENOMEM } },
+	[APPEND] = { "append", 10, false,
+		{ EINVAL, ESRCH, EBADF, ENOTBLK, EBUSY, EDEADLK, E2BIG, EROFS, ENOMEM } },
+	[LIMIT] = { "limit", 4, false, { EINVAL, ESRCH } },
+	[LOW_SPACE] = { "low space", 4, false, { EINVAL, ESRCH } },
+	[SPACE] = { "space", 4, false, { ESRCH } },
+	[WATCH] = { "watch", 2, false, { ESRCH, EBUSY } },
 	[OTHER_CONTROL] = { "other control ioctl", 3, true, { ENOTTY } },
 };
 
@@ -228,7 +235,7 @@ void call_any(struct worker *w)
 	n = below(&w->random, sum);
 	for (which = 0; n >= commands[which].weight; which++)
 		n -= commands[which].weight;
-	if (which == CREATE && !may_create())
+	if ((which == CREATE || which == CREATE_EMPTY) && !may_create())
 		which = DESTROY;
 
 	if (which < VERSION)

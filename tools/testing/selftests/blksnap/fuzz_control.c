@@ -2,6 +2,8 @@
 /*
  * The commands of the control device.
  */
+#include <poll.h>
+
 #include "fuzz.h"
 
 static void call_version(struct worker *w)
@@ -101,6 +103,119 @@ static void call_create(struct worker *w)
 	created(&create.id);
 }
 
+static void call_create_empty(struct worker *w)
+{
+	struct argument *a = &w->arguments[MAIN];
+	struct blksnap_snapshot_create_empty create = {};
+	__u64 address;
+	int error;
+
+	memset(&create.id, 0x5a, sizeof(create.id));
+	if (percent(&w->random, 8))
+		create.flags = next(&w->random) | 1;
+	address = place(w, MAIN, &create, sizeof(create), 4);
+	error = call(w, CREATE_EMPTY, w->control, IOCTL_BLKSNAP_SNAPSHOT_CREATE_EMPTY,
+		     address, false);
+	check_unchanged(w, MAIN, error && error != EFAULT ? 0 : sizeof(create.id),
+			sizeof(create));
+	if (error) {
+		created(NULL);
+		return;
+	}
+	if (!writable(a) || create.flags)
+		wrong(w, "success with a bad argument");
+	memcpy(&create, a->at, sizeof(create));
+	created(&create.id);
+}
+
+static void call_append(struct worker *w)
+{
+	const struct device *d = &devices[below(&w->random, nr_devices)];
+	struct blksnap_storage_append append = {};
+	struct blksnap_sectors ranges[64];
+	int others[] = { -1, 0, d->fd, w->control, 1 << 20 };
+	__u64 address;
+
+	any_id(w, &append.id, TAKEN);
+	append.fd = d->direct;
+	if (percent(&w->random, 8))
+		append.fd = others[below(&w->random, ARRAY_SIZE(others))];
+	if (percent(&w->random, 4))
+		append.flags = next(&w->random);
+	append.count = below(&w->random, ARRAY_SIZE(ranges) + 1);
+	for (__u32 i = 0; i < append.count; i++) {
+		ranges[i].offset = sectors(&w->random, d->bytes >> 9) & ~7ULL;
+		ranges[i].count = 8 + below(&w->random, 4) * 8;
+		if (percent(&w->random, 1))
+			ranges[i].count = boundary(&w->random);
+	}
+	append.ranges = place(w, BUFFER, ranges, append.count * sizeof(*ranges), 4);
+	if (percent(&w->random, 4))
+		append.count = boundary(&w->random);
+	address = place(w, MAIN, &append, sizeof(append), 4);
+	begin_scribble(w, MAIN, sizeof(append));
+	/* The device may be an image's. */
+	call(w, APPEND, w->control, IOCTL_BLKSNAP_STORAGE_APPEND, address, true);
+	check_unchanged(w, MAIN, 0, sizeof(append));
+	check_unchanged(w, BUFFER, 0, w->arguments[BUFFER].len);
+}
+
+/* They have the same layout. */
+static void call_number(struct worker *w, enum command which, unsigned int request)
+{
+	struct blksnap_storage_limit limit = {};
+	__u64 address;
+
+	any_id(w, &limit.id, TAKEN);
+	limit.limit_sect = 32 << below(&w->random, 13);
+	if (percent(&w->random, 8))
+		limit.limit_sect = boundary(&w->random);
+	address = place(w, MAIN, &limit, sizeof(limit), 4);
+	if (!call(w, which, w->control, request, address, false) &&
+	    !readable(&w->arguments[MAIN]))
+		wrong(w, "success with a bad address");
+	check_unchanged(w, MAIN, 0, sizeof(limit));
+}
+
+static void call_space(struct worker *w)
+{
+	struct argument *a = &w->arguments[MAIN];
+	struct blksnap_storage_info info;
+	__u64 address;
+	int error;
+
+	memset(&info, 0x5a, sizeof(info));
+	any_id(w, &info.id, TAKEN);
+	address = place(w, MAIN, &info, sizeof(info), 4);
+	error = call(w, SPACE, w->control, IOCTL_BLKSNAP_STORAGE_INFO, address, false);
+	check_unchanged(w, MAIN, 0,
+			error && error != EFAULT ? sizeof(info) : sizeof(info.id));
+	if (error)
+		return;
+	if (!writable(a)) {
+		wrong(w, "success with a bad address");
+		return;
+	}
+	memcpy(&info, a->at, sizeof(info));
+	if (info.used_nr_sect > info.total_nr_sect ||
+	    !filled_with((__u8 *)info.reserved, 0, sizeof(info.reserved)))
+		wrong(w, "%llu of %llu sectors", (unsigned long long)info.used_nr_sect,
+		      (unsigned long long)info.total_nr_sect);
+}
+
+static void call_watch(struct worker *w)
+{
+	struct pollfd poll_fd = { .fd = w->control, .events = POLLIN };
+	struct blksnap_uuid id;
+
+	any_id(w, &id, TAKEN);
+	call(w, WATCH, w->control, IOCTL_BLKSNAP_SNAPSHOT_WATCH,
+	     place(w, MAIN, &id, sizeof(id), 4), false);
+	check_unchanged(w, MAIN, 0, sizeof(id));
+	if (poll(&poll_fd, 1, below(&w->random, 4)) < 0 && errno != EINTR)
+		wrong(w, "poll: %s", strerror(errno));
+}
+
 static void call_take(struct worker *w)
 {
 	struct blksnap_uuid id;
@@ -197,6 +312,9 @@ static void check_event(struct worker *w, const struct blksnap_snapshot_event *e
 	case BLKSNAP_EVENT_CODE_NO_SPACE:
 		used = sizeof(struct blksnap_event_no_space);
 		break;
+	case BLKSNAP_EVENT_CODE_LOW_SPACE:
+		used = sizeof(struct blksnap_event_low_space);
+		break;
 	default:
 		wrong(w, "event %u", event->code);
 		return;
@@ -243,7 +361,7 @@ static void call_other_control(struct worker *w)
 	for (size_t i = 0; i < sizeof(bytes); i++)
 		bytes[i] = next(&w->random);
 	if (below(&w->random, 2))
-		number = below(&w->random, 8);
+		number = below(&w->random, 8) + below(&w->random, 2) * 32;
 	request = _IOC(below(&w->random, 4), BLKSNAP, number,
 		       boundary(&w->random) & _IOC_SIZEMASK);
 	if (below(&w->random, 8) == 0)
@@ -255,6 +373,12 @@ static void call_other_control(struct worker *w)
 	case IOCTL_BLKSNAP_SNAPSHOT_TAKE:
 	case IOCTL_BLKSNAP_SNAPSHOT_COLLECT:
 	case IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT:
+	case IOCTL_BLKSNAP_SNAPSHOT_CREATE_EMPTY:
+	case IOCTL_BLKSNAP_STORAGE_APPEND:
+	case IOCTL_BLKSNAP_STORAGE_LIMIT:
+	case IOCTL_BLKSNAP_STORAGE_LOW_SPACE:
+	case IOCTL_BLKSNAP_STORAGE_INFO:
+	case IOCTL_BLKSNAP_SNAPSHOT_WATCH:
 		return;
 	}
 	/* What any file has. */
@@ -285,6 +409,24 @@ void call_control(struct worker *w, enum command which)
 		break;
 	case WAIT_EVENT:
 		call_wait(w);
+		break;
+	case CREATE_EMPTY:
+		call_create_empty(w);
+		break;
+	case APPEND:
+		call_append(w);
+		break;
+	case LIMIT:
+		call_number(w, which, IOCTL_BLKSNAP_STORAGE_LIMIT);
+		break;
+	case LOW_SPACE:
+		call_number(w, which, IOCTL_BLKSNAP_STORAGE_LOW_SPACE);
+		break;
+	case SPACE:
+		call_space(w);
+		break;
+	case WATCH:
+		call_watch(w);
 		break;
 	default:
 		call_other_control(w);

@@ -20,6 +20,12 @@ values()
 	IOCTL_BLKSNAP_SNAPSHOT_TAKE 0x40105603
 	IOCTL_BLKSNAP_SNAPSHOT_COLLECT 0x80105604
 	IOCTL_BLKSNAP_SNAPSHOT_WAIT_EVENT 0x90005605
+	IOCTL_BLKSNAP_SNAPSHOT_CREATE_EMPTY 0xc0185620
+	IOCTL_BLKSNAP_STORAGE_APPEND 0x40285621
+	IOCTL_BLKSNAP_STORAGE_LIMIT 0x40185622
+	IOCTL_BLKSNAP_STORAGE_LOW_SPACE 0x40185623
+	IOCTL_BLKSNAP_STORAGE_INFO 0xc0405624
+	IOCTL_BLKSNAP_SNAPSHOT_WATCH 0x40105625
 	END
 }
 
@@ -42,6 +48,7 @@ layouts()
 	BLKSNAP_FILTER_SNAPSHOTINFO 0x00000004
 	BLKSNAP_EVENT_CODE_CORRUPTED 0x00000000
 	BLKSNAP_EVENT_CODE_NO_SPACE 0x00000001
+	BLKSNAP_EVENT_CODE_LOW_SPACE 0x00000020
 	struct blkfilter_attach 48
 	blkfilter_attach.opt 32
 	blkfilter_attach.optlen 40
@@ -75,6 +82,22 @@ layouts()
 	blksnap_snapshot_event.code 20
 	blksnap_snapshot_event.time_label 24
 	blksnap_snapshot_event.data 32
+	struct blksnap_snapshot_create_empty 24
+	blksnap_snapshot_create_empty.flags 16
+	struct blksnap_storage_append 40
+	blksnap_storage_append.ranges 16
+	blksnap_storage_append.count 24
+	blksnap_storage_append.fd 28
+	blksnap_storage_append.flags 32
+	struct blksnap_storage_limit 24
+	blksnap_storage_limit.limit_sect 16
+	struct blksnap_storage_low_space 24
+	blksnap_storage_low_space.nr_sect 16
+	struct blksnap_storage_info 64
+	blksnap_storage_info.total_nr_sect 16
+	blksnap_storage_info.used_nr_sect 24
+	blksnap_storage_info.low_space_nr_sect 32
+	blksnap_storage_info.reserved 40
 	END
 }
 
