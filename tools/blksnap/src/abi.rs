@@ -46,6 +46,19 @@ pub const SNAPSHOT_TAKE: Opcode = opcode::write::<Id>(CONTROL_GROUP, 3);
 pub const SNAPSHOT_COLLECT: Opcode = opcode::read::<SnapshotCollect>(CONTROL_GROUP, 4);
 /// Waits for an event of a snapshot.
 pub const SNAPSHOT_WAIT_EVENT: Opcode = opcode::read::<SnapshotEvent>(CONTROL_GROUP, 5);
+/// Creates a snapshot without devices and without storage.
+pub const SNAPSHOT_CREATE_EMPTY: Opcode =
+    opcode::read_write::<SnapshotCreateEmpty>(CONTROL_GROUP, 32);
+/// Appends ranges of a block device to the storage of a snapshot.
+pub const STORAGE_APPEND: Opcode = opcode::write::<StorageAppend>(CONTROL_GROUP, 33);
+/// Changes the limit of the storage that a snapshot was created with.
+pub const STORAGE_LIMIT: Opcode = opcode::write::<StorageLimit>(CONTROL_GROUP, 34);
+/// Sets when [`EVENT_LOW_SPACE`] comes.
+pub const STORAGE_LOW_SPACE: Opcode = opcode::write::<StorageLowSpace>(CONTROL_GROUP, 35);
+/// Tells how full the storage of a snapshot is.
+pub const STORAGE_INFO: Opcode = opcode::read_write::<StorageInfo>(CONTROL_GROUP, 36);
+/// Makes poll() on the control device tell of the events of a snapshot.
+pub const SNAPSHOT_WATCH: Opcode = opcode::write::<Id>(CONTROL_GROUP, 37);
 
 /// Commands of the filter "blksnap" within [`BLKFILTER_CTL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +80,8 @@ pub enum Command {
 pub const EVENT_CORRUPTED: u32 = 0;
 /// The event code of a difference storage without space.
 pub const EVENT_NO_SPACE: u32 = 1;
+/// The event code of a difference storage with little space left.
+pub const EVENT_LOW_SPACE: u32 = 32;
 
 /// Bytes of an event's data.
 pub const EVENT_DATA_LENGTH: usize = 4064;
@@ -184,7 +199,7 @@ pub struct SnapshotEvent {
     pub id: Id,
     pub timeout_ms: u32,
     pub code: u32,
-    /// When it happened, as the kernel counts it.
+    /// When it happened, in nanoseconds of CLOCK_MONOTONIC.
     pub time_label: i64,
     pub data: [u8; EVENT_DATA_LENGTH],
 }
@@ -203,6 +218,56 @@ pub struct EventCorrupted {
 #[repr(C)]
 pub struct EventNoSpace {
     pub requested_nr_sect: u64,
+}
+
+/// Start of the data of [`EVENT_LOW_SPACE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct EventLowSpace {
+    pub left_nr_sect: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct SnapshotCreateEmpty {
+    pub id: Id,
+    pub flags: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct StorageAppend {
+    pub id: Id,
+    /// Address of an array of [`SectorRange`].
+    pub ranges: u64,
+    /// 0 for all of the device.
+    pub count: u32,
+    pub fd: i32,
+    pub flags: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct StorageLimit {
+    pub id: Id,
+    pub limit_sect: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct StorageLowSpace {
+    pub id: Id,
+    pub nr_sect: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct StorageInfo {
+    pub id: Id,
+    pub total_nr_sect: u64,
+    pub used_nr_sect: u64,
+    pub low_space_nr_sect: u64,
+    pub reserved: [u64; 3],
 }
 
 /// `name` as the kernel takes it: padded with NULs, the last byte a NUL.
@@ -233,6 +298,11 @@ const _: () = {
     assert!(size_of::<SnapshotCreate>() == 32);
     assert!(size_of::<SnapshotCollect>() == 16);
     assert!(size_of::<SnapshotEvent>() == 4096);
+    assert!(size_of::<SnapshotCreateEmpty>() == 24);
+    assert!(size_of::<StorageAppend>() == 40);
+    assert!(size_of::<StorageLimit>() == 24);
+    assert!(size_of::<StorageLowSpace>() == 24);
+    assert!(size_of::<StorageInfo>() == 64);
 };
 
 #[cfg(test)]
@@ -260,6 +330,12 @@ mod tests {
         assert_eq!(SNAPSHOT_TAKE, 0x4010_5603);
         assert_eq!(SNAPSHOT_COLLECT, 0x8010_5604);
         assert_eq!(SNAPSHOT_WAIT_EVENT, 0x9000_5605);
+        assert_eq!(SNAPSHOT_CREATE_EMPTY, 0xc018_5620);
+        assert_eq!(STORAGE_APPEND, 0x4028_5621);
+        assert_eq!(STORAGE_LIMIT, 0x4018_5622);
+        assert_eq!(STORAGE_LOW_SPACE, 0x4018_5623);
+        assert_eq!(STORAGE_INFO, 0xc040_5624);
+        assert_eq!(SNAPSHOT_WATCH, 0x4010_5625);
     }
 
     #[test]
@@ -294,6 +370,17 @@ mod tests {
         assert_eq!(offset_of!(SnapshotEvent, time_label), 24);
         assert_eq!(offset_of!(SnapshotEvent, data), 32);
         assert_eq!(offset_of!(EventCorrupted, err_code), 8);
+        assert_eq!(offset_of!(SnapshotCreateEmpty, flags), 16);
+        assert_eq!(offset_of!(StorageAppend, ranges), 16);
+        assert_eq!(offset_of!(StorageAppend, count), 24);
+        assert_eq!(offset_of!(StorageAppend, fd), 28);
+        assert_eq!(offset_of!(StorageAppend, flags), 32);
+        assert_eq!(offset_of!(StorageLimit, limit_sect), 16);
+        assert_eq!(offset_of!(StorageLowSpace, nr_sect), 16);
+        assert_eq!(offset_of!(StorageInfo, total_nr_sect), 16);
+        assert_eq!(offset_of!(StorageInfo, used_nr_sect), 24);
+        assert_eq!(offset_of!(StorageInfo, low_space_nr_sect), 32);
+        assert_eq!(offset_of!(StorageInfo, reserved), 40);
     }
 
     #[test]

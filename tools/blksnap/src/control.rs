@@ -6,6 +6,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::time::Duration;
@@ -53,7 +54,7 @@ impl Serialize for DriverVersion {
 /// Something that happened to a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Event {
-    /// When it happened, as the kernel counts it.
+    /// When it happened, in nanoseconds of CLOCK_MONOTONIC.
     pub time_label: i64,
     pub kind: EventKind,
 }
@@ -69,6 +70,8 @@ pub enum EventKind {
     },
     /// The difference storage has no space for this much.
     NoSpace { requested: Sectors },
+    /// The difference storage has less left than the threshold that was set.
+    LowSpace { left: Sectors },
     /// A code that this library does not know.
     Other { code: u32, data: Vec<u8> },
 }
@@ -76,6 +79,7 @@ pub enum EventKind {
 impl Event {
     fn from_abi(event: &abi::SnapshotEvent) -> Self {
         let word = |at: usize| -> [u8; 4] { std::array::from_fn(|i| event.data[at + i]) };
+        let sectors = || Sectors(u64::from_ne_bytes(std::array::from_fn(|i| event.data[i])));
         let kind = match event.code {
             abi::EVENT_CORRUPTED => EventKind::Corrupted {
                 device: DeviceNumber {
@@ -85,8 +89,9 @@ impl Event {
                 error_code: i32::from_ne_bytes(word(8)),
             },
             abi::EVENT_NO_SPACE => EventKind::NoSpace {
-                requested: Sectors(u64::from_ne_bytes(std::array::from_fn(|i| event.data[i]))),
+                requested: sectors(),
             },
+            abi::EVENT_LOW_SPACE => EventKind::LowSpace { left: sectors() },
             code => EventKind::Other {
                 code,
                 data: event.data.to_vec(),
@@ -99,10 +104,36 @@ impl Event {
     }
 }
 
+/// The storage of a snapshot, all of it together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct StorageInfo {
+    /// How much may be used.
+    #[serde(rename = "total_sectors")]
+    pub total: Sectors,
+    #[serde(rename = "used_sectors")]
+    pub used: Sectors,
+    /// With less than this left, [`EventKind::LowSpace`] comes; 0 for never.
+    #[serde(rename = "low_space_sectors")]
+    pub low_space: Sectors,
+}
+
+impl StorageInfo {
+    pub const fn left(&self) -> Sectors {
+        Sectors(self.total.0.saturating_sub(self.used.0))
+    }
+}
+
 /// The opened control device.
 #[derive(Debug)]
 pub struct Control {
     file: File,
+}
+
+/// To be polled after [`Control::watch`].
+impl AsFd for Control {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
 }
 
 impl Control {
@@ -136,6 +167,59 @@ impl Control {
         sys::snapshot_create(self.file.as_fd(), &path, limit.0)
             .map(Uuid::from)
             .map_err(refused)
+    }
+
+    /// Creates a snapshot without devices and without storage, which is for
+    /// [`Self::append_storage`].
+    pub fn create_empty(&self) -> Result<Uuid> {
+        sys::snapshot_create_empty(self.file.as_fd())
+            .map(Uuid::from)
+            .map_err(|errno| Error::from_errno(Operation::CreateEmpty, errno))
+    }
+
+    /// Appends `ranges` of a block device to the storage of a snapshot, taken
+    /// or not; without ranges all of the device. What is there is overwritten.
+    ///
+    /// The device is open for writing, and not exclusively: the driver claims
+    /// it for itself. It may be closed afterwards.
+    pub fn append_storage(
+        &self,
+        id: Uuid,
+        device: impl AsFd,
+        ranges: &[abi::SectorRange],
+    ) -> Result<()> {
+        sys::storage_append(self.file.as_fd(), id.into(), device.as_fd(), ranges)
+            .map_err(|errno| Error::from_errno(Operation::AppendStorage, errno).of(id))
+    }
+
+    /// Changes the limit of the storage that a snapshot was created with.
+    pub fn set_limit(&self, id: Uuid, limit: Sectors) -> Result<()> {
+        sys::storage_limit(self.file.as_fd(), id.into(), limit.0)
+            .map_err(|errno| Error::from_errno(Operation::SetLimit, errno).of(id))
+    }
+
+    /// Asks for [`EventKind::LowSpace`] when less than `threshold` is left,
+    /// once until there is more again; 0 for never.
+    pub fn set_low_space(&self, id: Uuid, threshold: Sectors) -> Result<()> {
+        sys::storage_low_space(self.file.as_fd(), id.into(), threshold.0)
+            .map_err(|errno| Error::from_errno(Operation::SetLowSpace, errno).of(id))
+    }
+
+    pub fn storage_info(&self, id: Uuid) -> Result<StorageInfo> {
+        let info = sys::storage_info(self.file.as_fd(), id.into())
+            .map_err(|errno| Error::from_errno(Operation::StorageInfo, errno).of(id))?;
+        Ok(StorageInfo {
+            total: Sectors(info.total_nr_sect),
+            used: Sectors(info.used_nr_sect),
+            low_space: Sectors(info.low_space_nr_sect),
+        })
+    }
+
+    /// Makes poll() on this control device tell of a snapshot: POLLIN when an
+    /// event is waiting, POLLHUP when it is destroyed.
+    pub fn watch(&self, id: Uuid) -> Result<()> {
+        sys::snapshot_watch(self.file.as_fd(), id.into())
+            .map_err(|errno| Error::from_errno(Operation::Watch, errno).of(id))
     }
 
     /// Destroys a snapshot, in whatever state it is. Images in use stay, but
@@ -228,10 +312,30 @@ mod tests {
                 },
             }
         );
+        assert_eq!(
+            event(abi::EVENT_LOW_SPACE, &(1u64 << 40).to_ne_bytes()).kind,
+            EventKind::LowSpace {
+                left: Sectors(1 << 40)
+            }
+        );
         assert!(matches!(
             event(99, b"x").kind,
             EventKind::Other { code: 99, .. }
         ));
+    }
+
+    #[test]
+    fn storage_is_json_in_sectors() {
+        let info = StorageInfo {
+            total: Sectors(8),
+            used: Sectors(3),
+            low_space: Sectors(4),
+        };
+        assert_eq!(info.left(), Sectors(5));
+        assert_eq!(
+            serde_json::to_value(info).unwrap(),
+            serde_json::json!({ "total_sectors": 8, "used_sectors": 3, "low_space_sectors": 4 })
+        );
     }
 
     #[test]

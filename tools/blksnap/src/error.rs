@@ -39,6 +39,12 @@ pub enum Operation {
     Take,
     Collect,
     WaitEvent,
+    CreateEmpty,
+    AppendStorage,
+    SetLimit,
+    SetLowSpace,
+    StorageInfo,
+    Watch,
     /// Reading what the kernel says about block devices.
     Scan,
     /// Finding the device node of an image.
@@ -222,6 +228,12 @@ impl Error {
             Operation::Take => format!("take {snapshot}"),
             Operation::Collect => "list the snapshots".to_owned(),
             Operation::WaitEvent => format!("wait for an event of {snapshot}"),
+            Operation::CreateEmpty => "create a snapshot without storage".to_owned(),
+            Operation::AppendStorage => format!("append {path} to the storage of {snapshot}"),
+            Operation::SetLimit => format!("change the limit of the storage of {snapshot}"),
+            Operation::SetLowSpace => format!("set the low-space threshold of {snapshot}"),
+            Operation::StorageInfo => format!("read how full the storage of {snapshot} is"),
+            Operation::Watch => format!("watch {snapshot}"),
             Operation::Scan => format!("read {path}"),
             Operation::FindImage => match self.0.path {
                 Some(_) => format!("find the image of {path}"),

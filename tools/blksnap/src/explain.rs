@@ -26,6 +26,9 @@ const fn because(reason: &'static str, remedy: &'static str) -> Explanation {
 const STATUS: &str = "run \"blksnap status\" for the snapshots there are";
 const LOAD: &str = "load the driver with \"modprobe blksnap\"";
 const ATTACH_FIRST: &str = "attach it first with \"blksnap attach DEV\"";
+const UNUSED_DEVICE: &str =
+    "name a block device that nothing uses; \"lsblk DEV\" shows where it is mounted and what is \
+     on top of it";
 const OTHER_STORE: &str =
     "choose a storage path on a disk that no snapshotted device lies on, directly or through \
      a partition, loop device or device-mapper";
@@ -48,6 +51,15 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         (OpenDevice, Errno::NOENT) => because(
             "there is no such device",
             "check the name; \"lsblk -p\" lists the block devices",
+        ),
+        // Only storage is opened for writing.
+        (OpenDevice, Errno::BUSY) => because(
+            "it is in use, and a device that is mounted cannot be opened for writing here",
+            UNUSED_DEVICE,
+        ),
+        (OpenDevice, Errno::ROFS) => because(
+            "it is read-only",
+            "name a device that can be written to; \"lsblk -o NAME,RO\" shows which can",
         ),
         (OpenDevice, Errno::NXIO | Errno::NODEV) => because(
             "the node exists, but the device behind it is gone",
@@ -106,7 +118,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "the device is in another snapshot",
             "destroy the other snapshot first with \"blksnap destroy ID\"",
         ),
-        (SnapshotAdd | Take | Create, Errno::DEADLK) => because(
+        (SnapshotAdd | Take | Create | AppendStorage, Errno::DEADLK) => because(
             "the difference storage lies on a device of the snapshot, or on one that is saved \
              there by way of other snapshots",
             OTHER_STORE,
@@ -129,6 +141,10 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "writes that were on their way to a device did not end in 30 seconds",
             "try again when less is written, and look into the kernel's log with \"dmesg\" for \
              a device that does not answer",
+        ),
+        (Take, Errno::NOSPC) => because(
+            "the snapshot has no storage",
+            "append some first with \"blksnap append ID DEV\"",
         ),
         (Take, Errno::NODEV) => because(
             "a device of the snapshot is gone",
@@ -159,6 +175,43 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "this kind of file cannot hold the difference storage",
             "name a directory or a regular file on a local filesystem such as ext4, xfs, btrfs \
              or tmpfs, or a block device",
+        ),
+
+        (AppendStorage, Errno::BUSY) => because(
+            "the device is in use, mounted, part of another device or the storage of another \
+             snapshot",
+            UNUSED_DEVICE,
+        ),
+        (AppendStorage, Errno::INVAL) => because(
+            "a range is empty, not aligned to pages, past the end of the device or in the \
+             storage of the snapshot already",
+            "give each range once, in multiples of the page size (4096 bytes on most machines) \
+             and within what \"blockdev --getsize64 DEV\" shows",
+        ),
+        (AppendStorage, Errno::NOTBLK) => because(
+            "it is not a block device",
+            "name a disk, partition or other block device; for a file set up a loop device with \
+             losetup",
+        ),
+        (AppendStorage, Errno::BADF) => because(
+            "it is not open for writing",
+            "open the device for reading and writing before it is appended",
+        ),
+        (AppendStorage, Errno::TOOBIG) => because(
+            "there are too many ranges, or storage was appended too often",
+            "append larger ranges; 65536 at a time and 1024 times are possible",
+        ),
+        (SetLimit, Errno::INVAL) => because(
+            "the limit is lower than what is used, or the snapshot was created without storage",
+            "\"blksnap status\" shows what is used; a snapshot created without storage grows by \
+             \"blksnap append ID DEV\" only",
+        ),
+        (
+            CreateEmpty | AppendStorage | SetLimit | SetLowSpace | StorageInfo | Watch,
+            Errno::NOTTY,
+        ) => because(
+            "the driver is too old for this",
+            "install a newer driver, or do without low-space events, growing and appending",
         ),
 
         (WaitEvent, Errno::NOENT) => Explanation {
@@ -240,6 +293,8 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::INTR => "EINTR",
         Errno::IO => "EIO",
         Errno::NXIO => "ENXIO",
+        Errno::TOOBIG => "E2BIG",
+        Errno::BADF => "EBADF",
         Errno::NOMEM => "ENOMEM",
         Errno::ACCESS => "EACCES",
         Errno::NOTBLK => "ENOTBLK",
@@ -302,7 +357,30 @@ mod tests {
             (Take, Errno::DEADLK),
             (Take, Errno::IO),
             (Destroy, Errno::NODEV),
+            (Take, Errno::NOSPC),
             (WaitEvent, Errno::SRCH),
+            (WaitEvent, Errno::INTR),
+            (CreateEmpty, Errno::NOTTY),
+            (AppendStorage, Errno::NOTTY),
+            (AppendStorage, Errno::BUSY),
+            (AppendStorage, Errno::INVAL),
+            (AppendStorage, Errno::NOTBLK),
+            (AppendStorage, Errno::BADF),
+            (AppendStorage, Errno::DEADLK),
+            (AppendStorage, Errno::TOOBIG),
+            (AppendStorage, Errno::SRCH),
+            (AppendStorage, Errno::NODEV),
+            (SetLimit, Errno::NOTTY),
+            (SetLimit, Errno::INVAL),
+            (SetLimit, Errno::SRCH),
+            (SetLowSpace, Errno::NOTTY),
+            (SetLowSpace, Errno::SRCH),
+            (StorageInfo, Errno::NOTTY),
+            (StorageInfo, Errno::SRCH),
+            (Watch, Errno::NOTTY),
+            (Watch, Errno::SRCH),
+            (OpenDevice, Errno::BUSY),
+            (OpenDevice, Errno::ROFS),
             (OpenControl, Errno::NOENT),
             (OpenDevice, Errno::NOENT),
             (OpenDevice, Errno::NOTBLK),
@@ -323,6 +401,11 @@ mod tests {
         assert!(reason(Operation::Detach, Errno::NOENT).contains("not attached"));
         assert!(reason(Operation::Destroy, Errno::NODEV).contains("no such snapshot"));
         assert!(reason(Operation::Attach, Errno::NODEV).contains("gone"));
+        assert!(reason(Operation::Take, Errno::NOSPC).contains("no storage"));
+        assert!(reason(Operation::AppendStorage, Errno::BUSY).contains("in use"));
+        assert!(reason(Operation::SetLimit, Errno::INVAL).contains("lower"));
+        assert!(reason(Operation::Watch, Errno::NOTTY).contains("too old"));
+        assert!(reason(Operation::Collect, Errno::NOTTY).contains("does not know"));
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! the kernel's errno untouched. None of them keeps a pointer.
 
 use std::ffi::CStr;
+use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
 use rustix::io::Errno;
@@ -176,4 +177,63 @@ pub(crate) fn snapshot_wait_event(
     // SAFETY: the type is that of SNAPSHOT_WAIT_EVENT, without addresses.
     unsafe { update::<{ abi::SNAPSHOT_WAIT_EVENT }, _>(fd, &mut *arg)? };
     Ok(arg)
+}
+
+pub(crate) fn snapshot_create_empty(fd: BorrowedFd<'_>) -> Result<abi::Id> {
+    let mut arg = abi::SnapshotCreateEmpty::default();
+    // SAFETY: the type is that of SNAPSHOT_CREATE_EMPTY, without addresses.
+    unsafe { update::<{ abi::SNAPSHOT_CREATE_EMPTY }, _>(fd, &mut arg)? };
+    Ok(arg.id)
+}
+
+/// Appends `ranges` of `device`, or all of it if there are none.
+pub(crate) fn storage_append(
+    fd: BorrowedFd<'_>,
+    id: abi::Id,
+    device: BorrowedFd<'_>,
+    ranges: &[abi::SectorRange],
+) -> Result<()> {
+    let mut arg = abi::StorageAppend {
+        id,
+        ranges: ranges.as_ptr().expose_provenance() as u64,
+        count: u32::try_from(ranges.len()).map_err(|_| Errno::TOOBIG)?,
+        fd: device.as_raw_fd(),
+        flags: 0,
+    };
+    // SAFETY: the type is that of STORAGE_APPEND; the kernel only reads
+    // `count` ranges from `ranges`, and the descriptor stays open meanwhile.
+    unsafe { update::<{ abi::STORAGE_APPEND }, _>(fd, &mut arg) }
+}
+
+pub(crate) fn storage_limit(fd: BorrowedFd<'_>, id: abi::Id, limit_sectors: u64) -> Result<()> {
+    let mut arg = abi::StorageLimit {
+        id,
+        limit_sect: limit_sectors,
+    };
+    // SAFETY: the type is that of STORAGE_LIMIT, without addresses.
+    unsafe { update::<{ abi::STORAGE_LIMIT }, _>(fd, &mut arg) }
+}
+
+pub(crate) fn storage_low_space(fd: BorrowedFd<'_>, id: abi::Id, sectors: u64) -> Result<()> {
+    let mut arg = abi::StorageLowSpace {
+        id,
+        nr_sect: sectors,
+    };
+    // SAFETY: the type is that of STORAGE_LOW_SPACE, without addresses.
+    unsafe { update::<{ abi::STORAGE_LOW_SPACE }, _>(fd, &mut arg) }
+}
+
+pub(crate) fn storage_info(fd: BorrowedFd<'_>, id: abi::Id) -> Result<abi::StorageInfo> {
+    let mut arg = abi::StorageInfo {
+        id,
+        ..abi::StorageInfo::default()
+    };
+    // SAFETY: the type is that of STORAGE_INFO, without addresses.
+    unsafe { update::<{ abi::STORAGE_INFO }, _>(fd, &mut arg)? };
+    Ok(arg)
+}
+
+pub(crate) fn snapshot_watch(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> {
+    // SAFETY: the type is that of SNAPSHOT_WATCH, without addresses.
+    unsafe { update::<{ abi::SNAPSHOT_WATCH }, _>(fd, &mut id) }
 }
