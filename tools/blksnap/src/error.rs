@@ -14,6 +14,7 @@ use serde::Serializer;
 
 use crate::explain::errno_name;
 use crate::explain::explain;
+use crate::explain::explain_corruption;
 use crate::Uuid;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -103,6 +104,18 @@ impl Error {
     pub fn from_errno(operation: Operation, errno: Errno) -> Self {
         let mut error = Self::bare(operation);
         error.0.errno = Some(errno);
+        error
+    }
+
+    /// The image cannot be trusted, as the snapshot has this error.
+    pub fn from_corruption(errno: Errno) -> Self {
+        let words = explain_corruption(errno);
+        let reason = words.reason.unwrap_or_default();
+        let mut error = Self::new(
+            Operation::Verify,
+            format!("{reason} ({})", errno_name(errno)),
+        );
+        error.0.remedy = words.remedy.map(str::to_owned);
         error
     }
 

@@ -269,6 +269,32 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
     }
 }
 
+/// Explains why a snapshot with this error is corrupted.
+pub fn explain_corruption(errno: Errno) -> Explanation {
+    match errno {
+        Errno::NOSPC => because(
+            "the difference storage overflowed",
+            "discard the backup and make it anew with --grow, a larger --limit or more free \
+             space at the storage path",
+        ),
+        Errno::TIMEDOUT => because(
+            "the difference storage did not answer while writers waited",
+            "discard the backup and make it anew with a faster storage, on none of the devices \
+             directly or through others; the module parameter \"storage_timeout\" says how many \
+             seconds writers wait (default 30)",
+        ),
+        Errno::NODEV => because(
+            "the device is gone",
+            "discard the backup; check with \"lsblk\" whether the device was removed or its \
+             partition deleted",
+        ),
+        _ => because(
+            "the snapshot is corrupted",
+            "discard the backup; look into the kernel's log with \"dmesg\"",
+        ),
+    }
+}
+
 impl Operation {
     const fn is_ioctl_of_device(self) -> bool {
         matches!(
@@ -415,6 +441,18 @@ mod tests {
         assert!(remedy(Operation::Attach, Errno::NOTTY).contains("CONFIG_BLK_FILTER"));
         assert!(remedy(Operation::Attach, Errno::PERM).contains("initial user namespace"));
         assert!(remedy(Operation::Take, Errno::SRCH).contains("blksnap status"));
+    }
+
+    #[test]
+    fn corruption_has_its_remedy() {
+        let words = |errno| {
+            let words = explain_corruption(errno);
+            (words.reason.unwrap(), words.remedy.unwrap())
+        };
+        assert!(words(Errno::NOSPC).1.contains("--grow"));
+        assert!(words(Errno::TIMEDOUT).1.contains("storage_timeout"));
+        assert!(words(Errno::NODEV).0.contains("gone"));
+        assert!(words(Errno::IO).1.contains("dmesg"));
     }
 
     #[test]

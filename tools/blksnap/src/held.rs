@@ -12,7 +12,6 @@ use crate::device::Attachment;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
-use crate::explain::errno_name;
 use crate::kernel::Kernel;
 use crate::size::Sectors;
 use crate::Uuid;
@@ -111,26 +110,9 @@ impl<'a> Held<'a> {
                     .remedied_by("make the backup anew; look into the kernel's log with \"dmesg\"")
             })?;
         if let Some(errno) = state.corruption() {
-            let error = distrust(match errno {
-                rustix::io::Errno::NOSPC => "the difference storage overflowed (ENOSPC)".to_owned(),
-                rustix::io::Errno::TIMEDOUT => {
-                    "the difference storage did not answer while writers waited (ETIMEDOUT)"
-                        .to_owned()
-                }
-                _ => format!("the snapshot is corrupted ({})", errno_name(errno)),
-            });
-            return Err(match errno {
-                rustix::io::Errno::NOSPC => error.remedied_by(
-                    "discard the backup and make it anew with a larger --limit or more free space \
-                     at the storage path",
-                ),
-                rustix::io::Errno::TIMEDOUT => error.remedied_by(
-                    "discard the backup and make it anew with a faster storage, on none of the \
-                     devices directly or through others",
-                ),
-                _ => error
-                    .remedied_by("discard the backup; look into the kernel's log with \"dmesg\""),
-            });
+            return Err(Error::from_corruption(errno)
+                .on(&device.device)
+                .of(self.id()));
         }
         if state.image.as_deref() != Some(&device.image) {
             return Err(distrust("someone else destroyed the snapshot".to_owned())

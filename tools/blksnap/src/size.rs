@@ -33,6 +33,13 @@ impl Bytes {
     }
 }
 
+impl Sectors {
+    /// The bytes in it, as far as they can be counted.
+    pub const fn bytes(self) -> Bytes {
+        Bytes(self.0.saturating_mul(SECTOR_SIZE))
+    }
+}
+
 const UNITS: [(char, u32); 5] = [('K', 10), ('M', 20), ('G', 30), ('T', 40), ('P', 50)];
 
 /// The text is not a size.

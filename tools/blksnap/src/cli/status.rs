@@ -272,12 +272,7 @@ pub fn image(output: &Output, targets: &[PathBuf]) -> Result<u8> {
             .remedied_by("check that devtmpfs is mounted at /dev")
         })?;
         if let Some(errno) = state.corruption() {
-            let reason = format!("the snapshot is corrupted ({})", errno_name(errno));
-            errors.push(
-                Error::new(Operation::Verify, reason)
-                    .on(path)
-                    .remedied_by("destroy the snapshot and make a new one, with a larger --limit"),
-            );
+            errors.push(Error::from_corruption(errno).on(path));
         }
         images.push((path, node, state.error_code));
     }

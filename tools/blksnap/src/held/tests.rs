@@ -200,7 +200,7 @@ fn release_goes_on_after_an_error() {
 
 #[test]
 fn a_corrupted_snapshot_is_not_trusted() {
-    for (error_code, word) in [(-28, "overflowed"), (-5, "EIO")] {
+    for (error_code, word) in [(-28, "overflowed"), (-110, "ETIMEDOUT"), (-5, "EIO")] {
         let kernel = Recorder {
             error_code,
             ..Recorder::default()
