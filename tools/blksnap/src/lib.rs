@@ -56,5 +56,7 @@ pub use error::Result;
 pub use id::ParseUuidError;
 pub use id::Uuid;
 pub use size::Bytes;
+pub use size::ParseRangeError;
 pub use size::ParseSizeError;
 pub use size::Sectors;
+pub use size::StorageRange;

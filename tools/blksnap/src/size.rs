@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::Serialize;
 
+use crate::abi::SectorRange;
 use crate::abi::SECTOR_SIZE;
 
 /// A number of bytes.
@@ -74,37 +75,42 @@ impl FromStr for Bytes {
     /// Takes `512`, `512M`, `512m`, `512MiB`. Not `512MB`, which some read as
     /// a power of ten.
     fn from_str(text: &str) -> Result<Self, ParseSizeError> {
-        let end = text
-            .find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(text.len());
-        let (digits, suffix) = text.split_at(end);
-        if digits.is_empty() {
-            return Err(ParseSizeError::Malformed);
-        }
-        let number: u64 = digits.parse().map_err(|_| ParseSizeError::TooLarge)?;
-
-        let mut letters = suffix.chars();
-        let shift = match letters.next() {
-            None => 0,
-            Some(unit) => {
-                if !matches!(letters.as_str(), "" | "i" | "iB") {
-                    return Err(ParseSizeError::Malformed);
-                }
-                UNITS
-                    .iter()
-                    .find(|(letter, _)| *letter == unit.to_ascii_uppercase())
-                    .ok_or(ParseSizeError::Malformed)?
-                    .1
-            }
-        };
-        let bytes = number
-            .checked_mul(1 << shift)
-            .ok_or(ParseSizeError::TooLarge)?;
+        let bytes = parse(text)?;
         if bytes < SECTOR_SIZE {
             return Err(ParseSizeError::TooSmall);
         }
         Ok(Self(bytes))
     }
+}
+
+/// A number of bytes, which may be 0.
+fn parse(text: &str) -> Result<u64, ParseSizeError> {
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (digits, suffix) = text.split_at(end);
+    if digits.is_empty() {
+        return Err(ParseSizeError::Malformed);
+    }
+    let number: u64 = digits.parse().map_err(|_| ParseSizeError::TooLarge)?;
+
+    let mut letters = suffix.chars();
+    let shift = match letters.next() {
+        None => 0,
+        Some(unit) => {
+            if !matches!(letters.as_str(), "" | "i" | "iB") {
+                return Err(ParseSizeError::Malformed);
+            }
+            UNITS
+                .iter()
+                .find(|(letter, _)| *letter == unit.to_ascii_uppercase())
+                .ok_or(ParseSizeError::Malformed)?
+                .1
+        }
+    };
+    number
+        .checked_mul(1 << shift)
+        .ok_or(ParseSizeError::TooLarge)
 }
 
 impl fmt::Display for Bytes {
@@ -121,6 +127,78 @@ impl fmt::Display for Bytes {
             };
         }
         write!(f, "{}", self.0)
+    }
+}
+
+/// A range of bytes that can be storage.
+///
+/// ```
+/// use blksnap::StorageRange;
+///
+/// let range: StorageRange = "1G:512M".parse().unwrap();
+/// assert_eq!((range.offset(), range.length()), (1 << 30, 512 << 20));
+/// assert!("0:100".parse::<StorageRange>().is_err());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StorageRange {
+    offset: u64,
+    length: u64,
+}
+
+impl StorageRange {
+    /// What every range is a multiple of. Where pages are larger, the driver
+    /// asks for more.
+    pub const ALIGNMENT: u64 = 4096;
+
+    pub const fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub const fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+impl From<StorageRange> for SectorRange {
+    fn from(range: StorageRange) -> Self {
+        Self {
+            offset: range.offset / SECTOR_SIZE,
+            count: range.length / SECTOR_SIZE,
+        }
+    }
+}
+
+/// The text is not a range of storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ParseRangeError;
+
+impl fmt::Display for ParseRangeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(
+            "a range is OFFSET:LENGTH, both in bytes or with K, M, G, T or P, and multiples of \
+             4096, such as 0:10G or 1G:512M",
+        )
+    }
+}
+
+impl std::error::Error for ParseRangeError {}
+
+impl FromStr for StorageRange {
+    type Err = ParseRangeError;
+
+    fn from_str(text: &str) -> Result<Self, ParseRangeError> {
+        let number = |text| {
+            parse(text)
+                .ok()
+                .filter(|bytes| bytes % Self::ALIGNMENT == 0)
+                .ok_or(ParseRangeError)
+        };
+        let (offset, length) = text.split_once(':').ok_or(ParseRangeError)?;
+        let (offset, length) = (number(offset)?, number(length)?);
+        if length == 0 || offset.checked_add(length).is_none() {
+            return Err(ParseRangeError);
+        }
+        Ok(Self { offset, length })
     }
 }
 
@@ -173,6 +251,29 @@ mod tests {
     fn sectors_are_whole() {
         assert_eq!(Bytes(1023).sectors(), Sectors(1));
         assert_eq!(Bytes(1024).sectors(), Sectors(2));
+    }
+
+    #[test]
+    fn ranges_are_aligned_and_not_empty() {
+        let range: StorageRange = "4096:1M".parse().unwrap();
+        let range = SectorRange::from(range);
+        assert_eq!((range.offset, range.count), (8, 2048));
+        assert!("0:4K".parse::<StorageRange>().is_ok());
+        for text in [
+            "",
+            "4096",
+            ":",
+            "0:",
+            ":4096",
+            "0:0",
+            "0:512",
+            "512:4096",
+            "-4096:4096",
+            "0:4K:4K",
+            "16383P:2P",
+        ] {
+            assert_eq!(text.parse::<StorageRange>(), Err(ParseRangeError), "{text}");
+        }
     }
 
     #[test]

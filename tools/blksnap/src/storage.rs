@@ -15,14 +15,16 @@ use std::path::Path;
 use rustix::io::Errno;
 
 use crate::abi::SECTOR_SIZE;
+use crate::device;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
 use crate::size::Bytes;
 use crate::size::Sectors;
+use crate::size::StorageRange;
 
-/// How much of the start of a block device is looked at for data.
-const LOOK_AT: usize = 1 << 20;
+/// How much of the start of a block device or a range is looked at for data.
+const LOOK_AT: u64 = 1 << 20;
 
 /// Refuses a file or block device that holds data, since the snapshot would
 /// overwrite it.
@@ -36,7 +38,7 @@ pub fn refuse_data(store: &Path) -> Result<()> {
     if !(kind.is_file() || kind.is_block_device()) {
         return Ok(());
     }
-    let file = File::open(store).map_err(refused)?;
+    let mut file = File::open(store).map_err(refused)?;
     let holds_data = if kind.is_file() {
         match rustix::fs::seek(file.as_fd(), rustix::fs::SeekFrom::Data(0)) {
             Ok(_) => true,
@@ -45,11 +47,7 @@ pub fn refuse_data(store: &Path) -> Result<()> {
             Err(errno) => return Err(refused(errno.into())),
         }
     } else {
-        let mut start = Vec::with_capacity(LOOK_AT);
-        file.take(LOOK_AT as u64)
-            .read_to_end(&mut start)
-            .map_err(refused)?;
-        start.iter().any(|byte| *byte != 0)
+        begins_with_data(&mut file, 0, LOOK_AT).map_err(refused)?
     };
     if !holds_data {
         return Ok(());
@@ -59,6 +57,49 @@ pub fn refuse_data(store: &Path) -> Result<()> {
             .on(store)
             .remedied_by("name a directory or something empty, or say --overwrite"),
     )
+}
+
+/// Refuses ranges of a block device, or all of it if there are none, that do
+/// not begin with 1 MiB of zeroes.
+pub fn refuse_data_in(device: &Path, ranges: &[StorageRange]) -> Result<()> {
+    let refused = |error: io::Error| Error::from_io(Operation::OpenDevice, &error).on(device);
+
+    let mut file = File::open(device).map_err(refused)?;
+    let starts: Vec<(u64, u64)> = match ranges {
+        [] => vec![(0, LOOK_AT)],
+        ranges => ranges
+            .iter()
+            .map(|range| (range.offset(), range.length().min(LOOK_AT)))
+            .collect(),
+    };
+    for (offset, length) in starts {
+        if begins_with_data(&mut file, offset, length).map_err(refused)? {
+            let reason = format!("it holds data at byte {offset}, which would be lost");
+            return Err(Error::new(Operation::AppendStorage, reason)
+                .on(device)
+                .remedied_by("name a device or range that is empty, or say --overwrite"));
+        }
+    }
+    Ok(())
+}
+
+fn begins_with_data(file: &mut File, offset: u64, length: u64) -> io::Result<bool> {
+    let mut start = Vec::new();
+    file.seek(SeekFrom::Start(offset))?;
+    file.take(length).read_to_end(&mut start)?;
+    Ok(start.iter().any(|byte| *byte != 0))
+}
+
+/// Opens a block device as [`Control::append_storage`] needs it.
+///
+/// [`Control::append_storage`]: crate::Control::append_storage
+pub fn open_device(path: &Path) -> Result<File> {
+    device::check(path)?;
+    File::options()
+        .read(true)
+        .write(true)
+        .open(path)
+        .map_err(|error| Error::from_io(Operation::OpenDevice, &error).on(path))
 }
 
 /// The limit to create a snapshot with: `wanted`, or by default
@@ -135,6 +176,27 @@ mod tests {
         let error = refuse_data(&path).unwrap_err();
         assert!(error.to_string().contains("holds data"), "{error}");
         assert!(error.remedy().unwrap().contains("--overwrite"));
+    }
+
+    #[test]
+    fn ranges_with_data_are_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("device");
+        let file = File::create(&path).unwrap();
+        file.set_len(4 << 20).unwrap();
+        std::os::unix::fs::FileExt::write_at(&file, b"x", (2 << 20) + 5000).unwrap();
+
+        let refuse = |texts: &[&str]| {
+            let ranges: Vec<_> = texts.iter().map(|text| text.parse().unwrap()).collect();
+            refuse_data_in(&path, &ranges)
+        };
+        refuse(&[]).unwrap();
+        refuse(&["0:2M", "2M:4K", "3M:1M"]).unwrap();
+        for texts in [&["2M:8K"][..], &["0:1M", "1032K:2M"]] {
+            let error = refuse(texts).unwrap_err();
+            assert!(error.to_string().contains("holds data at"), "{error}");
+            assert!(error.remedy().unwrap().contains("--overwrite"));
+        }
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn help_has_examples_and_exit_codes() {
     assert!(help.stdout.contains("Exit codes:"));
     for command in [
         "attach", "detach", "status", "create", "add", "take", "image", "destroy", "version",
-        "snapshot",
+        "snapshot", "append",
     ] {
         assert!(help.stdout.contains(command), "{command}");
         let help = blksnap(&[command, "--help"]);
@@ -80,6 +80,8 @@ fn wrong_command_lines_exit_with_2() {
         &["create", "--store", "/tmp", "--limit", "0"],
         &["take", "sda"],
         &["add", ID],
+        &["append", ID],
+        &["append", ID, "/dev/null", "--range", "0:100"],
         &["snapshot", "/dev/null", "--store", "/tmp"],
         &["snapshot", "--store", "/tmp", "--", "true"],
         &[],
@@ -111,6 +113,7 @@ fn what_is_no_block_device_is_named() {
         &["status", file],
         &["create", "--store", store, file],
         &["add", ID, file],
+        &["append", ID, file],
         &["image", file],
         &["snapshot", file, "--store", store, "--", "true"],
     ] {

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use blksnap::storage;
 use blksnap::Bytes;
 use blksnap::Sectors;
+use blksnap::StorageRange;
 use blksnap::Uuid;
 use clap::Parser;
 
@@ -116,6 +117,36 @@ pub enum Subcommand {
         /// Block devices that have the filter
         #[arg(value_name = "DEV", required = true)]
         devices: Vec<PathBuf>,
+    },
+
+    /// Append a block device, or ranges of it, to the storage of a snapshot
+    ///
+    /// Before it is taken or while it is held, as often as is needed. What is
+    /// there is overwritten in the end. The device must not be used by anything
+    /// else, and must not lie on a device of the snapshot.
+    #[command(after_help = "Examples:\n  \
+        blksnap append 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sdz\n  \
+        blksnap append 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sdy \\\n      \
+        --range 1G:10G --range 20G:512M")]
+    Append {
+        /// The snapshot, as "blksnap create" printed it
+        #[arg(value_name = "ID")]
+        id: Uuid,
+
+        /// A disk, partition or other block device
+        #[arg(value_name = "DEV")]
+        device: PathBuf,
+
+        /// Only this part, such as 1G:512M; in the order in which it is used
+        ///
+        /// In bytes, or with K, M, G, T or P for powers of 1024; multiples of
+        /// 4096. Can be given several times. By default all of the device.
+        #[arg(long = "range", value_name = "OFFSET:LENGTH")]
+        ranges: Vec<StorageRange>,
+
+        /// Even if there is data
+        #[arg(long)]
+        overwrite: bool,
     },
 
     /// Take a snapshot: all its images show this one moment

@@ -6,15 +6,18 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::path::PathBuf;
 
+use blksnap::abi::SectorRange;
 use blksnap::control::DriverVersion;
 use blksnap::device;
 use blksnap::device::Attachment;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
+use blksnap::storage;
 use blksnap::Control;
 use blksnap::Device;
 use blksnap::Error;
 use blksnap::Result;
+use blksnap::StorageRange;
 use blksnap::Uuid;
 use serde::Serialize;
 use serde_json::json;
@@ -126,6 +129,34 @@ pub fn add(output: &Output, id: Uuid, devices: &[PathBuf]) -> Result<u8> {
             format!("added to snapshot {id}"),
         ))
     })
+}
+
+pub fn append(
+    output: &Output,
+    id: Uuid,
+    path: &Path,
+    ranges: &[StorageRange],
+    overwrite: bool,
+) -> Result<u8> {
+    let device = storage::open_device(path)?;
+    if !overwrite {
+        storage::refuse_data_in(path, ranges)?;
+    }
+    let ranges: Vec<SectorRange> = ranges.iter().copied().map(SectorRange::from).collect();
+    let control = Control::open()?;
+    control
+        .append_storage(id, &device, &ranges)
+        .map_err(|error| error.on(path))?;
+    let storage = control.storage_info(id)?;
+    output.result(
+        &json!({ "id": id, "device": path.display().to_string(), "storage": storage }),
+        &format!(
+            "storage of snapshot {id}: {}, of which {} are used",
+            storage.total.bytes(),
+            storage.used.bytes()
+        ),
+    );
+    Ok(0)
 }
 
 pub fn take(output: &Output, id: Uuid) -> Result<u8> {

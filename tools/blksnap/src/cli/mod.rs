@@ -31,6 +31,12 @@ pub fn main() -> u8 {
         Subcommand::Status { devices } => status::status(&output, &devices),
         Subcommand::Create { store, devices } => commands::create(&output, &store, &devices),
         Subcommand::Add { id, devices } => commands::add(&output, id, &devices),
+        Subcommand::Append {
+            id,
+            device,
+            ranges,
+            overwrite,
+        } => commands::append(&output, id, &device, &ranges, overwrite),
         Subcommand::Take { id } => commands::take(&output, id),
         Subcommand::Image { targets } => status::image(&output, &targets),
         Subcommand::Destroy { id, force } => status::destroy(&output, id, force),

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use blksnap::abi::FILTER_NAME;
 use blksnap::control::DriverVersion;
+use blksnap::control::StorageInfo;
 use blksnap::device;
 use blksnap::device::SnapshotState;
 use blksnap::device::Tracking;
@@ -43,6 +44,9 @@ struct SnapshotStatus {
     id: Uuid,
     /// Unknown if there are several snapshots.
     devices: Option<Vec<String>>,
+    /// Unknown to older drivers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    storage: Option<StorageInfo>,
 }
 
 #[derive(Debug, Serialize)]
@@ -121,6 +125,16 @@ fn device_status(filtered: Filtered) -> Result<DeviceStatus> {
     Ok(status)
 }
 
+/// How full the storage of a snapshot is; nothing if the driver is too old to
+/// tell, or the snapshot is destroyed meanwhile.
+fn storage_of(control: &Control, id: Uuid) -> Result<Option<StorageInfo>> {
+    match control.storage_info(id) {
+        Ok(info) => Ok(Some(info)),
+        Err(error) if matches!(error.errno(), Some(Errno::NOTTY | Errno::SRCH)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 pub fn status(output: &Output, only: &[PathBuf]) -> Result<u8> {
     let mut wanted = Vec::new();
     for path in only {
@@ -148,15 +162,17 @@ pub fn status(output: &Output, only: &[PathBuf]) -> Result<u8> {
     } else {
         None
     };
+    let mut snapshots = Vec::new();
+    for id in ids {
+        snapshots.push(SnapshotStatus {
+            id,
+            devices: members.clone(),
+            storage: storage_of(&control, id)?,
+        });
+    }
     let status = Status {
         driver,
-        snapshots: ids
-            .into_iter()
-            .map(|id| SnapshotStatus {
-                id,
-                devices: members.clone(),
-            })
-            .collect(),
+        snapshots,
         devices,
     };
     output.result(&status, &text_of(&status));
@@ -173,14 +189,26 @@ fn text_of(status: &Status) -> String {
     if status.snapshots.is_empty() {
         text += "\nno snapshots\n";
     } else {
-        let mut rows = vec![row(["SNAPSHOT", "TAKEN DEVICES"])];
+        // An older driver tells nothing of any storage.
+        let told = status.snapshots.iter().any(|s| s.storage.is_some());
+        let mut header = row(["SNAPSHOT"]);
+        if told {
+            header.extend(row(["USED", "TOTAL", "LOW AT"]));
+        }
+        header.push("TAKEN DEVICES".to_owned());
+        let mut rows = vec![header];
         for snapshot in &status.snapshots {
             let devices = match snapshot.devices.as_deref() {
                 None => "unknown, as there are several snapshots".to_owned(),
                 Some([]) => "-".to_owned(),
                 Some(devices) => devices.join(" "),
             };
-            rows.push(row([snapshot.id.to_string(), devices]));
+            let mut cells = row([snapshot.id.to_string()]);
+            if told {
+                cells.extend(storage_cells(snapshot.storage.as_ref()));
+            }
+            cells.push(devices);
+            rows.push(cells);
         }
         text += &format!("\n{}", table(&rows));
     }
@@ -210,6 +238,16 @@ fn text_of(status: &Status) -> String {
     }
     text += &format!("\n{}", table(&rows));
     text.trim_end().to_owned()
+}
+
+fn storage_cells(storage: Option<&StorageInfo>) -> [String; 3] {
+    let Some(storage) = storage else {
+        return ["-"; 3].map(str::to_owned);
+    };
+    [storage.used, storage.total, storage.low_space].map(|sectors| match sectors.0 {
+        0 => "-".to_owned(),
+        _ => sectors.bytes().to_string(),
+    })
 }
 
 fn state_text(error_code: i32) -> String {
@@ -380,6 +418,7 @@ pub fn destroy(output: &Output, id: Uuid, force: bool) -> Result<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use blksnap::Sectors;
 
     fn sample() -> Status {
         let tracking = Tracking {
@@ -403,6 +442,11 @@ mod tests {
             snapshots: vec![SnapshotStatus {
                 id: Uuid::from_bytes([2; 16]),
                 devices: Some(vec!["/dev/sda".to_owned()]),
+                storage: Some(StorageInfo {
+                    total: Sectors(2 << 21),
+                    used: Sectors(1 << 20),
+                    low_space: Sectors(0),
+                }),
             }],
             devices: vec![
                 DeviceStatus {
@@ -431,6 +475,9 @@ mod tests {
             Uuid::from_bytes([2; 16]).to_string()
         );
         assert_eq!(json["snapshots"][0]["devices"][0], "/dev/sda");
+        assert_eq!(json["snapshots"][0]["storage"]["total_sectors"], 2 << 21);
+        assert_eq!(json["snapshots"][0]["storage"]["used_sectors"], 1 << 20);
+        assert_eq!(json["snapshots"][0]["storage"]["low_space_sectors"], 0);
         let device = &json["devices"][0];
         assert_eq!(device["device"], "/dev/sda");
         assert_eq!(device["filter"], "blksnap");
@@ -459,6 +506,20 @@ mod tests {
             ]
         );
         assert_eq!(line("/dev/sdb").split_whitespace().count(), 6);
+        let words: Vec<&str> = line("02020202").split_whitespace().collect();
+        assert_eq!(words[1..], ["512M", "2G", "-", "/dev/sda"]);
         assert!(text.lines().all(|line| line == line.trim_end()));
+    }
+
+    #[test]
+    fn storage_is_left_out_if_the_driver_is_too_old() {
+        let mut status = sample();
+        status.snapshots[0].storage = None;
+        let text = text_of(&status);
+        assert!(!text.contains("TOTAL"), "{text}");
+        let line = text.lines().find(|line| line.starts_with("02020202"));
+        assert_eq!(line.unwrap().split_whitespace().count(), 2);
+        let json = serde_json::to_value(status).unwrap();
+        assert!(json["snapshots"][0].get("storage").is_none());
     }
 }
