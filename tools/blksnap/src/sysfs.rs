@@ -72,6 +72,13 @@ impl Sysfs {
         self.dev.join(name.replace('!', "/"))
     }
 
+    /// The device node of what has this number, if it is still there.
+    pub fn node_of(&self, number: DeviceNumber) -> Option<PathBuf> {
+        let link = self.root.join("dev/block").join(number.to_string());
+        let directory = fs::canonicalize(link).ok()?;
+        Some(self.node(directory.file_name()?.to_str()?))
+    }
+
     /// The number of a disk or partition, if there is one of that name.
     pub fn number_of(&self, name: &str) -> Option<DeviceNumber> {
         let directory = self.root.join("class/block").join(name.replace('/', "!"));
@@ -178,6 +185,19 @@ mod tests {
         assert_eq!(sysfs.filter_of(number(2)).unwrap(), "other");
         assert_eq!(sysfs.filter_of(number(16)), None);
         assert_eq!(sysfs.filter_of(number(99)), None);
+    }
+
+    #[test]
+    fn node_is_found_by_number() {
+        let (temp, sysfs) = sample();
+        std::os::unix::fs::symlink(
+            "../../block/cciss!c0d0",
+            temp.path().join("dev/block/104:0"),
+        )
+        .unwrap();
+        let node = |major| sysfs.node_of(DeviceNumber { major, minor: 0 });
+        assert_eq!(node(104).unwrap(), Path::new("/dev/cciss/c0d0"));
+        assert_eq!(node(105), None);
     }
 
     #[test]

@@ -46,7 +46,7 @@ fn help_has_examples_and_exit_codes() {
     assert!(help.stdout.contains("Exit codes:"));
     for command in [
         "attach", "detach", "status", "create", "add", "take", "image", "destroy", "version",
-        "snapshot", "append",
+        "snapshot", "append", "events",
     ] {
         assert!(help.stdout.contains(command), "{command}");
         let help = blksnap(&[command, "--help"]);
@@ -81,6 +81,8 @@ fn wrong_command_lines_exit_with_2() {
         &["take", "sda"],
         &["add", ID],
         &["append", ID],
+        &["events"],
+        &["events", ID, "--timeout", "1m"],
         &["append", ID, "/dev/null", "--range", "0:100"],
         &["snapshot", "/dev/null", "--store", "/tmp"],
         &["snapshot", "--store", "/tmp", "--", "true"],
@@ -173,6 +175,7 @@ fn without_the_driver_its_loading_is_advised() {
         &["take", ID],
         &["image", ID],
         &["destroy", ID],
+        &["events", ID],
         &["version"],
     ] {
         let outcome = blksnap(args);

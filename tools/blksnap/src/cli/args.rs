@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use blksnap::storage;
 use blksnap::Bytes;
@@ -20,9 +21,10 @@ Exit codes:
 
 It needs root.
 
-With --json there is one JSON document on standard output, and every error is
-a line of JSON on standard error: {\"error\": {\"message\", \"remedy\",
-\"operation\", \"path\", \"snapshot\", \"errno\", \"errno_name\", \"exit_code\"}}.
+With --json there is one JSON document on standard output (of \"events\" one
+for each event), and every error is a line of JSON on standard error: {\"error\":
+{\"message\", \"remedy\", \"operation\", \"path\", \"snapshot\", \"errno\", \"errno_name\",
+\"exit_code\"}}.
 
 Examples:
   Back up a mounted disk while it is written to:
@@ -174,6 +176,34 @@ pub enum Subcommand {
         targets: Vec<PathBuf>,
     },
 
+    /// Print what happened to a snapshot
+    ///
+    /// One line an event, oldest first: the time in UTC, the kind and figures. The
+    /// kinds are low-space (see "create --low-space"), no-space, corrupted and
+    /// device-gone. Every event is told once only, to whoever asks first. Exit
+    /// code 3 if one said that the snapshot is corrupted, which all kinds but
+    /// low-space do.
+    #[command(
+        after_help = "With --json every event is an object in a line of its own.\n\n\
+        Examples:\n  \
+        blksnap events 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11\n  \
+        blksnap events --timeout 60 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11\n  \
+        blksnap events --follow --json 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 | jq .kind"
+    )]
+    Events {
+        /// The snapshot, as "blksnap create" printed it
+        #[arg(value_name = "ID")]
+        id: Uuid,
+
+        /// Go on until the snapshot is destroyed
+        #[arg(long)]
+        follow: bool,
+
+        /// Wait so long for an event if there is none; with --follow, in all
+        #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+        timeout: Option<Duration>,
+    },
+
     /// Destroy a snapshot and its images, taken or not
     ///
     /// The filter stays attached and the change tracking goes on. Refused
@@ -209,6 +239,13 @@ pub enum Subcommand {
         #[arg(long)]
         sectors: u64,
     },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok())
+        .ok_or_else(|| "a time is a number of seconds, such as 60 or 0.5".to_owned())
 }
 
 #[derive(Debug, clap::Args)]
@@ -323,6 +360,15 @@ mod tests {
                 "{}",
                 command.get_name()
             );
+        }
+    }
+
+    #[test]
+    fn times_are_seconds() {
+        assert_eq!(seconds("60"), Ok(Duration::from_secs(60)));
+        assert_eq!(seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["", "-1", "1m", "nan", "inf"] {
+            assert!(seconds(text).is_err(), "{text}");
         }
     }
 

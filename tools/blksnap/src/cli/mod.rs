@@ -2,6 +2,7 @@
 
 mod args;
 mod commands;
+mod events;
 mod output;
 mod snapshot;
 mod status;
@@ -38,6 +39,11 @@ pub fn main() -> u8 {
             overwrite,
         } => commands::append(&output, id, &device, &ranges, overwrite),
         Subcommand::Take { id } => commands::take(&output, id),
+        Subcommand::Events {
+            id,
+            follow,
+            timeout,
+        } => events::events(&output, id, follow, timeout),
         Subcommand::Image { targets } => status::image(&output, &targets),
         Subcommand::Destroy { id, force } => status::destroy(&output, id, force),
         Subcommand::Version => commands::version(&output),

@@ -24,15 +24,22 @@ impl Output {
     /// The result of a command: `value` as JSON, or `text` with a newline
     /// unless it is empty.
     pub fn result(&self, value: &impl Serialize, text: &str) {
+        // A reader that has seen enough closes the pipe.
+        let _ = self.item(value, text);
+    }
+
+    /// One of several results, each of which is seen at once.
+    pub fn item(&self, value: &impl Serialize, text: &str) -> std::io::Result<()> {
         let line = if self.json {
             serde_json::to_string(value).expect("results have only plain keys")
         } else if text.is_empty() {
-            return;
+            return Ok(());
         } else {
             text.to_owned()
         };
-        // A reader that has seen enough closes the pipe.
-        let _ = writeln!(std::io::stdout(), "{line}");
+        let mut stdout = std::io::stdout();
+        writeln!(stdout, "{line}")?;
+        stdout.flush()
     }
 
     pub fn error(&self, error: &Error) {

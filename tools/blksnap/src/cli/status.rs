@@ -244,10 +244,15 @@ fn storage_cells(storage: Option<&StorageInfo>) -> [String; 3] {
     let Some(storage) = storage else {
         return ["-"; 3].map(str::to_owned);
     };
-    [storage.used, storage.total, storage.low_space].map(|sectors| match sectors.0 {
+    let low_space = match storage.low_space.0 {
         0 => "-".to_owned(),
-        _ => sectors.bytes().to_string(),
-    })
+        _ => storage.low_space.bytes().to_string(),
+    };
+    [
+        storage.used.bytes().to_string(),
+        storage.total.bytes().to_string(),
+        low_space,
+    ]
 }
 
 fn state_text(error_code: i32) -> String {
