@@ -52,6 +52,8 @@ pub enum Operation {
     FindImage,
     /// Starting the process that releases the snapshot if this one dies.
     Guard,
+    /// Letting the storage of a snapshot grow.
+    Grow,
     /// Running COMMAND.
     Run,
     /// Confirming that the images stayed true to the end.
@@ -253,6 +255,7 @@ impl Error {
                 None => format!("find the images of {snapshot}"),
             },
             Operation::Guard => "start the process that guards the snapshot".to_owned(),
+            Operation::Grow => "let the storage of the snapshot grow".to_owned(),
             Operation::Run => format!("run {path}"),
             Operation::Verify => format!("trust the image of {path}"),
         }

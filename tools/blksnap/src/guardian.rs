@@ -187,9 +187,17 @@ impl<K: Kernel> Kernel for Guarded<K> {
 /// The guardian's whole life, in a process started by [`Guarded`]: creates
 /// the snapshot, waits until the holder is gone, and destroys it.
 ///
+/// `start` is called once the snapshot exists, for what is to go on as long as
+/// it does; its error undoes the snapshot.
+///
 /// Standard input is the socket. Returns whether the holder left something
 /// behind that was destroyed here.
-pub fn serve(kernel: &dyn Kernel, store: &Path, limit: Sectors) -> io::Result<Option<Uuid>> {
+pub fn serve(
+    kernel: &dyn Kernel,
+    store: &Path,
+    limit: Sectors,
+    start: &dyn Fn(Uuid) -> Result<()>,
+) -> io::Result<Option<Uuid>> {
     // A service manager signals every process of the service at once, and the
     // holder still needs its time to clean up.
     signals::outlive()?;
@@ -199,16 +207,22 @@ pub fn serve(kernel: &dyn Kernel, store: &Path, limit: Sectors) -> io::Result<Op
     let _ = std::fs::write("/proc/self/comm", "blksnap-guard");
 
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-    guard(kernel, store, limit, socket)
+    let created = kernel.create(store, limit).and_then(|id| {
+        start(id).inspect_err(|_| {
+            // The error that led here is the one to tell.
+            let _ = kernel.destroy(id);
+        })?;
+        Ok(id)
+    });
+    guard(kernel, created, socket)
 }
 
 fn guard(
     kernel: &dyn Kernel,
-    store: &Path,
-    limit: Sectors,
+    created: Result<Uuid>,
     mut socket: UnixStream,
 ) -> io::Result<Option<Uuid>> {
-    let (answer, id) = match kernel.create(store, limit) {
+    let (answer, id) = match created {
         Ok(id) => (Answer::Created { id: id.to_string() }, Some(id)),
         Err(error) => (
             Answer::Refused {

@@ -34,6 +34,7 @@ pub mod control;
 pub mod device;
 pub mod error;
 pub mod explain;
+pub mod grow;
 pub mod guardian;
 pub mod held;
 pub mod kernel;

@@ -63,7 +63,16 @@ fn stop_of(origin: signal_hook::low_level::siginfo::Origin) -> Option<Stop> {
 
 /// Keeps the signals from ending this process, for good.
 pub fn outlive() -> io::Result<()> {
-    for signal in STOP {
+    disregard(&STOP)
+}
+
+/// The same for those only that a terminal sends.
+pub fn outlive_terminal() -> io::Result<()> {
+    disregard(&[SIGINT, SIGHUP, SIGQUIT])
+}
+
+fn disregard(signals: &[i32]) -> io::Result<()> {
+    for &signal in signals {
         let unread = std::sync::Arc::default();
         signal_hook::flag::register(signal, unread)?;
     }

@@ -119,15 +119,11 @@ pub fn limit(store: &Path, wanted: Option<Bytes>) -> Result<Sectors> {
     if let Some(wanted) = wanted {
         return Ok(wanted.sectors());
     }
-    if kind.is_block_device() {
-        let size = File::open(store)
-            .and_then(|mut file| file.seek(SeekFrom::End(0)))
-            .map_err(refused)?;
-        return Ok(Bytes(size).sectors());
+    if let Some(size) = device_size(store)? {
+        return Ok(size);
     }
 
-    let fs = rustix::fs::statvfs(store).map_err(|errno| refused(errno.into()))?;
-    let free = fs.f_bavail.saturating_mul(fs.f_frsize);
+    let free = free(store).map_err(|errno| refused(errno.into()))?.0;
     let held = if kind.is_file() {
         metadata.blocks() * SECTOR_SIZE
     } else {
@@ -138,6 +134,24 @@ pub fn limit(store: &Path, wanted: Option<Bytes>) -> Result<Sectors> {
         return Err(Error::from_errno(Operation::Create, Errno::NOSPC).on(store));
     }
     Ok(sectors)
+}
+
+/// The size of a block device; `None` for anything else.
+pub fn device_size(store: &Path) -> Result<Option<Sectors>> {
+    let size = || {
+        if !std::fs::metadata(store)?.file_type().is_block_device() {
+            return Ok(None);
+        }
+        let size = File::open(store)?.seek(SeekFrom::End(0))?;
+        Ok(Some(Bytes(size).sectors()))
+    };
+    size().map_err(|error: io::Error| Error::from_io(Operation::Create, &error).on(store))
+}
+
+/// What the filesystem of a file or directory has free.
+pub fn free(store: &Path) -> rustix::io::Result<Bytes> {
+    let fs = rustix::fs::statvfs(store)?;
+    Ok(Bytes(fs.f_bavail.saturating_mul(fs.f_frsize)))
 }
 
 #[cfg(test)]

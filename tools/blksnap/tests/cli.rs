@@ -53,7 +53,9 @@ fn help_has_examples_and_exit_codes() {
         assert_eq!(help.code, 0);
         assert!(help.stdout.contains("Examples:"), "{command}");
     }
-    assert!(!help.stdout.contains("guard "));
+    for hidden in ["\n  guard ", "\n  grow "] {
+        assert!(!help.stdout.contains(hidden), "{hidden}");
+    }
 }
 
 #[test]
@@ -78,6 +80,15 @@ fn wrong_command_lines_exit_with_2() {
         &["create"],
         &["create", "--store", "/tmp", "--limit", "10MB"],
         &["create", "--store", "/tmp", "--limit", "0"],
+        &["create", "--store", "/tmp", "--max", "1G"],
+        &[
+            "create",
+            "--store",
+            "/tmp",
+            "--grow=1G",
+            "--limit=2G",
+            "--max=1G",
+        ],
         &["take", "sda"],
         &["add", ID],
         &["append", ID],

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Holder, guardian and COMMAND as real processes, on a kernel that only
+//! Holder, guardian, grower and COMMAND as real processes, on a kernel that only
 //! writes down what is asked of it.
 //!
-//! This test program starts itself again in the role of holder or guardian;
-//! [`role`] is what those processes run.
+//! This test program starts itself again in the role of one of them; [`role`] is what those processes run.
 
 use std::fs;
 use std::fs::File;
@@ -17,12 +16,17 @@ use std::process::Command;
 use std::process::ExitStatus;
 use std::process::Stdio;
 use std::thread::sleep;
+use std::thread::spawn;
 use std::time::Duration;
 use std::time::Instant;
 
+use blksnap::control::StorageInfo;
 use blksnap::device::Attachment;
 use blksnap::device::SnapshotState;
 use blksnap::error::Operation;
+use blksnap::grow;
+use blksnap::grow::Growth;
+use blksnap::grow::Storage;
 use blksnap::guardian;
 use blksnap::guardian::Guarded;
 use blksnap::kernel::Kernel;
@@ -45,7 +49,8 @@ const ID: Uuid = Uuid::from_bytes([0x42; 16]);
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A kernel of files: "log" has the calls, "held" exists while the snapshot
-/// does.
+/// does, "limit" and "used" are the sectors of its storage.
+#[derive(Clone)]
 struct Files {
     directory: PathBuf,
     behaviour: String,
@@ -134,6 +139,61 @@ impl Kernel for Files {
     }
 }
 
+impl Files {
+    fn sectors(&self, name: &str) -> Option<Sectors> {
+        let text = fs::read_to_string(self.directory.join(name)).ok()?;
+        text.trim().parse().ok().map(Sectors)
+    }
+}
+
+impl Storage for Files {
+    fn info(&self) -> Result<StorageInfo> {
+        if !self.directory.join("held").exists() {
+            return Err(Error::from_errno(Operation::StorageInfo, Errno::SRCH).of(ID));
+        }
+        Ok(StorageInfo {
+            total: self.sectors("limit").unwrap_or(Sectors(2048)),
+            used: self.sectors("used").unwrap_or(Sectors(0)),
+            low_space: Sectors(500),
+        })
+    }
+
+    fn set_limit(&self, limit: Sectors) -> Result<()> {
+        fs::write(self.directory.join("limit"), limit.0.to_string()).unwrap();
+        self.note(&format!("limit {}", limit.0));
+        Ok(())
+    }
+
+    fn free(&self) -> Result<Option<Sectors>> {
+        Ok(None)
+    }
+
+    fn wait(&self) -> Result<()> {
+        sleep(Duration::from_millis(10));
+        Ok(())
+    }
+}
+
+const GROWTH: Growth = Growth {
+    step: Sectors(1000),
+    max: Some(Sectors(4000)),
+};
+
+/// What the guardian does when the snapshot exists.
+fn start(files: &Files) -> Result<()> {
+    match files.behaviour.as_str() {
+        "old driver" => Err(Error::from_errno(Operation::SetLowSpace, Errno::NOTTY)),
+        "grow" => {
+            let files = files.clone();
+            spawn(move || {
+                grow::run(&files, Sectors(2048), GROWTH, &|news| eprintln!("{news}"));
+            });
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
 fn start_role(role: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command
@@ -152,7 +212,11 @@ fn role() {
     let store = Path::new("/store");
     let code = match role.as_str() {
         "guardian" => {
-            guardian::serve(&files, store, Sectors(2048)).unwrap();
+            guardian::serve(&files, store, Sectors(2048), &|_| start(&files)).unwrap();
+            0
+        }
+        "grower" => {
+            grow::serve(&files, Sectors(2048), GROWTH, &|news| eprintln!("{news}")).unwrap();
             0
         }
         "holder" => {
@@ -184,7 +248,8 @@ fn role() {
     std::process::exit(code.into());
 }
 
-/// A holder that runs a script, and its directory.
+/// A holder that runs a script, or a process in another role, and its
+/// directory.
 struct Holder {
     child: Child,
     directory: tempfile::TempDir,
@@ -192,10 +257,27 @@ struct Holder {
 
 impl Holder {
     fn start(script: Option<&str>, behaviour: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
         let mut command = start_role("holder");
         if let Some(script) = script {
             command.env(SCRIPT, script);
+        }
+        Self::spawn(command, behaviour)
+    }
+
+    /// A process that lets the storage of a held snapshot grow.
+    fn start_grower() -> Self {
+        let grower = Self::spawn(start_role("grower"), "grower");
+        let comm = format!("/proc/{}/comm", grower.child.id());
+        grower.wait_until("grower", || {
+            fs::read_to_string(&comm).is_ok_and(|comm| comm.trim() == "blksnap-grow")
+        });
+        grower
+    }
+
+    fn spawn(mut command: Command, behaviour: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        if behaviour == "grower" {
+            File::create(directory.path().join("held")).unwrap();
         }
         let child = command
             .env(DIRECTORY, directory.path())
@@ -454,4 +536,62 @@ fn a_killed_guardian_does_not_hinder_the_release() {
     File::create(holder.directory.path().join("go")).unwrap();
     assert_eq!(holder.code(), 0);
     holder.assert_log(&RELEASED);
+}
+
+#[test]
+fn the_storage_grows_while_the_command_runs() {
+    let script = "echo 1600 > used; until grep -q 3048 limit; do sleep 0.05; done
+        echo 3000 > used; until grep -q 4000 limit; do sleep 0.05; done";
+    let mut holder = Holder::start(Some(script), "grow");
+    assert_eq!(holder.code(), 0);
+    let mut calls = HELD.to_vec();
+    calls.extend(["limit 3048", "limit 4000", "destroy"]);
+    holder.assert_log(&calls);
+    let stderr = holder.read("stderr");
+    assert!(stderr.contains("raised to 1.5M"), "{stderr}");
+}
+
+#[test]
+fn growing_does_not_hinder_the_release() {
+    let mut holder = Holder::start(Some("echo $$ > pid; exec sleep 60"), "grow");
+    let command = holder.wait_for_file("pid").parse().unwrap();
+    holder.assert_held();
+    holder.kill(Signal::KILL);
+    holder.end();
+    holder.wait_until("release", || holder.read("log").contains("destroy"));
+    holder.assert_log(&RELEASED);
+    kill_process(Pid::from_raw(command).unwrap(), Signal::KILL).unwrap();
+}
+
+#[test]
+fn a_driver_that_is_too_old_undoes_everything() {
+    let mut holder = Holder::start(Some("echo > started"), "old driver");
+    assert_eq!(holder.code(), 1);
+    holder.assert_log(&["attach", "attach", "create", "destroy", "detach", "detach"]);
+    let stderr = holder.read("stderr");
+    assert!(stderr.contains("driver is too old"), "{stderr}");
+    assert!(!holder.directory.path().join("started").exists());
+}
+
+#[test]
+fn a_grower_ends_with_the_snapshot() {
+    let mut grower = Holder::start_grower();
+    for signal in [Signal::INT, Signal::HUP, Signal::QUIT] {
+        grower.kill(signal);
+    }
+    let directory = grower.directory.path().to_owned();
+    fs::write(directory.join("used"), "1600").unwrap();
+    grower.wait_until("growth", || grower.read("log").contains("limit 3048"));
+    fs::write(directory.join("used"), "3900").unwrap();
+    grower.wait_until("maximum", || grower.read("stderr").contains("its maximum"));
+    fs::remove_file(directory.join("held")).unwrap();
+    assert_eq!(grower.code(), 0);
+    grower.assert_log(&["limit 3048", "limit 4000"]);
+}
+
+#[test]
+fn a_grower_ends_when_it_is_asked_to() {
+    let mut grower = Holder::start_grower();
+    grower.kill(Signal::TERM);
+    assert_eq!(grower.end().signal(), Some(15));
 }

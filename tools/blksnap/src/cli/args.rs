@@ -4,12 +4,17 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blksnap::error::Operation;
+use blksnap::grow::Growth;
 use blksnap::storage;
 use blksnap::Bytes;
+use blksnap::Error;
 use blksnap::Sectors;
 use blksnap::StorageRange;
 use blksnap::Uuid;
 use clap::Parser;
+
+use super::grow::Plan;
 
 const AFTER_HELP: &str = "\
 Exit codes:
@@ -24,7 +29,7 @@ It needs root.
 With --json there is one JSON document on standard output (of \"events\" one
 for each event), and every error is a line of JSON on standard error: {\"error\":
 {\"message\", \"remedy\", \"operation\", \"path\", \"snapshot\", \"errno\", \"errno_name\",
-\"exit_code\"}}.
+\"exit_code\"}}. Others are {\"warning\": TEXT} and {\"note\": TEXT}.
 
 Examples:
   Back up a mounted disk while it is written to:
@@ -98,6 +103,7 @@ pub enum Subcommand {
     /// filter attached. If one cannot be added, the snapshot is destroyed again.
     #[command(after_help = "Examples:\n  \
         blksnap create --store /var/tmp --limit 10G\n  \
+        blksnap create --store /var/tmp --grow 2G --max 50G /dev/sda\n  \
         id=$(blksnap create --store /dev/sdz /dev/sda /dev/sdb)")]
     Create {
         #[command(flatten)]
@@ -236,9 +242,50 @@ pub enum Subcommand {
         #[arg(long)]
         store: PathBuf,
 
-        #[arg(long)]
-        sectors: u64,
+        #[command(flatten)]
+        plan: PlanOptions,
     },
+
+    /// The process that lets the storage of a snapshot grow
+    #[command(hide = true)]
+    Grow {
+        id: Uuid,
+
+        #[arg(long)]
+        store: PathBuf,
+
+        #[command(flatten)]
+        plan: PlanOptions,
+    },
+}
+
+/// A [`Plan`] on the way to another process, in sectors.
+#[derive(Debug, clap::Args)]
+pub struct PlanOptions {
+    #[arg(long)]
+    sectors: u64,
+
+    #[arg(long)]
+    low_space: Option<u64>,
+
+    #[arg(long)]
+    step: Option<u64>,
+
+    #[arg(long, requires = "step")]
+    max: Option<u64>,
+}
+
+impl From<PlanOptions> for Plan {
+    fn from(options: PlanOptions) -> Self {
+        Self {
+            limit: Sectors(options.sectors),
+            low_space: options.low_space.map(Sectors),
+            growth: options.step.map(|step| Growth {
+                step: Sectors(step),
+                max: options.max.map(Sectors),
+            }),
+        }
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -265,18 +312,66 @@ pub struct Store {
     ///
     /// In bytes, or with K, M, G, T or P for powers of 1024. When it is used
     /// up, the snapshot is corrupted and the origins go on unharmed. By default
-    /// half the free space of the filesystem, or all of the block device.
+    /// half the free space of the filesystem, or all of the block device; with
+    /// --grow its STEP.
     #[arg(long, value_name = "SIZE")]
     pub limit: Option<Bytes>,
+
+    /// Tell with an event when less than this is left
+    ///
+    /// "blksnap events" prints it. By default never; with --grow half its STEP.
+    #[arg(long, value_name = "SIZE")]
+    pub low_space: Option<Bytes>,
+
+    /// Raise the limit by so much whenever less than --low-space is left
+    ///
+    /// A process "blksnap-grow" does that as long as the snapshot exists ("blksnap
+    /// snapshot" does it itself). It never takes more than a block device has,
+    /// and always leaves so much of a filesystem free. What it does is in the
+    /// kernel's log.
+    #[arg(long, value_name = "STEP")]
+    pub grow: Option<Bytes>,
+
+    /// Never raise the limit above this
+    #[arg(long, value_name = "SIZE", requires = "grow")]
+    pub max: Option<Bytes>,
 }
 
 impl Store {
-    /// Checks the store, and gives the limit to create the snapshot with.
-    pub fn checked_limit(&self) -> blksnap::Result<Sectors> {
+    /// Checks the store, and says how to create the snapshot.
+    pub fn plan(&self) -> blksnap::Result<Plan> {
         if !self.overwrite {
             storage::refuse_data(&self.store)?;
         }
-        storage::limit(&self.store, self.limit)
+        let Some(step) = self.grow else {
+            return Ok(Plan {
+                limit: storage::limit(&self.store, self.limit)?,
+                low_space: self.low_space.map(Bytes::sectors),
+                growth: None,
+            });
+        };
+        let first = self.max.map_or(step, |max| step.min(max));
+        let limit = self.limit.unwrap_or(first);
+        if self.max.is_some_and(|max| limit > max) {
+            return Err(
+                Error::new(Operation::Arguments, "--limit is larger than --max")
+                    .remedied_by("give a --limit to begin with that can grow up to --max"),
+            );
+        }
+        let mut limit = storage::limit(&self.store, Some(limit))?;
+        let mut max = self.max.map(Bytes::sectors);
+        if let Some(size) = storage::device_size(&self.store)? {
+            limit = limit.min(size);
+            max = Some(max.map_or(size, |max| max.min(size)));
+        }
+        let step = step.sectors();
+        let low_space = self.low_space.map(Bytes::sectors);
+        Ok(Plan {
+            limit,
+            // 0 is for never.
+            low_space: low_space.or(Some(Sectors((step.0 / 2).max(1)))),
+            growth: Some(Growth { step, max }),
+        })
     }
 }
 
@@ -315,6 +410,7 @@ report is printed when all is over.
 Examples:
   blksnap snapshot /dev/sda --store /var/tmp --limit 10G -- \\
       sh -c 'dd if=\"$BLKSNAP_IMAGE_1\" bs=1M | zstd > /backup/sda.zst'
+  blksnap snapshot /dev/sda --store /var/tmp --grow 2G --max 50G -- backup
   blksnap snapshot /dev/sda2 /dev/sdb --store /dev/sdz -- sh -c '
       mount -o ro,norecovery \"$BLKSNAP_IMAGE_1\" /mnt || exit
       rsync -a /mnt/ /backup/; status=$?
@@ -342,6 +438,7 @@ pub struct Snapshot {
 mod tests {
     use super::*;
     use clap::CommandFactory;
+    use std::path::Path;
 
     #[test]
     fn definition_is_sound() {
@@ -360,6 +457,85 @@ mod tests {
                 "{}",
                 command.get_name()
             );
+        }
+    }
+
+    fn plan(store: &Path, options: &[&str]) -> blksnap::Result<Plan> {
+        let store = store.to_str().unwrap();
+        let args = [&["blksnap", "create", "--store", store], options].concat();
+        match Args::try_parse_from(args).unwrap().command {
+            Subcommand::Create { store, .. } => store.plan(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn growing_begins_with_a_step() {
+        let temp = tempfile::tempdir().unwrap();
+        let plan = |options: &[&str]| plan(temp.path(), options).unwrap();
+        let growing = |limit, low_space, max| Plan {
+            limit: Sectors(limit),
+            low_space: Some(Sectors(low_space)),
+            growth: Some(Growth {
+                step: Sectors(2048),
+                max,
+            }),
+        };
+        assert_eq!(plan(&["--grow=1M"]), growing(2048, 1024, None));
+        assert_eq!(
+            plan(&["--grow=1M", "--max=512K", "--low-space=4K"]),
+            growing(1024, 8, Some(Sectors(1024)))
+        );
+        assert_eq!(
+            plan(&["--grow=1M", "--limit=4M", "--max=4M"]),
+            growing(8192, 1024, Some(Sectors(8192)))
+        );
+        assert_eq!(plan(&["--grow=512"]).low_space, Some(Sectors(1)));
+
+        let fixed = plan(&["--limit=1M", "--low-space=4K"]);
+        assert_eq!(fixed.low_space, Some(Sectors(8)));
+        assert_eq!(fixed.growth, None);
+        assert_eq!(plan(&["--limit=1M"]).low_space, None);
+    }
+
+    #[test]
+    fn a_limit_above_the_maximum_makes_no_sense() {
+        let temp = tempfile::tempdir().unwrap();
+        let error = plan(temp.path(), &["--grow=1M", "--limit=3M", "--max=2M"]).unwrap_err();
+        assert_eq!(error.exit().code(), 2);
+        assert!(error.to_string().contains("--max"), "{error}");
+    }
+
+    #[test]
+    fn plans_reach_other_processes() {
+        for growth in [
+            None,
+            Some(Growth {
+                step: Sectors(4),
+                max: None,
+            }),
+            Some(Growth {
+                step: Sectors(4),
+                max: Some(Sectors(9)),
+            }),
+        ] {
+            let plan = Plan {
+                limit: Sectors(7),
+                low_space: growth.map(|_| Sectors(2)),
+                growth,
+            };
+            let mut args: Vec<OsString> = vec!["blksnap".into(), "guard".into()];
+            args.extend(plan.options("/a store".as_ref()));
+            match Args::try_parse_from(args).unwrap().command {
+                Subcommand::Guard {
+                    store,
+                    plan: options,
+                } => {
+                    assert_eq!(store, Path::new("/a store"));
+                    assert_eq!(Plan::from(options), plan);
+                }
+                other => panic!("{other:?}"),
+            }
         }
     }
 

@@ -23,6 +23,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::args::Store;
+use super::grow;
 use super::output::Output;
 
 /// Checks that all are block devices, each named once, before anything is
@@ -98,22 +99,32 @@ pub fn detach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
 
 pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8> {
     check_devices(devices)?;
-    let limit = store.checked_limit()?;
+    let plan = store.plan()?;
     let control = Control::open()?;
-    let id = control.create(&store.store, limit)?;
-    for path in devices {
-        if let Err(error) = Device::open(path).and_then(|device| device.add_to_snapshot(id)) {
-            if let Err(error) = control.destroy(id) {
-                output.error(&error);
-            }
-            return Err(error);
+    let id = control.create(&store.store, plan.limit)?;
+    let prepare = || {
+        plan.set_threshold(id)?;
+        for path in devices {
+            Device::open(path)?.add_to_snapshot(id)?;
         }
+        match plan.growth {
+            Some(_) => grow::start_process(id, &store.store, &plan),
+            None => Ok(()),
+        }
+    };
+    if let Err(error) = prepare() {
+        if let Err(error) = control.destroy(id) {
+            output.error(&error);
+        }
+        return Err(error);
     }
     output.result(
         &json!({
             "id": id,
             "store": store.store.display().to_string(),
-            "limit_sectors": limit,
+            "limit_sectors": plan.limit,
+            "low_space_sectors": plan.low_space,
+            "growth": plan.growth,
             "devices": names(devices),
         }),
         &id.to_string(),

@@ -3,6 +3,7 @@
 mod args;
 mod commands;
 mod events;
+mod grow;
 mod output;
 mod snapshot;
 mod status;
@@ -48,7 +49,8 @@ pub fn main() -> u8 {
         Subcommand::Destroy { id, force } => status::destroy(&output, id, force),
         Subcommand::Version => commands::version(&output),
         Subcommand::Snapshot(args) => snapshot::snapshot(&output, args),
-        Subcommand::Guard { store, sectors } => snapshot::guard(&store, sectors),
+        Subcommand::Guard { store, plan } => snapshot::guard(output, &store, &plan.into()),
+        Subcommand::Grow { id, store, plan } => grow::grow(id, &store, &plan.into()),
     };
     result.unwrap_or_else(|error| {
         output.error(&error);

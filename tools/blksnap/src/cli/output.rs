@@ -61,6 +61,15 @@ impl Output {
         }
     }
 
+    /// What is no trouble, and no result.
+    pub fn note(&self, text: &str) {
+        if self.json {
+            self.complain(&json!({ "note": text }).to_string());
+        } else {
+            self.complain(&format!("blksnap: {text}"));
+        }
+    }
+
     fn complain(&self, line: &str) {
         let _ = writeln!(std::io::stderr(), "{line}");
     }
