@@ -131,7 +131,7 @@ impl fmt::Display for News {
             ),
             Self::Stuck { limit, obstacle } => {
                 let limit = limit.bytes();
-                write!(f, "the storage is low and cannot grow beyond {limit}: ")?;
+                write!(f, "the storage cannot grow beyond {limit}: ")?;
                 match obstacle {
                     Obstacle::Maximum => f.write_str("that is its maximum"),
                     Obstacle::Filesystem { free } => {

@@ -85,7 +85,8 @@ pub enum Subcommand {
 
     /// Show snapshots, and the devices that have a filter
     ///
-    /// The kernel does not tell to which of several snapshots a device
+    /// For each snapshot how full its storage is, and with how much left an
+    /// event comes; an older driver does not tell that. The kernel does not tell to which of several snapshots a device
     /// belongs; the devices of a snapshot are listed if it is the only one.
     /// Exit code 3 if a snapshot is corrupted.
     #[command(after_help = "Examples:\n  \
@@ -206,6 +207,8 @@ pub enum Subcommand {
         follow: bool,
 
         /// Wait so long for an event if there is none; with --follow, in all
+        ///
+        /// That none came is no error.
         #[arg(long, value_name = "SECONDS", value_parser = seconds)]
         timeout: Option<Duration>,
     },
@@ -327,7 +330,7 @@ pub struct Store {
     ///
     /// A process "blksnap-grow" does that as long as the snapshot exists ("blksnap
     /// snapshot" does it itself). It never takes more than a block device has,
-    /// and always leaves so much of a filesystem free. What it does is in the
+    /// and leaves as much as STEP of a filesystem free. What it does is in the
     /// kernel's log.
     #[arg(long, value_name = "STEP")]
     pub grow: Option<Bytes>,

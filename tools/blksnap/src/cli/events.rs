@@ -149,7 +149,11 @@ pub fn events(output: &Output, id: Uuid, follow: bool, timeout: Option<Duration>
         let (value, text) = describe(id, event, |number| Sysfs::default().node_of(number));
         output.item(&value, &text)?;
         if let Some(errno) = corruption(&event.kind) {
-            output.error(&Error::from_corruption(errno).of(id));
+            let error = Error::from_corruption(errno).of(id);
+            output.error(&match value["device"].as_str() {
+                Some(device) => error.on(device.as_ref()),
+                None => error,
+            });
         }
         Ok(())
     })?;
