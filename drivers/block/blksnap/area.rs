@@ -458,13 +458,15 @@ impl Area {
                     Look::Claims(run) => run,
                 }
             };
-            let copy = match Copy::new(this, run, GFP_NOIO) {
-                Ok(copy) => copy,
+            let copy = match this.prepare(run) {
+                Ok(Some(copy)) => copy,
+                Ok(None) => break,
                 Err(e) => {
                     this.fail_io(e);
                     break;
                 }
             };
+            let run = copy.run;
             let mut state = this.state.lock();
             // A writer may have been faster.
             if !state.map.overlaps(run) {
@@ -488,6 +490,25 @@ impl Area {
             }
             Look::Claims(_) => Err(bio),
         }
+    }
+
+    /// Allocates what is needed to copy the chunks of a run, or the first one of them. None if there
+    /// is no memory for that until others are stored.
+    ///
+    /// Reclaim may need the write that waits for this, so it must not depend on reclaim.
+    fn prepare(&self, run: ChunkRange) -> Result<Option<Copy<'_>>> {
+        match Copy::new(self, run, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN) {
+            Err(e) if e == ENOMEM => {}
+            other => return other.map(Some),
+        }
+        if self.state.lock().copies > 0 {
+            return Ok(None);
+        }
+        let first = ChunkRange {
+            end: run.start + 1,
+            ..run
+        };
+        Copy::new(self, first, GFP_NOIO | __GFP_MEMALLOC).map(Some)
     }
 
     /// The old data of the extent at `start` was read, or not. Does not sleep.
@@ -573,6 +594,7 @@ impl Area {
     fn store_batch(&self) -> Result {
         self.check()?;
         let count = self.state.lock().read.len();
+        let count = count.min(STORE_BYTES / self.geometry.chunk_bytes());
         let mut starts = KVec::with_capacity(count, GFP_NOIO)?;
         let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(count, GFP_NOIO)?;
         let mut len = 0;

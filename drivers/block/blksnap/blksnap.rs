@@ -54,6 +54,10 @@ module! {
             default: 14,
             description: "Binary logarithm of the bytes that are copied at a time",
         },
+        copy_memory: u32 {
+            default: 32,
+            description: "MiB of a snapshot's copies that may be in memory at a time",
+        },
         storage_timeout: u32 {
             default: 30,
             description: "Seconds that writers wait for the storage until the snapshot is given up",

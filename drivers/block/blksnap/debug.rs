@@ -11,7 +11,8 @@ use kernel::{
     },
     fmt,
     prelude::*,
-    sync::Arc, //
+    sync::Arc,
+    time::Delta, //
 };
 
 /// `/sys/kernel/debug/blksnap`, while it lives.
@@ -37,11 +38,12 @@ impl Directory {
     }
 
     /// Makes the file of an area. May sleep.
-    pub(crate) fn add(&self, name: &CStr, area: &Arc<Area>) -> Result<AreaFile> {
-        KBox::pin_init(
-            self.dir.read_only_file(name, Shown(area.clone())),
-            GFP_KERNEL,
-        )
+    pub(crate) fn add(&self, name: &CStr, area: &Arc<Area>, frozen: Delta) -> Result<AreaFile> {
+        let shown = Shown {
+            area: area.clone(),
+            frozen,
+        };
+        KBox::pin_init(self.dir.read_only_file(name, shown), GFP_KERNEL)
     }
 }
 
@@ -49,11 +51,16 @@ impl Directory {
 pub(crate) type AreaFile = Pin<KBox<File<Shown>>>;
 
 /// An area that is shown: a line for each figure, with its name.
-pub(crate) struct Shown(Arc<Area>);
+pub(crate) struct Shown {
+    area: Arc<Area>,
+    /// How long the queues were frozen when the snapshot was taken.
+    frozen: Delta,
+}
 
 impl Writer for Shown {
     fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.write_figures(f)
+        self.area.write_figures(f)?;
+        writeln!(f, "frozen_ns {}", self.frozen.as_nanos())
     }
 }
 

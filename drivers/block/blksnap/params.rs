@@ -11,9 +11,6 @@ use kernel::{
     time::Delta, //
 };
 
-/// How many bytes of a snapshot may be in memory, because they were read and not stored yet.
-pub(crate) const MAX_COPY_BYTES: usize = 32 << 20;
-
 /// The limits of change maps.
 pub(crate) fn change_map_limits() -> Limits {
     Limits {
@@ -21,6 +18,11 @@ pub(crate) fn change_map_limits() -> Limits {
         max_shift: module_parameters::tracking_block_maximum_shift.value(),
         max_count: u64::from(module_parameters::tracking_block_maximum_count.value()),
     }
+}
+
+/// How many bytes of a snapshot may be in memory, because they were read and not stored yet.
+pub(crate) fn max_copy_bytes() -> usize {
+    (module_parameters::copy_memory.value().clamp(1, 1 << 10) as usize) << 20
 }
 
 /// The binary logarithm of a chunk's size in bytes.

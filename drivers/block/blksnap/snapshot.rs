@@ -46,6 +46,11 @@ use kernel::{
         Arc,
         Mutex, //
     },
+    time::{
+        Delta,
+        Instant,
+        Monotonic, //
+    },
     uapi,
     uuid::Uuid,
     workqueue::OwnedQueue, //
@@ -293,7 +298,7 @@ impl Snapshot {
 
     fn take_all(&self, devices: &mut KVec<Device>) -> Result {
         // Whatever can fail for lack of something comes first.
-        let max_copy_bytes = params::MAX_COPY_BYTES / devices.len();
+        let max_copy_bytes = params::max_copy_bytes() / devices.len();
         for device in devices.iter_mut() {
             let origin = device.origin.clone();
             let nr_sectors = origin.nr_sectors();
@@ -312,14 +317,18 @@ impl Snapshot {
         }
 
         let mut frozen = KVec::new();
+        let mut frozen_for = Delta::ZERO;
         let result = Self::freeze_file_systems(devices, &mut frozen).and_then(|()| {
+            let begin = Instant::<Monotonic>::now();
             with_frozen(&bdevs, || {
                 for device in devices.iter() {
                     if let Some(area) = &device.area {
                         device.tracker.take(area.clone());
                     }
                 }
-            })
+            })?;
+            frozen_for = begin.elapsed();
+            Ok(())
         });
         // In reverse.
         while let Some(fs) = frozen.pop() {
@@ -331,7 +340,7 @@ impl Snapshot {
         for device in devices.iter_mut() {
             if let Some(area) = &device.area {
                 let image = image::new(area)?;
-                device.figures = Some(self.debug.add(image.name(), area)?);
+                device.figures = Some(self.debug.add(image.name(), area, frozen_for)?);
                 device.image = Some(image);
             }
         }

@@ -218,6 +218,7 @@ impl BlockDevice {
     /// # Errors
     ///
     /// [`E2BIG`] if there are too many devices to tell, and [`ENOMEM`].
+    #[cfg(CONFIG_BLK_FILTER)]
     pub fn reaches(&self, lower: &BlockDevice) -> Result<bool> {
         // SAFETY: Both are valid by the type invariant.
         let ret = unsafe { bindings::blk_filter_reaches(self.as_raw(), lower.as_raw()) };
@@ -383,6 +384,7 @@ impl Drop for FrozenFs {
 ///     with_frozen(&[bdev], || generation.add(1, Relaxed))
 /// }
 /// ```
+#[cfg(CONFIG_BLK_FILTER)]
 #[cfg(CONFIG_BLK_FILTER)]
 pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result<R> {
     let mut frozen = KVec::with_capacity(devices.len(), GFP_KERNEL)?;

@@ -37,6 +37,7 @@
 #include <linux/blksnap.h>
 #include <linux/capability.h>
 #include <linux/fs.h>
+#include <linux/fscrypt.h>
 #include <linux/io_uring.h>
 #include <linux/ioprio.h>
 
@@ -1047,7 +1048,19 @@ struct way {
 	bool zeroes;
 };
 
-#define WAYS	"buffered|direct|dsync|nowait|try|uring|discard|zeroes,..."
+/* As one piece or not at all; for who has older headers. */
+#ifndef RWF_ATOMIC
+#define RWF_ATOMIC	0x40
+#endif
+
+static ssize_t write_atomic(int fd, const void *bytes, size_t len, off_t at)
+{
+	const struct iovec iov = { .iov_base = (void *)bytes, .iov_len = len };
+
+	return pwritev2(fd, &iov, 1, at, RWF_ATOMIC);
+}
+
+#define WAYS	"buffered|direct|dsync|nowait|try|atomic|uring|discard|zeroes,..."
 
 static struct way way_of(char *text)
 {
@@ -1060,6 +1073,7 @@ static struct way way_of(char *text)
 		{ "dsync", { .flags = O_DSYNC } },
 		{ "nowait", { .write = write_sure } },
 		{ "try", { .write = write_try } },
+		{ "atomic", { .write = write_atomic } },
 		{ "uring", { .write = write_uring } },
 		{ "discard", { .write = discard, .zeroes = true } },
 		{ "zeroes", { .write = zero_out, .zeroes = true } },
@@ -1378,6 +1392,36 @@ static void do_overtake(void)
 	       (unsigned long long)overtaken, (unsigned long long)wrong);
 }
 
+/*
+ * Gives the file system with DIR a key, and with a second argument makes it the key of the
+ * empty directory DIR. The key is always the same.
+ */
+static void do_encrypt(void)
+{
+	const size_t len = 64;
+	struct fscrypt_add_key_arg *key = calloc(1, sizeof(*key) + len);
+	struct fscrypt_policy_v2 policy = {
+		.version = FSCRYPT_POLICY_V2,
+		.contents_encryption_mode = FSCRYPT_MODE_AES_256_XTS,
+		.filenames_encryption_mode = FSCRYPT_MODE_AES_256_CTS,
+		.flags = FSCRYPT_POLICY_FLAGS_PAD_32,
+	};
+	int dir = open(argv[1], O_RDONLY | O_DIRECTORY);
+
+	if (dir < 0 || !key)
+		fail(errno);
+	key->key_spec.type = FSCRYPT_KEY_SPEC_TYPE_IDENTIFIER;
+	key->raw_size = len;
+	for (size_t i = 0; i < len; i++)
+		key->raw[i] = i * 7;
+	if (ioctl(dir, FS_IOC_ADD_ENCRYPTION_KEY, key))
+		fail(errno);
+	memcpy(policy.master_key_identifier, key->key_spec.u.identifier,
+	       sizeof(policy.master_key_identifier));
+	if (argc > 2 && ioctl(dir, FS_IOC_SET_ENCRYPTION_POLICY, &policy))
+		fail(errno);
+}
+
 static void do_uncache(void)
 {
 	for (int i = 1; i < argc; i++) {
@@ -1461,6 +1505,7 @@ static const struct {
 	{ "overtake", 4, 4, do_overtake, "IMAGE DEV COPY COUNT" },
 	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },
 	{ "submit", 3, 3, do_submit, "DEV COUNT STRIDE" },
+	{ "encrypt", 1, 2, do_encrypt, "DIR [new]" },
 	{ "uncache", 1, 999, do_uncache, "DEV..." },
 	{ "run", 0, 0, do_run, "" },
 };

@@ -325,6 +325,22 @@ null_blk()
 	REPLY=/dev/$name
 }
 
+# scsi_disk MEBIBYTES [PARAMETER=VALUE]...: there is one at a time
+scsi_disk()
+{
+	[ ! -e /sys/module/scsi_debug/refcnt ] || skip "scsi_debug is in use"
+	modprobe -q scsi_debug dev_size_mb="$1" "${@:2}" 2>/dev/null || skip "no scsi_debug"
+	undo unload scsi_debug
+	eventually find_scsi
+}
+
+find_scsi()
+{
+	REPLY=$(echo /sys/bus/pseudo/drivers/scsi_debug/adapter0/host*/target*/*/block/*)
+	REPLY=/dev/${REPLY##*/}
+	[ -b "$REPLY" ]
+}
+
 # partitioned MEBIBYTES [ATTRIBUTE=VALUE]...: a null_blk disk with two partitions: the
 # first a quarter of it, from 1 MiB on, the second from there to the end
 partitioned()
@@ -562,6 +578,14 @@ image_of()
 
 	name=$(ctl info "$1" | sed -n 's/^image //p')
 	[ -n "$name" ] && echo "/dev/$name"
+}
+
+# figure IMAGE NAME: what debugfs says of the image's device, or nothing
+figure()
+{
+	local file=/sys/kernel/debug/blksnap/${1#/dev/}
+
+	[ ! -e "$file" ] || sed -n "s/^$2 //p" "$file"
 }
 
 # error_of DEV: what the snapshot says of it

@@ -104,7 +104,7 @@ discard_disk()
 # One bio is about more than may be in memory at a time.
 discard_much()
 {
-	local dev mebibytes=96
+	local dev mebibytes=96 peak
 
 	null_blk "$mebibytes" discard=1; dev=$REPLY
 	old=$scratch/old
@@ -117,6 +117,12 @@ discard_much()
 	image=$(image_of "$dev")
 	discard "$dev"
 	changed "$dev"
+	# The bytes in memory are bounded all the same.
+	peak=$(figure "$image" copy_bytes_peak)
+	[ -n "$peak" ] || return 0
+	result "at most $peak bytes were in memory"
+	[ "$peak" -gt 0 ]
+	[ "$peak" -le $((32 << 20)) ]
 }
 
 zero_null_blk()
@@ -136,6 +142,24 @@ zero_dm()
 	disk 0
 	dm_linear blksnap-zero "$REPLY" 0 $((SIZE << 11))
 	zero_on "$REPLY"
+}
+
+# All of it or nothing is on the media, so it must not be cut.
+atomic()
+{
+	local dev
+
+	scsi_disk "$SIZE" atomic_wr=1; dev=$REPLY
+	[ "$(limit_of "$dev" atomic_write_max_bytes)" -ge 65536 ] || skip "no atomic writes"
+	begin "$dev"
+	put direct,atomic 65536 65536 "$dev"
+	put direct,atomic $((1 << 20)) 4096 "$dev"
+	changed "$dev"
+	# Partly saved already, and then all of it
+	put direct $((3 << 20)) 20480 "$dev"
+	put direct,atomic $((3 << 20)) 65536 "$dev"
+	put direct,atomic $((3 << 20)) 65536 "$dev"
+	changed "$dev"
 }
 
 secure_erase()
@@ -236,6 +260,7 @@ run_cases \
 	"zeroes on the spare disk" zero_disk \
 	"zeroes on dm" zero_dm \
 	"secure erase" secure_erase \
+	"atomic writes" atomic \
 	"flush and FUA" synchronous \
 	"writes that do not wait" nowait \
 	"32 writes of one thread" "submitted 64" \

@@ -173,7 +173,7 @@ overtaking()
 	image=$(image_of "$dev")
 	figures=$(blksnap_ctl overtake "$image" "$dev" "$scratch/old" "$1")
 	wrong=$(sed -n 's/^wrong //p' <<<"$figures")
-	repeated=$(sed -n 's/^image_reads_repeated //p' "$debug/${image#/dev/}")
+	repeated=$(figure "$image" image_reads_repeated)
 	result "$(tr '\n' ' ' <<<"$figures")done over $repeated"
 	# Most of them
 	[ "$(sed -n 's/^overtaken //p' <<<"$figures")" -ge $(($1 / 2)) ]

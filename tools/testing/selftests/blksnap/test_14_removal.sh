@@ -154,18 +154,7 @@ remove_md()
 
 new_scsi()
 {
-	[ ! -e /sys/module/scsi_debug/refcnt ] || skip "scsi_debug is in use"
-	modprobe -q scsi_debug dev_size_mb="$SIZE" ndelay=500000 2>/dev/null ||
-		skip "no scsi_debug"
-	undo unload scsi_debug
-	eventually find_scsi
-}
-
-find_scsi()
-{
-	REPLY=$(echo /sys/bus/pseudo/drivers/scsi_debug/adapter0/host*/target*/*/block/*)
-	REPLY=/dev/${REPLY##*/}
-	[ -b "$REPLY" ]
+	scsi_disk "$SIZE" ndelay=500000
 }
 
 remove_scsi()
