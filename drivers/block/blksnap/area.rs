@@ -492,8 +492,8 @@ impl Area {
         }
     }
 
-    /// Allocates what is needed to copy the chunks of a run, or the first one of them. None if there
-    /// is no memory for that until others are stored.
+    /// Allocates what is needed to copy the chunks of a run, or the first one of them. None if
+    /// there is no memory for that until others are stored.
     ///
     /// Reclaim may need the write that waits for this, so it must not depend on reclaim.
     fn prepare(&self, run: ChunkRange) -> Result<Option<Copy<'_>>> {
