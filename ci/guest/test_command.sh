@@ -99,21 +99,13 @@ grow()
 	created --store "$scratch" --grow 4M
 	for ((at = 0; at < SIZE; at++)); do
 		put direct $((at << 20)) $((1 << 20)) "$dev"
-		eventually has_room
+		eventually left_at_least 4096
 	done
 	same "$image" "$scratch/old"
 	blksnap status --json "$dev" >"$scratch/status"
 	json 'first["snapshots"][0]["storage"]' "$scratch/status"
 	ctl destroy "$snapshot"
 	eventually no_watcher
-}
-
-has_room()
-{
-	local space
-
-	space=$(ctl space "$snapshot")
-	[ $(($(sed -n 's/^total //p' <<<"$space") - $(sed -n 's/^used //p' <<<"$space"))) -ge 4096 ]
 }
 
 no_watcher()
@@ -142,12 +134,7 @@ grow_to_the_end()
 
 grown_to()
 {
-	[ "$(ctl space "$snapshot" | sed -n 's/^total //p')" = "$1" ]
-}
-
-broken()
-{
-	[ "$(error_of "$dev")" != 0 ]
+	[ "$(space total)" = "$1" ]
 }
 
 append()
@@ -158,7 +145,7 @@ append()
 	created --store "$scratch" --limit 2M
 	null_blk 32; store=$REPLY
 	blksnap append "$snapshot" "$store" --range 4M:2M --range 1M:2M
-	equal $((6 << 11)) "$(ctl space "$snapshot" | sed -n 's/^total //p')" "the space"
+	equal $((6 << 11)) "$(space total)" "the space"
 	blksnap append "$snapshot" "$store" --range 8M:16M
 	put direct 0 $((SIZE << 20)) "$dev"
 	same "$image" "$scratch/old"

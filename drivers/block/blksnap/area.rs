@@ -151,8 +151,8 @@ struct State {
     /// Writes that were taken and not released yet.
     parked: usize,
     /// The most there were of these at a time.
-    max_copy_bytes: usize,
-    max_parked: usize,
+    peak_copy_bytes: usize,
+    peak_parked: usize,
     /// The worker that stores copies is at work, or waits for more of them.
     storing: bool,
     /// Writes wait until there are fewer copies.
@@ -250,8 +250,8 @@ impl Area {
                     read_bytes: 0,
                     stored_bytes: 0,
                     parked: 0,
-                    max_copy_bytes: 0,
-                    max_parked: 0,
+                    peak_copy_bytes: 0,
+                    peak_parked: 0,
                     storing: false,
                     starved: false,
                     images: BioList::new(),
@@ -856,8 +856,8 @@ impl Area {
     pub(crate) fn write_figures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.state.lock();
         let extents = state.map.count();
-        let (copy_bytes, max_copy_bytes) = (state.copy_bytes, state.max_copy_bytes);
-        let (parked, max_parked) = (state.parked, state.max_parked);
+        let (copy_bytes, peak_copy_bytes) = (state.copy_bytes, state.peak_copy_bytes);
+        let (parked, peak_parked) = (state.parked, state.peak_parked);
         let stored_bytes = state.stored_bytes;
         drop(state);
 
@@ -867,10 +867,10 @@ impl Area {
         writeln!(f, "extents {extents}")?;
         writeln!(f, "saved_map_bytes {}", self.saved.memory())?;
         writeln!(f, "copy_bytes {copy_bytes}")?;
-        writeln!(f, "copy_bytes_peak {max_copy_bytes}")?;
+        writeln!(f, "copy_bytes_peak {peak_copy_bytes}")?;
         writeln!(f, "stored_bytes {stored_bytes}")?;
         writeln!(f, "parked_writes {parked}")?;
-        writeln!(f, "parked_writes_peak {max_parked}")?;
+        writeln!(f, "parked_writes_peak {peak_parked}")?;
         writeln!(f, "image_reads_repeated {}", self.repeated.load(Relaxed))
     }
 
@@ -893,14 +893,14 @@ impl State {
         self.map.insert(extent);
         self.copies += 1;
         self.copy_bytes += bytes;
-        self.max_copy_bytes = self.max_copy_bytes.max(self.copy_bytes);
+        self.peak_copy_bytes = self.peak_copy_bytes.max(self.copy_bytes);
         self.active += 1;
     }
 
     /// There is one more write that was taken.
     fn park(&mut self) {
         self.parked += 1;
-        self.max_parked = self.max_parked.max(self.parked);
+        self.peak_parked = self.peak_parked.max(self.parked);
         self.active += 1;
     }
 

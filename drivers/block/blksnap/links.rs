@@ -42,6 +42,14 @@ struct Search<'a> {
 }
 
 impl<'a> Search<'a> {
+    fn new(list: &'a [Link]) -> Self {
+        Self {
+            list,
+            origins: KVec::new(),
+            reached: KVec::new(),
+        }
+    }
+
     /// What writes to `bdev` come to at once.
     fn visit(&mut self, bdev: &BlockDevice) -> Result {
         for origin in &self.origins {
@@ -86,11 +94,7 @@ impl Links {
     /// [`EDEADLK`] if writes to the storage come to the origin, also by way of other snapshots.
     pub(crate) fn add(&self, origin: &Arc<BdevFile>, storage: &Arc<Storage>) -> Result {
         let mut list = self.list.lock();
-        let mut search = Search {
-            list: &list,
-            origins: KVec::new(),
-            reached: KVec::new(),
-        };
+        let mut search = Search::new(&list);
         search.origins.push(origin, GFP_KERNEL)?;
         search.reached.push(storage, GFP_KERNEL)?;
         search.follow()?;
@@ -118,11 +122,7 @@ impl Links {
         sectors: &[SectorRange],
     ) -> Result {
         let list = self.list.lock();
-        let mut search = Search {
-            list: &list,
-            origins: KVec::new(),
-            reached: KVec::new(),
-        };
+        let mut search = Search::new(&list);
         for link in list.iter() {
             if Arc::ptr_eq(&link.storage, storage) {
                 search.origins.push(&link.origin, GFP_KERNEL)?;

@@ -327,13 +327,16 @@ impl DirectFile {
     }
 
     fn transfer(&self, pos: u64, pages: &[&Pages], skip: usize, len: usize, write: bool) -> Result {
-        let total = skip.checked_add(len).ok_or(EINVAL)?;
-        if total > pages.iter().map(|p| p.len()).sum() {
+        if skip.checked_add(len).ok_or(EINVAL)? > pages.iter().map(|p| p.len()).sum() {
             return Err(EINVAL);
         }
+        // Whole pages that are skipped need no vectors.
+        let first = skip / PAGE_SIZE;
+        let skip = skip % PAGE_SIZE;
+        let total = skip + len;
         let mut vecs = KVec::with_capacity(total.div_ceil(PAGE_SIZE), GFP_NOIO)?;
         let mut left = total;
-        for page in pages.iter().flat_map(|p| p.iter()) {
+        for page in pages.iter().flat_map(|p| p.iter()).skip(first) {
             if left == 0 {
                 break;
             }

@@ -3,7 +3,8 @@
 //! Holder, guardian, grower and COMMAND as real processes, on a kernel that only
 //! writes down what is asked of it.
 //!
-//! This test program starts itself again in the role of one of them; [`role`] is what those processes run.
+//! This test program starts itself again in the role of one of them; [`role`] is
+//! what those processes run.
 
 use std::fs;
 use std::fs::File;

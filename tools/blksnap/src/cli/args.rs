@@ -86,8 +86,9 @@ pub enum Subcommand {
     /// Show snapshots, and the devices that have a filter
     ///
     /// For each snapshot how full its storage is, and with how much left an
-    /// event comes; an older driver does not tell that. The kernel does not tell to which of several snapshots a device
-    /// belongs; the devices of a snapshot are listed if it is the only one.
+    /// event comes; an older driver does not tell that. The kernel does not
+    /// tell to which of several snapshots a device belongs; the devices of a
+    /// snapshot are listed if it is the only one.
     /// Exit code 3 if a snapshot is corrupted.
     #[command(after_help = "Examples:\n  \
         blksnap status\n  \

@@ -588,6 +588,28 @@ figure()
 	[ ! -e "$file" ] || sed -n "s/^$2 //p" "$file"
 }
 
+# space WHAT: "total", "used" or "low" of the snapshot's storage, in sectors
+space()
+{
+	ctl space "$snapshot" | sed -n "s/^$1 //p"
+}
+
+used_at_least()
+{
+	[ "$(space used)" -ge "$1" ]
+}
+
+left_at_least()
+{
+	[ $(($(space total) - $(space used))) -ge "$1" ]
+}
+
+# Whether the snapshot of $dev is broken
+broken()
+{
+	[ "$(error_of "$dev")" != 0 ]
+}
+
 # error_of DEV: what the snapshot says of it
 error_of()
 {

@@ -43,12 +43,6 @@ kept()
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
 }
 
-# space WHAT: of the snapshot's storage, in sectors
-space()
-{
-	ctl space "$snapshot" | sed -n "s/^$1 //p"
-}
-
 # untouched FILE COPY OFFSET END: from here to there, in bytes
 untouched()
 {
@@ -80,7 +74,7 @@ ranges()
 	kept
 	equal 18432 "$(space total)" "the space"
 	# Eight of nine MiB are used; what is left at the end of the first part was too small.
-	eventually stored
+	eventually used_at_least $((SIZE << 11))
 	uncache "$store"
 	untouched "$store" "$before" 0 $((4 << 20))
 	untouched "$store" "$before" $((6 << 20)) $((8 << 20))
@@ -89,11 +83,6 @@ ranges()
 	ctl destroy "$snapshot"
 	# It is free again.
 	make_fs ext4 "$store"
-}
-
-stored()
-{
-	[ "$(space used)" -ge $((SIZE << 11)) ]
 }
 
 # Many that are small and at odd places: what is saved goes over their borders.
@@ -111,16 +100,11 @@ many_ranges()
 	add_and_take
 	put direct 0 $((3 << 20)) "$dev" "$new"
 	put direct $(((4 << 20) + 512)) $((3 << 20)) "$dev" "$new"
-	eventually some_stored
+	eventually used_at_least $((6 << 11))
 	kept
 	# In parts of its own, too.
 	step
 	dd if="$image" of=/dev/null bs=5k iflag=direct status=none
-}
-
-some_stored()
-{
-	[ "$(space used)" -ge $((6 << 11)) ]
 }
 
 # A file with a limit, then a whole disk, then one with a partition
@@ -139,7 +123,7 @@ mixed()
 	equal $((2048 + 4096 + (12 << 11) - 2048)) "$(space total)" "the space"
 	put direct 0 $((SIZE << 20)) "$dev" "$new"
 	kept
-	eventually some_stored
+	eventually used_at_least $((6 << 11))
 	kept
 }
 
@@ -166,11 +150,6 @@ gone()
 	grep -qx 'code 0' "$scratch/event"
 	ctl destroy "$snapshot"
 	same "$dev" "$new"
-}
-
-broken()
-{
-	[ "$(error_of "$dev")" != 0 ]
 }
 
 limit()
@@ -204,11 +183,6 @@ limit()
 	equal $((16 << 11)) "$(space total)" "the space"
 	put direct 0 $((SIZE << 20)) "$dev" "$new"
 	kept
-}
-
-used_at_least()
-{
-	[ "$(space used)" -ge "$1" ]
 }
 
 # The first part is full, the second in use, and then the first one grows.
@@ -299,7 +273,7 @@ fed()
 	while [ $at -lt $SIZE ]; do
 		put direct $((at << 20)) $((1 << 20)) "$dev" "$new"
 		at=$((at + 1))
-		eventually fed_enough
+		eventually left_at_least 3072
 	done
 	kept
 	[ -s "$scratch/fed" ]
@@ -314,11 +288,6 @@ feed()
 		next=$((next + 2048))
 		echo "$next" >>"$scratch/fed"
 	done
-}
-
-fed_enough()
-{
-	[ $(($(space total) - $(space used))) -ge 3072 ]
 }
 
 # append ARGUMENT...: to the snapshot; the error is $1
