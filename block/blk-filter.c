@@ -175,26 +175,27 @@ static void blk_filter_open_gate(struct gendisk *disk)
 }
 
 /*
- * Holds back new bios for a bio-based disk and waits for writes on their way.
+ * Holds back new bios for a bio-based disk, so that its writes can be waited for.
  * That cannot be left to freezing the queue: when a driver has split a bio, what
  * remains of it would wait outside, and the part inside does not end without it.
  */
-static int blk_filter_close_gate(struct gendisk *disk)
+static void blk_filter_close_gate(struct gendisk *disk)
 {
-	long left;
-
 	scoped_guard(spinlock_irq, &blk_filter_retry_lock)
 		WRITE_ONCE(disk->filtered_gate, disk->filtered_gate + 1);
-	/* A write either sees the gate closed, or is counted here. */
+	/* A write either sees the gate closed, or is counted for who waits. */
 	smp_mb();
+}
+
+static int blk_filter_wait_writes(struct gendisk *disk, unsigned long end)
+{
+	long left = max_t(long, end - jiffies, 1);
+
 	left = ___wait_var_event(&disk->filtered_writes,
 				 ___wait_cond_timeout(!atomic_read(&disk->filtered_writes)),
-				 TASK_KILLABLE, 0, BLK_FILTER_TIMEOUT,
+				 TASK_KILLABLE, 0, left,
 				 __ret = schedule_timeout(__ret));
-	if (left > 0)
-		return 0;
-	blk_filter_open_gate(disk);
-	return left ? -EINTR : -ETIMEDOUT;
+	return left > 0 ? 0 : left ? -EINTR : -ETIMEDOUT;
 }
 
 static bool blk_filter_takes(struct blk_filter *filter, struct bio *bio)
@@ -236,81 +237,6 @@ bool __blk_filter_bio(struct bio *bio)
 	return unlikely(READ_ONCE(disk->filtered_gate)) &&
 	       blk_filter_hold(disk, bio);
 }
-
-/*
- * Not blk_mq_freeze_queue(), which waits for ever: a disk that is a file, like
- * loop or nbd, may wait for a file system that the caller has frozen.
- */
-static int blk_filter_freeze_queue(struct request_queue *q,
-				   unsigned int *memflags)
-{
-	unsigned long end = jiffies + BLK_FILTER_TIMEOUT;
-	int ret;
-
-	*memflags = memalloc_noio_save();
-	blk_freeze_queue_start(q);
-	while (!blk_mq_freeze_queue_wait_timeout(q, HZ / 4)) {
-		if (fatal_signal_pending(current))
-			ret = -EINTR;
-		else if (time_after(jiffies, end))
-			ret = -ETIMEDOUT;
-		else
-			continue;
-		blk_mq_unfreeze_queue(q, *memflags);
-		return ret;
-	}
-	return 0;
-}
-
-/**
- * blk_filter_freeze - stop the I/O of a device and wait for its writes
- * @bdev: a block device
- * @memflags: filled for blk_filter_unfreeze()
- *
- * On return no write is between the filters of @bdev's disk and its media: each
- * one that they have let pass is done, on bio-based devices too, and no
- * filter's ->submit_bio() runs. New bios wait outside. May sleep; until
- * blk_filter_unfreeze() the caller must not wait for I/O to the disk, and its
- * allocations are GFP_NOIO.
- *
- * Whoever freezes several devices must begin with those that are stacked on
- * others; else the writes to the ones on top wait for the ones below.
- *
- * Return: 0, -EINTR if the task was killed, or -ETIMEDOUT if the I/O that is on
- * its way was not done in 30 seconds; then nothing is frozen.
- */
-int blk_filter_freeze(struct block_device *bdev, unsigned int *memflags)
-{
-	struct gendisk *disk = bdev->bd_disk;
-	bool gated = !queue_is_mq(disk->queue);
-	int ret = 0;
-
-	if (gated)
-		ret = blk_filter_close_gate(disk);
-	if (ret)
-		return ret;
-	ret = blk_filter_freeze_queue(disk->queue, memflags);
-	if (ret && gated)
-		blk_filter_open_gate(disk);
-	return ret;
-}
-EXPORT_SYMBOL_GPL(blk_filter_freeze);
-
-/**
- * blk_filter_unfreeze - let the I/O of a device go on
- * @bdev: the device
- * @memflags: what blk_filter_freeze() has filled. Where one task freezes
- *	several devices, it unfreezes them in reverse.
- */
-void blk_filter_unfreeze(struct block_device *bdev, unsigned int memflags)
-{
-	struct gendisk *disk = bdev->bd_disk;
-
-	blk_mq_unfreeze_queue(disk->queue, memflags);
-	if (!queue_is_mq(disk->queue))
-		blk_filter_open_gate(disk);
-}
-EXPORT_SYMBOL_GPL(blk_filter_unfreeze);
 
 static bool bdev_overlaps(struct block_device *a, struct block_device *b)
 {
@@ -379,6 +305,158 @@ int blk_filter_reaches(struct block_device *bdev, struct block_device *lower)
 	return ret;
 }
 EXPORT_SYMBOL_GPL(blk_filter_reaches);
+
+/*
+ * Not blk_mq_freeze_queue(), which waits for ever: a disk that is a file, like
+ * loop or nbd, may wait for a file system that the caller has frozen.
+ */
+static int blk_filter_wait_frozen(struct request_queue *q, unsigned long end)
+{
+	while (!blk_mq_freeze_queue_wait_timeout(q, HZ / 4)) {
+		if (fatal_signal_pending(current))
+			return -EINTR;
+		if (time_after(jiffies, end))
+			return -ETIMEDOUT;
+	}
+	return 0;
+}
+
+static bool blk_filter_has_gate(struct block_device *bdev)
+{
+	return !queue_is_mq(bdev_get_queue(bdev));
+}
+
+/*
+ * For each device, how many of the others are stacked on its disk. What is below
+ * another one has a larger number; where two have the same, neither is.
+ */
+static int blk_filter_get_levels(struct block_device **bdevs,
+				 unsigned int count, unsigned int *levels)
+{
+	unsigned int i, j;
+	int ret;
+
+	for (i = 0; i < count; i++) {
+		for (j = 0; j < count; j++) {
+			if (bdevs[j]->bd_disk == bdevs[i]->bd_disk)
+				continue;
+			ret = blk_filter_reaches(bdevs[j],
+						 bdevs[i]->bd_disk->part0);
+			if (ret < 0)
+				return ret;
+			levels[i] += ret;
+		}
+	}
+	return 0;
+}
+
+/* All of a level at once: the time is that of an RCU grace period, or more. */
+static int blk_filter_freeze_level(struct block_device **bdevs,
+				   unsigned int count, unsigned int *levels,
+				   unsigned int level, unsigned long end)
+{
+	unsigned int i;
+	int ret = 0;
+
+	for (i = 0; i < count; i++)
+		if (levels[i] == level && blk_filter_has_gate(bdevs[i]))
+			blk_filter_close_gate(bdevs[i]->bd_disk);
+	for (i = 0; i < count && !ret; i++)
+		if (levels[i] == level && blk_filter_has_gate(bdevs[i]))
+			ret = blk_filter_wait_writes(bdevs[i]->bd_disk, end);
+	if (ret)
+		goto open_gates;
+
+	for (i = 0; i < count; i++)
+		if (levels[i] == level)
+			blk_freeze_queue_start(bdev_get_queue(bdevs[i]));
+	for (i = 0; i < count && !ret; i++)
+		if (levels[i] == level)
+			ret = blk_filter_wait_frozen(bdev_get_queue(bdevs[i]), end);
+	if (!ret)
+		return 0;
+
+	for (i = 0; i < count; i++)
+		if (levels[i] == level)
+			blk_mq_unfreeze_queue_nomemrestore(bdev_get_queue(bdevs[i]));
+open_gates:
+	for (i = 0; i < count; i++)
+		if (levels[i] == level && blk_filter_has_gate(bdevs[i]))
+			blk_filter_open_gate(bdevs[i]->bd_disk);
+	return ret;
+}
+
+static void blk_filter_unfreeze_one(struct block_device *bdev)
+{
+	blk_mq_unfreeze_queue_nomemrestore(bdev_get_queue(bdev));
+	if (blk_filter_has_gate(bdev))
+		blk_filter_open_gate(bdev->bd_disk);
+}
+
+/**
+ * blk_filter_freeze - stop the I/O of devices and wait for their writes
+ * @bdevs: the devices, which the caller has open; some may be on the same disk
+ * @count: how many
+ * @memflags: filled for blk_filter_unfreeze()
+ *
+ * On return no write is between the filters of the devices' disks and their
+ * media: each one that they have let pass is done, on bio-based devices too,
+ * and no filter's ->submit_bio() runs. New bios wait outside. Until
+ * blk_filter_unfreeze() the caller must not wait for I/O to the disks, and its
+ * allocations are GFP_NOIO.
+ *
+ * Devices that are stacked on others of them are frozen before these, whose
+ * I/O theirs waits for; the rest at once.
+ *
+ * Context: May sleep.
+ * Return: 0, -EINTR if the task was killed, -ETIMEDOUT if the I/O that is on
+ * its way was not done in 30 seconds, or what blk_filter_reaches() returns;
+ * then nothing is frozen.
+ */
+int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
+		      unsigned int *memflags)
+{
+	unsigned long end = jiffies + BLK_FILTER_TIMEOUT;
+	unsigned int *levels, level, i;
+	int ret;
+
+	levels = kcalloc(count, sizeof(*levels), GFP_KERNEL);
+	if (!levels)
+		return -ENOMEM;
+	ret = blk_filter_get_levels(bdevs, count, levels);
+	if (ret)
+		goto out;
+
+	*memflags = memalloc_noio_save();
+	for (level = 0; level < count && !ret; level++)
+		ret = blk_filter_freeze_level(bdevs, count, levels, level, end);
+	if (ret) {
+		/* The last one has undone its own. */
+		for (i = 0; i < count; i++)
+			if (levels[i] + 1 < level)
+				blk_filter_unfreeze_one(bdevs[i]);
+		memalloc_noio_restore(*memflags);
+	}
+out:
+	kfree(levels);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(blk_filter_freeze);
+
+/**
+ * blk_filter_unfreeze - let the I/O of devices go on
+ * @bdevs: the devices that were given to blk_filter_freeze()
+ * @count: how many
+ * @memflags: what blk_filter_freeze() has filled
+ */
+void blk_filter_unfreeze(struct block_device **bdevs, unsigned int count,
+			 unsigned int memflags)
+{
+	while (count--)
+		blk_filter_unfreeze_one(bdevs[count]);
+	memalloc_noio_restore(memflags);
+}
+EXPORT_SYMBOL_GPL(blk_filter_unfreeze);
 
 /* May sleep. */
 static void blk_filter_put(struct blk_filter *filter)
@@ -516,12 +594,14 @@ static int blk_filter_wait_uncounted(struct gendisk *disk)
 	if (queue_is_mq(disk->queue))
 		return 0;
 
-	ret = blk_filter_close_gate(disk);
-	if (ret)
-		return ret;
-	ret = blk_filter_freeze_queue(disk->queue, &memflags);
-	if (!ret)
+	blk_filter_close_gate(disk);
+	ret = blk_filter_wait_writes(disk, end);
+	if (!ret) {
+		memflags = memalloc_noio_save();
+		blk_freeze_queue_start(disk->queue);
+		ret = blk_filter_wait_frozen(disk->queue, end);
 		blk_mq_unfreeze_queue(disk->queue, memflags);
+	}
 	while (!ret && blk_filter_in_flight(disk)) {
 		schedule_timeout_killable(1);
 		if (fatal_signal_pending(current))

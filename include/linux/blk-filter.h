@@ -97,8 +97,10 @@ void blk_filter_unregister(const struct blk_filter_ops *ops);
 
 void blk_filter_submit_read(struct bio *bio);
 void blk_filter_resubmit_bio(struct bio *bio);
-int blk_filter_freeze(struct block_device *bdev, unsigned int *memflags);
-void blk_filter_unfreeze(struct block_device *bdev, unsigned int memflags);
 int blk_filter_reaches(struct block_device *bdev, struct block_device *lower);
+int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
+		      unsigned int *memflags);
+void blk_filter_unfreeze(struct block_device **bdevs, unsigned int count,
+			 unsigned int memflags);
 
 #endif /* _LINUX_BLK_FILTER_H */

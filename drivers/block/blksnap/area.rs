@@ -16,6 +16,9 @@
 //! from the origin is looked at again when it is done: if one of its chunks was claimed meanwhile
 //! it is done over.
 //!
+//! Where a region of the device is written again and again, the rest of it is copied ahead of the
+//! writes, in larger pieces.
+//!
 //! If anything goes wrong the area fails for good: writes pass, image reads give an error. That
 //! there is no end to a write to the storage, while others wait for it to the origin, is wrong too.
 //!
@@ -49,6 +52,7 @@ use kernel::{
             SectorRange, //
         },
         bio::{
+            Bio,
             BioList,
             BioRead,
             BioSet,
@@ -106,12 +110,17 @@ use kernel::{
     }, //
 };
 
-/// How many bytes are gathered into one write to the storage.
-const STORE_BYTES: usize = 4 << 20;
-
-/// A write to the storage waits until there are so many bytes of copies, or so many milliseconds.
-const GATHER_BYTES: usize = 1 << 20;
+/// So many bytes of copies are gathered into one write to the storage, which waits for them for so
+/// many milliseconds.
+const STORE_BYTES: usize = 1 << 20;
 const GATHER_MSECS: u32 = 10;
+
+/// So many chunks of a region must be saved, at least, before the others are copied ahead.
+const REGION_TOUCHES: u64 = 4;
+
+/// The most regions that wait for that, and the most bytes that are copied ahead at a time.
+const HOT_REGIONS: usize = 64;
+const AHEAD_BYTES: u64 = 256 << 10;
 
 /// Where the old data of an extent is.
 enum Old {
@@ -138,6 +147,10 @@ struct State {
     map: ExtentMap<Old>,
     /// Writes that were taken and not looked at yet.
     taken: BioList,
+    /// Writes that were taken and may pass now.
+    ready: BioList,
+    /// First chunks of the regions that are copied ahead of writes to them.
+    hot: KVec<u64>,
     /// First chunks of the extents in memory that are to be stored, in order, so that neighbours
     /// can become one extent. Has room for all copies.
     read: KVec<u64>,
@@ -148,6 +161,8 @@ struct State {
     read_bytes: usize,
     /// The bytes that were stored so far.
     stored_bytes: u64,
+    /// The bytes that were read ahead of writes so far.
+    ahead_bytes: usize,
     /// Writes that were taken and not released yet.
     parked: usize,
     /// The most there were of these at a time.
@@ -182,13 +197,17 @@ pub(crate) struct Area {
     /// Image reads that were done over.
     repeated: Atomic<u64>,
     storage: Arc<Storage>,
-    queue: Arc<OwnedQueue>,
+    queues: Arc<Queues>,
     reads: BioSet<OriginRead>,
     forwards: BioSet<ImageRead>,
     #[pin]
     claim_work: Work<Area, CLAIM>,
     #[pin]
+    release_work: Work<Area, RELEASE>,
+    #[pin]
     store_work: Work<Area, STORE>,
+    #[pin]
+    ahead_work: Work<Area, AHEAD>,
     #[pin]
     image_work: Work<Area, IMAGE>,
     /// Runs while the storage is written.
@@ -197,18 +216,45 @@ pub(crate) struct Area {
 }
 
 const CLAIM: u64 = 0;
-const STORE: u64 = 1;
-const IMAGE: u64 = 2;
+const RELEASE: u64 = 1;
+const STORE: u64 = 2;
+const AHEAD: u64 = 3;
+const IMAGE: u64 = 4;
 
 impl_has_work! {
     impl HasWork<Self, 0> for Area { self.claim_work }
-    impl HasWork<Self, 1> for Area { self.store_work }
-    impl HasWork<Self, 2> for Area { self.image_work }
+    impl HasWork<Self, 1> for Area { self.release_work }
+    impl HasWork<Self, 2> for Area { self.store_work }
+    impl HasWork<Self, 3> for Area { self.ahead_work }
+    impl HasWork<Self, 4> for Area { self.image_work }
 }
 
 impl_has_hr_timer! {
     impl HasHrTimer<Self> for Area {
         mode: RelativeMode<Monotonic>, field: self.store_timer
+    }
+}
+
+/// The workqueues of a snapshot.
+pub(crate) struct Queues {
+    /// For what writers wait for.
+    writers: OwnedQueue,
+    others: OwnedQueue,
+}
+
+impl Queues {
+    /// May sleep.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            writers: OwnedQueue::new_mem_reclaim_highpri(c"blksnap_writers")?,
+            others: OwnedQueue::new_mem_reclaim(c"blksnap")?,
+        })
+    }
+
+    /// Waits until the work that is queued now is done. May sleep.
+    pub(crate) fn flush(&self) {
+        self.writers.flush();
+        self.others.flush();
     }
 }
 
@@ -218,7 +264,7 @@ pub(crate) struct Config {
     pub(crate) geometry: Geometry,
     pub(crate) max_copy_bytes: usize,
     pub(crate) storage: Arc<Storage>,
-    pub(crate) queue: Arc<OwnedQueue>,
+    pub(crate) queues: Arc<Queues>,
 }
 
 impl Area {
@@ -231,6 +277,7 @@ impl Area {
         let max_copy_bytes = config.max_copy_bytes.max(geometry.chunk_bytes());
         let max_copies = max_copy_bytes / geometry.chunk_bytes();
         let saved = SavedMap::new(geometry.nr_chunks())?;
+        let hot = KVec::with_capacity(HOT_REGIONS, GFP_KERNEL)?;
         let read = KVec::with_capacity(max_copies, GFP_KERNEL)?;
         let reads = BioSet::new(Self::RESERVE)?;
         let forwards = BioSet::new(Self::RESERVE)?;
@@ -244,11 +291,14 @@ impl Area {
                 state <- new_spinlock_irq!(State {
                     map: ExtentMap::new(),
                     taken: BioList::new(),
+                    ready: BioList::new(),
+                    hot,
                     read,
                     copies: 0,
                     copy_bytes: 0,
                     read_bytes: 0,
                     stored_bytes: 0,
+                    ahead_bytes: 0,
                     parked: 0,
                     peak_copy_bytes: 0,
                     peak_parked: 0,
@@ -262,11 +312,13 @@ impl Area {
                 error: Atomic::new(0),
                 repeated: Atomic::new(0),
                 storage: config.storage,
-                queue: config.queue,
+                queues: config.queues,
                 reads,
                 forwards,
                 claim_work <- new_work!("blksnap_claim"),
+                release_work <- new_work!("blksnap_release"),
                 store_work <- new_work!("blksnap_store"),
+                ahead_work <- new_work!("blksnap_ahead"),
                 image_work <- new_work!("blksnap_image"),
                 store_timer <- HrTimer::new(),
             }),
@@ -353,7 +405,11 @@ impl Area {
             }
             if let Some(copy) = prepared.take_if(|copy| copy.run == run) {
                 state.claim(copy.extent, copy.bytes);
+                let hot = this.note_region(&mut state, run);
                 drop(state);
+                if hot {
+                    let _ = this.queues.others.enqueue::<Arc<Self>, AHEAD>(this.into());
+                }
                 let data = OriginRead::Behind(this.into(), run.start);
                 bio.read_behind(copy.read, data);
                 continue;
@@ -375,7 +431,7 @@ impl Area {
         state.taken.push(bio);
         state.park();
         drop(state);
-        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.into());
+        let _ = this.queues.writers.enqueue::<Arc<Self>, CLAIM>(this.into());
     }
 
     /// Looks at the writes that were taken.
@@ -405,11 +461,28 @@ impl Area {
         }
     }
 
+    /// Lets the writes go whose chunks are saved.
+    fn release_all(&self) {
+        loop {
+            let mut bios = self.state.lock().ready.take();
+            if bios.is_empty() {
+                return;
+            }
+            while let Some(bio) = bios.pop() {
+                self.release(bio);
+            }
+        }
+    }
+
     fn release(&self, bio: OwnedBio) {
         bio.resubmit();
         let mut state = self.state.lock();
         state.parked -= 1;
         self.done(&mut state, 1);
+    }
+
+    fn bytes_of(&self, chunks: ChunkRange) -> usize {
+        chunks.len() as usize * self.geometry.chunk_bytes()
     }
 
     /// What is to be done about a write to `chunks`.
@@ -432,6 +505,84 @@ impl Area {
                 end: end.min(first + self.geometry.max_run()),
             }),
         }
+    }
+
+    /// Remembers the region of `run`, which is claimed now, if it is written again and again. Then
+    /// its other chunks are copied ahead of their writes, by a worker with time and memory to spare;
+    /// returns whether there is something for it to do. The more writes wait, the less it takes to
+    /// be such a region: then it is the number of copies that limits them, not the time of one.
+    fn note_region(&self, state: &mut State, run: ChunkRange) -> bool {
+        let Some(region) = self.geometry.region_of(run) else {
+            return false;
+        };
+        let enough = (region.len() / 2 / (state.parked as u64 + 1)).max(REGION_TOUCHES);
+        if self.saved.count(region) < enough || state.hot.contains(&region.start) {
+            return false;
+        }
+        // Where there is no room, the next write to the region comes here again.
+        state.hot.push_within_capacity(region.start).is_ok()
+    }
+
+    /// Copies what is not claimed of the regions that are written again and again, as long as that
+    /// takes neither the memory nor the storage that writes may need.
+    fn copy_ahead(this: &Arc<Self>) {
+        loop {
+            let space = this.storage.space();
+            if space.used >= params::max_ahead(space.total) {
+                this.state.lock().hot.clear();
+            }
+            let run = {
+                let mut guard = this.state.lock();
+                let state = &mut *guard;
+                let Some(start) = state.hot.first().copied() else {
+                    return;
+                };
+                match this.next_ahead(state, start) {
+                    Some(run) => run,
+                    None => {
+                        let _ = state.hot.remove(0);
+                        continue;
+                    }
+                }
+            };
+            let copy = Copy::new(this, run, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
+            let mut state = this.state.lock();
+            match copy {
+                // Under the lock, so that nobody closes the area meanwhile.
+                Ok(copy) if this.error() == 0 && !state.map.overlaps(run) => {
+                    state.claim(copy.extent, copy.bytes);
+                    state.ahead_bytes += copy.bytes;
+                    drop(state);
+                    copy.read.submit(OriginRead::Ahead(this.clone(), run.start));
+                }
+                Ok(_) if this.error() == 0 => {}
+                _ => state.hot.clear(),
+            }
+        }
+    }
+
+    /// What is to be copied next of the region that starts at `start`.
+    fn next_ahead(&self, state: &State, start: u64) -> Option<ChunkRange> {
+        let chunk = ChunkRange {
+            start,
+            end: start + 1,
+        };
+        let mut rest = self.geometry.region_of(chunk)?;
+        while rest.start < rest.end {
+            match state.map.lookup(rest) {
+                Piece::Extent(found, _) => rest.start = found.end,
+                Piece::Hole(end) => {
+                    let most = AHEAD_BYTES >> self.geometry.chunk_shift();
+                    let run = ChunkRange {
+                        end: end.min(rest.start + most.max(1)),
+                        ..rest
+                    };
+                    let bytes = state.copy_bytes + self.bytes_of(run);
+                    return (bytes <= self.max_copy_bytes / 2).then_some(run);
+                }
+            }
+        }
+        None
     }
 
     /// Claims what `bio` is going to overwrite, and releases it or lets it wait for a copy. Gives
@@ -511,6 +662,13 @@ impl Area {
         Copy::new(self, first, GFP_NOIO | __GFP_MEMALLOC).map(Some)
     }
 
+    /// Whether all that `bio` is going to overwrite is saved.
+    fn is_saved(&self, bio: &Bio) -> bool {
+        self.origin
+            .range_of(bio)
+            .is_none_or(|range| self.may_pass(range))
+    }
+
     /// The old data of the extent at `start` was read, or not. Does not sleep.
     fn copied(this: Arc<Self>, start: u64, pages: UniqueArc<Pages>, result: Result) {
         // Ahead of the release of the writes, so that no image read misses it.
@@ -520,31 +678,48 @@ impl Area {
         let mut state = this.state.lock();
         if let Some((chunks, place)) = state.map.get_mut(start) {
             let old = core::mem::replace(place, Old::Memory(pages.into()));
-            if let Old::Reading(mut waiting) = old {
-                state.taken.append(&mut waiting);
-            }
             this.saved.set(chunks);
+            if let Old::Reading(mut waiting) = old {
+                while let Some(bio) = waiting.pop() {
+                    if this.is_saved(&bio) {
+                        state.ready.push(bio);
+                    } else {
+                        state.taken.push(bio);
+                    }
+                }
+            }
             state.read_bytes += chunks.len() as usize * this.geometry.chunk_bytes();
             // There is room for all copies, so this cannot fail.
             let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
             let _ = state.read.insert_within_capacity(at, start);
         }
         let storing = core::mem::replace(&mut state.storing, true);
-        let enough = state.read_bytes >= GATHER_BYTES;
+        let enough = state.read_bytes >= STORE_BYTES;
+        let ready = !state.ready.is_empty();
         let waiting = !state.taken.is_empty();
         drop(state);
+        if ready {
+            let _ = this
+                .queues
+                .writers
+                .enqueue::<Arc<Self>, RELEASE>(this.clone());
+        }
         if waiting {
-            let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
+            let _ = this
+                .queues
+                .writers
+                .enqueue::<Arc<Self>, CLAIM>(this.clone());
         }
         if !storing {
-            let _ = this.queue.clone().enqueue::<Arc<Self>, STORE>(this);
+            let _ = this.queues.others.enqueue::<Arc<Self>, STORE>(this.clone());
         } else if enough {
             this.gathered.notify_all();
         }
     }
 
     /// The old data of the extent at `start` could not be read without waiting, which its writer
-    /// must not: the worker claims it anew. Does not sleep.
+    /// must not, or not ahead of a write: for what waits for it the worker claims it anew. Does not
+    /// sleep.
     fn not_copied(this: Arc<Self>, start: u64) {
         let mut guard = this.state.lock();
         let state = &mut *guard;
@@ -556,14 +731,17 @@ impl Area {
         }
         this.done(state, 1);
         drop(guard);
-        let _ = this.queue.clone().enqueue::<Arc<Self>, CLAIM>(this);
+        let _ = this
+            .queues
+            .writers
+            .enqueue::<Arc<Self>, CLAIM>(this.clone());
     }
 
     /// Moves what is in memory to the storage.
     fn store_all(this: &Arc<Self>) {
         loop {
             let mut state = this.state.lock();
-            if state.read_bytes < GATHER_BYTES && !state.starved && this.error() == 0 {
+            if state.read_bytes < STORE_BYTES && !state.starved && this.error() == 0 {
                 let _ = this
                     .gathered
                     .wait_interruptible_timeout(&mut state, msecs_to_jiffies(GATHER_MSECS));
@@ -586,7 +764,10 @@ impl Area {
             let starved = core::mem::take(&mut state.starved);
             drop(state);
             if starved {
-                let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
+                let _ = this
+                    .queues
+                    .writers
+                    .enqueue::<Arc<Self>, CLAIM>(this.clone());
             }
         }
     }
@@ -724,10 +905,11 @@ impl Area {
         let area = this.clone();
         // Several at once, as long as there is memory for that.
         let spawned = this
-            .queue
+            .queues
+            .others
             .try_spawn(GFP_NOWAIT, move || Self::read_images(&area));
         if spawned.is_err() {
-            let _ = this.queue.clone().enqueue::<Arc<Self>, IMAGE>(this);
+            let _ = this.queues.others.enqueue::<Arc<Self>, IMAGE>(this.clone());
         }
     }
 
@@ -858,7 +1040,7 @@ impl Area {
         let extents = state.map.count();
         let (copy_bytes, peak_copy_bytes) = (state.copy_bytes, state.peak_copy_bytes);
         let (parked, peak_parked) = (state.parked, state.peak_parked);
-        let stored_bytes = state.stored_bytes;
+        let (stored_bytes, ahead_bytes) = (state.stored_bytes, state.ahead_bytes);
         drop(state);
 
         f.write_fmt(fmt!("origin {}\n", self.origin.dev()))?;
@@ -869,6 +1051,7 @@ impl Area {
         writeln!(f, "copy_bytes {copy_bytes}")?;
         writeln!(f, "copy_bytes_peak {peak_copy_bytes}")?;
         writeln!(f, "stored_bytes {stored_bytes}")?;
+        writeln!(f, "copied_ahead_bytes {ahead_bytes}")?;
         writeln!(f, "parked_writes {parked}")?;
         writeln!(f, "parked_writes_peak {peak_parked}")?;
         writeln!(f, "image_reads_repeated {}", self.repeated.load(Relaxed))
@@ -879,7 +1062,10 @@ impl Area {
     pub(crate) fn close(this: &Arc<Self>) {
         this.shut();
         this.gathered.notify_all();
-        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.clone());
+        let _ = this
+            .queues
+            .writers
+            .enqueue::<Arc<Self>, CLAIM>(this.clone());
         let mut state = this.state.lock();
         while state.active > 0 {
             this.idle.wait(&mut state);
@@ -995,6 +1181,8 @@ enum OriginRead {
     Behind(Arc<Area>, u64),
     /// The same, by a worker.
     Copy(Arc<Area>, u64),
+    /// The same, ahead of a write.
+    Ahead(Arc<Area>, u64),
     Wait(Arc<Waiter>),
 }
 
@@ -1007,9 +1195,14 @@ impl EndIo for OriginRead {
             OriginRead::Behind(area, start) if result == Err(EAGAIN) => {
                 Area::not_copied(area, start)
             }
-            OriginRead::Behind(area, start) | OriginRead::Copy(area, start) => {
-                Area::copied(area, start, pages, result)
+            // Nobody needs it yet, and perhaps nobody ever will.
+            OriginRead::Ahead(area, start) if result.is_err() => {
+                area.state.lock().hot.clear();
+                Area::not_copied(area, start)
             }
+            OriginRead::Behind(area, start)
+            | OriginRead::Copy(area, start)
+            | OriginRead::Ahead(area, start) => Area::copied(area, start, pages, result),
             OriginRead::Wait(waiter) => {
                 *waiter.result.lock() = Some((pages, result));
                 waiter.done.complete_all();
@@ -1046,6 +1239,14 @@ impl WorkItem<CLAIM> for Area {
     }
 }
 
+impl WorkItem<RELEASE> for Area {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        this.release_all();
+    }
+}
+
 impl WorkItem<STORE> for Area {
     type Pointer = Arc<Self>;
 
@@ -1067,8 +1268,16 @@ impl HrTimerCallback for Area {
             return HrTimerRestart::Restart;
         }
         this.fail_io(ETIMEDOUT);
-        let _ = this.queue.enqueue::<Arc<Self>, CLAIM>(this.into());
+        let _ = this.queues.writers.enqueue::<Arc<Self>, CLAIM>(this.into());
         HrTimerRestart::NoRestart
+    }
+}
+
+impl WorkItem<AHEAD> for Area {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::copy_ahead(&this);
     }
 }
 

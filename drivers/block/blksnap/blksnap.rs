@@ -58,6 +58,10 @@ module! {
             default: 32,
             description: "MiB of a snapshot's copies that may be in memory at a time",
         },
+        copy_ahead: u32 {
+            default: 50,
+            description: "Percentage of the storage up to which data is copied ahead of writes",
+        },
         storage_timeout: u32 {
             default: 30,
             description: "Seconds that writers wait for the storage until the snapshot is given up",

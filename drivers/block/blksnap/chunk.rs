@@ -87,6 +87,17 @@ impl Geometry {
         1 << (Self::MAX_SHIFT - self.shift)
     }
 
+    /// The region that all of `chunks` are in: as many chunks as one bio can read, aligned, and as far
+    /// as the device goes.
+    pub(crate) fn region_of(self, chunks: ChunkRange) -> Option<ChunkRange> {
+        let start = chunks.start & !(self.max_run() - 1);
+        let end = start + self.max_run();
+        (chunks.end <= end).then_some(ChunkRange {
+            start,
+            end: end.min(self.nr_chunks()),
+        })
+    }
+
     /// The chunks that a range of sectors touches. What is past the end of the device is cut off.
     pub(crate) fn chunks_of(self, range: SectorRange) -> ChunkRange {
         let shift = self.sector_shift();
@@ -122,6 +133,17 @@ mod tests {
 
     fn chunks(start: u64, end: u64) -> ChunkRange {
         ChunkRange { start, end }
+    }
+
+    #[test]
+    fn regions() {
+        // 64 chunks are a region; the last one has a chunk and a half.
+        let geometry = G(2 * 2048 + 48);
+        assert_eq!(geometry.region_of(chunks(0, 1)), Some(chunks(0, 64)));
+        assert_eq!(geometry.region_of(chunks(63, 64)), Some(chunks(0, 64)));
+        assert_eq!(geometry.region_of(chunks(63, 65)), None);
+        assert_eq!(geometry.region_of(chunks(64, 128)), Some(chunks(64, 128)));
+        assert_eq!(geometry.region_of(chunks(129, 130)), Some(chunks(128, 130)));
     }
 
     #[test]

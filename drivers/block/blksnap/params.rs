@@ -25,6 +25,12 @@ pub(crate) fn max_copy_bytes() -> usize {
     (module_parameters::copy_memory.value().clamp(1, 1 << 10) as usize) << 20
 }
 
+/// How many bytes of a storage of `total` bytes may be used for copies ahead of writes to go on.
+pub(crate) fn max_ahead(total: u64) -> u64 {
+    let percent = module_parameters::copy_ahead.value().min(100);
+    total / 100 * u64::from(percent)
+}
+
 /// The binary logarithm of a chunk's size in bytes.
 pub(crate) fn chunk_shift() -> u32 {
     module_parameters::chunk_minimum_shift.value()

@@ -97,6 +97,17 @@ impl SavedMap {
         });
     }
 
+    /// How many of `chunks` are saved.
+    pub(crate) fn count(&self, chunks: ChunkRange) -> u64 {
+        let mut count = 0;
+        Self::words(chunks, |index, mask| {
+            let saved = self.word(index).map_or(0, |word| word.load(Relaxed));
+            count += u64::from((saved & mask).count_ones());
+            None::<()>
+        });
+        count
+    }
+
     /// The first of `chunks` that is not saved.
     #[inline]
     pub(crate) fn first_unsaved(&self, chunks: ChunkRange) -> Option<u64> {
@@ -126,6 +137,10 @@ mod tests {
         assert_eq!(map.first_unsaved(chunks(2, 200)), Some(2));
         assert_eq!(map.first_unsaved(chunks(64, 201)), Some(200));
         assert_eq!(map.first_unsaved(chunks(5, 5)), None);
+        assert_eq!(map.count(chunks(0, 1000)), 197);
+        assert_eq!(map.count(chunks(60, 130)), 70);
+        assert_eq!(map.count(chunks(199, 201)), 1);
+        assert_eq!(map.count(chunks(200, 1000)), 0);
         Ok(())
     }
 

@@ -12,7 +12,8 @@
 use crate::{
     area::{
         Area,
-        Config, //
+        Config,
+        Queues, //
     },
     chunk::Geometry,
     debug::{
@@ -53,7 +54,6 @@ use kernel::{
     },
     uapi,
     uuid::Uuid,
-    workqueue::OwnedQueue, //
 };
 
 /// All snapshots, while the module is there.
@@ -153,7 +153,7 @@ pub(crate) struct Snapshot {
     storage: Arc<Storage>,
     links: Arc<Links>,
     debug: Directory,
-    queue: Arc<OwnedQueue>,
+    queues: Arc<Queues>,
     #[pin]
     devices: Mutex<Devices>,
 }
@@ -162,7 +162,7 @@ impl Snapshot {
     /// Makes a snapshot without devices and returns its id. May sleep.
     pub(crate) fn create(storage: Arc<Storage>) -> Result<Uuid> {
         let snapshots = Snapshots::get()?;
-        let queue = Arc::new(OwnedQueue::new_mem_reclaim(c"blksnap")?, GFP_KERNEL)?;
+        let queues = Arc::new(Queues::new()?, GFP_KERNEL)?;
         let id = Uuid::random();
         let links = snapshots.links.clone();
         let debug = snapshots.debug.clone();
@@ -172,7 +172,7 @@ impl Snapshot {
                 storage,
                 links,
                 debug,
-                queue,
+                queues,
                 devices <- new_mutex!(Devices {
                     list: KVec::new(),
                     state: State::New,
@@ -226,7 +226,7 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// Those of [`Tracker::join`] and [`Links::add`], and [`EBUSY`] if the snapshot was taken.
+    /// Those of [`Tracker::join`], [`Links::add`] and [`BlockDevice::reaches`], and [`EBUSY`] if the snapshot was taken.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
         let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
         // It was removed, and another one has its number now.
@@ -247,18 +247,19 @@ impl Snapshot {
             State::Destroyed => Err(ESRCH),
         };
         fits?;
+        // What is stacked on others comes before them, as its file system must be frozen first.
+        let mut at = 0;
+        for device in devices.list.iter() {
+            if origin.reaches(&device.origin)? {
+                break;
+            }
+            at += 1;
+        }
         devices.list.reserve(1, GFP_KERNEL)?;
         self.links.add(&origin, &self.storage)?;
         tracker
             .join(self.id)
             .inspect_err(|_| self.links.remove(&origin))?;
-        // Sorted, since that is the order in which the devices are frozen.
-        let dev = origin.dev();
-        let at = devices
-            .list
-            .iter()
-            .take_while(|d| d.origin.dev() < dev)
-            .count();
         let device = Device {
             tracker,
             origin,
@@ -308,7 +309,7 @@ impl Snapshot {
                 geometry: Geometry::new(params::chunk_shift(), nr_sectors),
                 max_copy_bytes,
                 storage: self.storage.clone(),
-                queue: self.queue.clone(),
+                queues: self.queues.clone(),
             })?);
         }
         let mut bdevs: KVec<&BlockDevice> = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
@@ -414,7 +415,7 @@ impl Snapshot {
         }
         // Work and bios that have just ended may still hold the areas. Then they, the devices and
         // the storage would be closed a moment later only.
-        self.queue.flush();
+        self.queues.flush();
         rcu::synchronize_rcu();
     }
 }

@@ -203,12 +203,6 @@ impl BlockDevice {
         unsafe { bindings::bdev_is_partition(self.as_raw()) }
     }
 
-    /// Whether the driver of the disk takes bios, not requests, as those that stack devices do.
-    pub fn is_bio_based(&self) -> bool {
-        // SAFETY: The queue of a disk is valid as long as the disk, which is by the type invariant.
-        unsafe { (*(*self.disk()).queue).mq_ops.is_null() }
-    }
-
     /// Whether I/O to this device may reach `lower`: they overlap, or this one is stacked on that
     /// one by partitions, loop devices, device-mapper, MD and the like. What of a device a stacked
     /// one uses is not known, so it counts as a whole.
@@ -358,8 +352,7 @@ impl Drop for FrozenFs {
 
 /// Runs `f` while no I/O goes on to any of `devices`.
 ///
-/// They are frozen from the last to the first, those with bio-based drivers before the others: so
-/// that devices which are stacked on others come before these.
+/// Devices that are stacked on others of them are frozen before these, and the rest at once.
 ///
 /// When `f` runs, every write that has passed the filters of the devices' disks is on the media,
 /// and new I/O waits outside. So `f` must not wait for I/O to them, and its allocations are
@@ -369,7 +362,8 @@ impl Drop for FrozenFs {
 /// # Errors
 ///
 /// [`EINTR`] if the task was killed while I/O was waited for, [`ETIMEDOUT`] if it took more than 30
-/// seconds, [`ENOMEM`]; `f` has not run then.
+/// seconds, [`E2BIG`] if it cannot be told what they are stacked on, [`ENOMEM`]; `f` has not run
+/// then.
 ///
 /// # Examples
 ///
@@ -387,27 +381,19 @@ impl Drop for FrozenFs {
 #[cfg(CONFIG_BLK_FILTER)]
 #[cfg(CONFIG_BLK_FILTER)]
 pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result<R> {
-    let mut frozen = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
-    let mut result = Ok(());
-
-    let bio_based = devices.iter().rev().filter(|bdev| bdev.is_bio_based());
-    let others = devices.iter().rev().filter(|bdev| !bdev.is_bio_based());
-    for bdev in Iterator::chain(bio_based, others) {
-        let mut flags = 0;
-        // SAFETY: The device is valid by its type invariant. It is unfrozen below, by this task.
-        result = to_result(unsafe { bindings::blk_filter_freeze(bdev.as_raw(), &mut flags) });
-        if result.is_err() {
-            break;
-        }
-        // There is room for all of them, so this cannot fail.
-        let _ = frozen.push_within_capacity((*bdev, flags));
+    let mut bdevs = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
+    for bdev in devices {
+        bdevs.push(bdev.as_raw(), GFP_KERNEL)?;
     }
-    let result = result.map(|()| f());
-    while let Some((bdev, flags)) = frozen.pop() {
-        // SAFETY: The device was frozen above, by this task, and it is the last that was.
-        unsafe { bindings::blk_filter_unfreeze(bdev.as_raw(), flags) };
-    }
-    result
+    let count = u32::try_from(bdevs.len())?;
+    let mut flags = 0;
+    // SAFETY: The devices are valid by their type invariants. They are unfrozen below, by this
+    // task.
+    to_result(unsafe { bindings::blk_filter_freeze(bdevs.as_mut_ptr(), count, &mut flags) })?;
+    let result = f();
+    // SAFETY: These devices were frozen above.
+    unsafe { bindings::blk_filter_unfreeze(bdevs.as_mut_ptr(), count, flags) };
+    Ok(result)
 }
 
 #[cfg(CONFIG_RUST_BLOCK_KUNIT_TEST)]

@@ -574,7 +574,6 @@ mod disk_tests {
         assert_eq!(bdev.logical_block_size(), 512);
         assert_eq!(bdev.physical_block_size(), 4096);
         assert!(!bdev.is_partition());
-        assert!(bdev.is_bio_based());
         assert!(bdev.reaches(&bdev)?);
         assert!(!bdev.reaches(&*BdevFile::open(other.dev())?)?);
         assert_eq!(bdev.next_partition(0), None);

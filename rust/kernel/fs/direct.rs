@@ -334,13 +334,25 @@ impl DirectFile {
         let first = skip / PAGE_SIZE;
         let skip = skip % PAGE_SIZE;
         let total = skip + len;
-        let mut vecs = KVec::with_capacity(total.div_ceil(PAGE_SIZE), GFP_NOIO)?;
+        let mut vecs =
+            KVec::<bindings::bio_vec>::with_capacity(total.div_ceil(PAGE_SIZE), GFP_NOIO)?;
         let mut left = total;
+        let mut next = None;
         for page in pages.iter().flat_map(|p| p.iter()).skip(first) {
             if left == 0 {
                 break;
             }
             let n = left.min(PAGE_SIZE);
+            left -= n;
+            // Pages that are next to each other in memory share a vector.
+            // SAFETY: The page is valid.
+            let pfn = unsafe { bindings::page_to_pfn(page.as_ptr()) };
+            if let Some(vec) = vecs.last_mut().filter(|_| next == Some(pfn)) {
+                vec.bv_len += n as u32;
+                next = Some(pfn + 1);
+                continue;
+            }
+            next = Some(pfn + 1);
             vecs.push(
                 bindings::bio_vec {
                     bv_page: page.as_ptr(),
@@ -349,7 +361,6 @@ impl DirectFile {
                 },
                 GFP_NOIO,
             )?;
-            left -= n;
         }
 
         let mut iter = MaybeUninit::<bindings::iov_iter>::uninit();

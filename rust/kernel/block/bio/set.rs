@@ -473,11 +473,20 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
         unsafe { (*bio.as_ptr()).bi_iter.bi_sector = sector };
         for (i, page) in pages.iter().take(vecs).enumerate() {
             let n = PAGE_SIZE.min(len - i * PAGE_SIZE);
+            // What it returns is looked at below, by the size.
             // SAFETY: The bio was allocated with a vector for each of the pages, and the callers
             // keep them until it is done.
-            unsafe { bindings::__bio_add_page(bio.as_ptr(), page.as_ptr(), n as u32, 0) };
+            let _ = unsafe { bindings::bio_add_page(bio.as_ptr(), page.as_ptr(), n as u32, 0) };
         }
-        Ok(bio)
+        // SAFETY: As above.
+        if unsafe { (*bio.as_ptr()).bi_iter.bi_size } as usize == len {
+            return Ok(bio);
+        }
+        // Not for lack of vectors, but some pages cannot be in one bio, like those of devices.
+        // SAFETY: The bio was not submitted.
+        unsafe { bindings::bio_put(bio.as_ptr()) };
+        self.inner().leave();
+        Err(EINVAL)
     }
 
     /// Makes a read as [`Self::read`] does, to be submitted later or never. Sleeps only if `flags`

@@ -175,8 +175,8 @@ overtaking()
 	wrong=$(sed -n 's/^wrong //p' <<<"$figures")
 	repeated=$(figure "$image" image_reads_repeated)
 	result "$(tr '\n' ' ' <<<"$figures")done over $repeated"
-	# Most of them
-	[ "$(sed -n 's/^overtaken //p' <<<"$figures")" -ge $(($1 / 2)) ]
+	# Many of them; others read what was copied ahead already.
+	[ "$(sed -n 's/^overtaken //p' <<<"$figures")" -ge $(($1 / 4)) ]
 	if [ "$wrong" = 0 ]; then
 		same "$image" "$scratch/old"
 	fi
@@ -192,7 +192,7 @@ overtaken()
 	[ -d "$debug" ] || skip "no debugfs"
 	overtaking "${BLKSNAP_READS:-2000}"
 	equal 0 "$wrong" "wrong reads"
-	[ "$repeated" -ge $((${BLKSNAP_READS:-2000} / 2)) ]
+	[ "$repeated" -ge $((${BLKSNAP_READS:-2000} / 4)) ]
 }
 
 trust_reads()
