@@ -507,10 +507,10 @@ impl Area {
         }
     }
 
-    /// Remembers the region of `run`, which is claimed now, if it is written again and again. Then
-    /// its other chunks are copied ahead of their writes, by a worker with time and memory to spare;
-    /// returns whether there is something for it to do. The more writes wait, the less it takes to
-    /// be such a region: then it is the number of copies that limits them, not the time of one.
+    /// Remembers the region of `run`, which is claimed now, if it is written again and again: a
+    /// worker copies its other chunks ahead of their writes. Returns whether there is something for
+    /// it to do. The more writes wait, the less it takes to be such a region: then it is the number
+    /// of copies that limits them, not the time of one.
     fn note_region(&self, state: &mut State, run: ChunkRange) -> bool {
         let Some(region) = self.geometry.region_of(run) else {
             return false;

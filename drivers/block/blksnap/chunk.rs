@@ -87,8 +87,8 @@ impl Geometry {
         1 << (Self::MAX_SHIFT - self.shift)
     }
 
-    /// The region that all of `chunks` are in: as many chunks as one bio can read, aligned, and as far
-    /// as the device goes.
+    /// The region that all of `chunks` are in: as many chunks as one bio can read, aligned, and as
+    /// far as the device goes.
     pub(crate) fn region_of(self, chunks: ChunkRange) -> Option<ChunkRange> {
         let start = chunks.start & !(self.max_run() - 1);
         let end = start + self.max_run();
