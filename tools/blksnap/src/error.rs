@@ -58,6 +58,24 @@ pub enum Operation {
     Run,
     /// Confirming that the images stayed true to the end.
     Verify,
+    /// Reading the image of a device into a backup.
+    BackUp,
+    /// Finding the restore points in a directory.
+    OpenBackup,
+    /// Reading a file of a backup.
+    ReadBackup,
+    /// Writing a file of a backup.
+    WriteBackup,
+    /// Confirming that a backup is what was written.
+    CheckBackup,
+    /// Removing old restore points.
+    Prune,
+    /// Writing a restore point to a device or file.
+    Restore,
+    /// Telling which blocks of a device changed.
+    Changed,
+    /// Writing man pages.
+    Document,
 }
 
 /// What an error means for the exit code.
@@ -69,6 +87,8 @@ pub enum Exit {
     Usage,
     /// The images of a snapshot cannot be trusted.
     Corrupted,
+    /// A backup is not what was written.
+    Damaged,
     /// This code exactly, as shells have it for COMMAND.
     Code(u8),
 }
@@ -79,6 +99,7 @@ impl Exit {
             Self::Failure => 1,
             Self::Usage => 2,
             Self::Corrupted => 3,
+            Self::Damaged => 4,
             Self::Code(code) => code,
         }
     }
@@ -147,6 +168,7 @@ impl Error {
             exit: match operation {
                 Operation::Arguments => Exit::Usage,
                 Operation::Verify => Exit::Corrupted,
+                Operation::CheckBackup => Exit::Damaged,
                 _ => Exit::Failure,
             },
         }))
@@ -258,6 +280,15 @@ impl Error {
             Operation::Grow => "let the storage of the snapshot grow".to_owned(),
             Operation::Run => format!("run {path}"),
             Operation::Verify => format!("trust the image of {path}"),
+            Operation::BackUp => format!("back up {path}"),
+            Operation::OpenBackup => format!("use the backup in {path}"),
+            Operation::ReadBackup => format!("read {path}"),
+            Operation::WriteBackup => format!("write {path}"),
+            Operation::CheckBackup => format!("trust {path}"),
+            Operation::Prune => format!("prune the backup in {path}"),
+            Operation::Restore => format!("restore to {path}"),
+            Operation::Changed => format!("tell what changed on {path}"),
+            Operation::Document => format!("write {path}"),
         }
     }
 }
@@ -339,5 +370,6 @@ mod tests {
         assert_eq!(Error::new(Operation::Take, "x").exit().code(), 1);
         assert_eq!(Error::new(Operation::Arguments, "x").exit().code(), 2);
         assert_eq!(Error::new(Operation::Verify, "x").exit().code(), 3);
+        assert_eq!(Error::new(Operation::CheckBackup, "x").exit().code(), 4);
     }
 }

@@ -227,6 +227,51 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         (Run, Errno::ACCESS) => because("it is not executable", "check its mode"),
         (Run, _) => Explanation::default(),
 
+        (OpenBackup, Errno::NOENT) => because(
+            "there is no backup",
+            "check the path; \"blksnap backup DEV --to DIR\" makes one",
+        ),
+        (OpenBackup, Errno::AGAIN) => because(
+            "another backup, prune, restore or verify is at work in it",
+            "wait until that has ended and try again",
+        ),
+        (WriteBackup, Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => because(
+            "there is no space left; the restore points there are stay as they were",
+            "free some space, or remove old restore points with \"blksnap prune DIR --keep N\"",
+        ),
+        (WriteBackup, Errno::ROFS) => because(
+            "the filesystem is mounted read-only",
+            "name a directory on a writable filesystem",
+        ),
+        (ReadBackup, Errno::NOENT) => because(
+            "a file of the backup is missing",
+            "\"blksnap verify DIR\" tells which restore points are affected",
+        ),
+        (BackUp | ReadBackup | WriteBackup | Restore | OpenBackup, Errno::IO) => because(
+            "the device or filesystem reported an I/O error",
+            "look into the kernel's log with \"dmesg\"",
+        ),
+        (Restore, Errno::BUSY) => because(
+            "it is mounted or in use otherwise",
+            "unmount it, or say --force if its content may change under whoever uses it",
+        ),
+        (Restore, Errno::NOSPC | Errno::DQUOT) => because(
+            "there is no space left",
+            "free some space, or name a target on a larger filesystem",
+        ),
+        (OpenBackup | ReadBackup | WriteBackup | Restore | Document, Errno::ACCESS | Errno::PERM) => {
+            because(
+                "permission denied",
+                "run the command as the user who may write there, which mostly is root",
+            )
+        }
+        (Document | Restore | WriteBackup | BackUp, Errno::NOENT) => {
+            because("the path does not exist", "check its spelling")
+        }
+        (Document | Restore | WriteBackup | BackUp | OpenBackup | ReadBackup, _) => {
+            Explanation::default()
+        }
+
         (_, Errno::PERM) => because(
             "the capability CAP_SYS_ADMIN is missing",
             "run the command as root in the initial user namespace, not in an unprivileged \
@@ -332,6 +377,9 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::NOTTY => "ENOTTY",
         Errno::TXTBSY => "ETXTBSY",
         Errno::NOSPC => "ENOSPC",
+        Errno::FBIG => "EFBIG",
+        Errno::AGAIN => "EAGAIN",
+        Errno::EXIST => "EEXIST",
         Errno::ROFS => "EROFS",
         Errno::DEADLK => "EDEADLK",
         Errno::NODATA => "ENODATA",
@@ -408,6 +456,12 @@ mod tests {
             (OpenDevice, Errno::BUSY),
             (OpenDevice, Errno::ROFS),
             (OpenControl, Errno::NOENT),
+            (OpenBackup, Errno::NOENT),
+            (OpenBackup, Errno::AGAIN),
+            (WriteBackup, Errno::NOSPC),
+            (WriteBackup, Errno::FBIG),
+            (ReadBackup, Errno::NOENT),
+            (Restore, Errno::BUSY),
             (OpenDevice, Errno::NOENT),
             (OpenDevice, Errno::NOTBLK),
             (OpenDevice, Errno::ACCESS),

@@ -32,6 +32,7 @@ use serde::Serialize;
 
 use crate::device::Attachment;
 use crate::device::SnapshotState;
+use crate::device::Tracking;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
@@ -173,6 +174,14 @@ impl<K: Kernel> Kernel for Guarded<K> {
 
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
         self.kernel.snapshot_state(device)
+    }
+
+    fn tracking(&self, device: &Path) -> Result<Tracking> {
+        self.kernel.tracking(device)
+    }
+
+    fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {
+        self.kernel.read_map(device, map)
     }
 
     fn image_node(&self, image: &str) -> Option<PathBuf> {

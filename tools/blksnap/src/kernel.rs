@@ -11,6 +11,7 @@ use crate::device::Attachment;
 use crate::device::Device;
 use crate::device::DeviceNumber;
 use crate::device::SnapshotState;
+use crate::device::Tracking;
 use crate::error::Result;
 use crate::mounts;
 use crate::size::Sectors;
@@ -27,6 +28,9 @@ pub trait Kernel {
     fn take(&self, id: Uuid) -> Result<()>;
     fn destroy(&self, id: Uuid) -> Result<()>;
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState>;
+    fn tracking(&self, device: &Path) -> Result<Tracking>;
+    /// The first `map.len()` bytes of the map frozen by the newest take.
+    fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()>;
     /// The node of the disk `image`, or `None` as long as there is none.
     fn image_node(&self, image: &str) -> Option<PathBuf>;
     /// Where filesystems on the disk `image` are mounted.
@@ -66,6 +70,14 @@ impl Kernel for Linux {
 
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
         Device::open(device)?.snapshot_state()
+    }
+
+    fn tracking(&self, device: &Path) -> Result<Tracking> {
+        Device::open(device)?.tracking()
+    }
+
+    fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {
+        Device::open(device)?.read_map(0, map)
     }
 
     fn image_node(&self, image: &str) -> Option<PathBuf> {

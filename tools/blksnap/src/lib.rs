@@ -30,6 +30,7 @@
 #![deny(unsafe_code)]
 
 pub mod abi;
+pub mod backup;
 pub mod control;
 pub mod device;
 pub mod error;
@@ -40,12 +41,12 @@ pub mod held;
 pub mod kernel;
 pub mod mounts;
 pub mod run;
+pub mod signals;
 pub mod storage;
 pub mod sysfs;
 
 mod id;
 mod lossy;
-mod signals;
 mod size;
 #[allow(unsafe_code)]
 mod sys;

@@ -24,6 +24,7 @@ use std::time::Instant;
 use blksnap::control::StorageInfo;
 use blksnap::device::Attachment;
 use blksnap::device::SnapshotState;
+use blksnap::device::Tracking;
 use blksnap::error::Operation;
 use blksnap::grow;
 use blksnap::grow::Growth;
@@ -129,6 +130,14 @@ impl Kernel for Files {
             error_code: if overflowed { -28 } else { 0 },
             image: Some(format!("image{}", device.display()).replace('/', "-")),
         })
+    }
+
+    fn tracking(&self, _device: &Path) -> Result<Tracking> {
+        unreachable!("a snapshot is held without it");
+    }
+
+    fn read_map(&self, _device: &Path, _map: &mut [u8]) -> Result<()> {
+        unreachable!("a snapshot is held without it");
     }
 
     fn image_node(&self, image: &str) -> Option<PathBuf> {

@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::device::SnapshotState;
+use crate::device::Tracking;
 use crate::error::Exit;
 
 const ID: Uuid = Uuid::from_bytes([7; 16]);
@@ -85,6 +86,14 @@ impl Kernel for Recorder {
             error_code: self.error_code,
             image: (!self.gone).then(|| format!("image-{}", name(device))),
         })
+    }
+
+    fn tracking(&self, _device: &Path) -> Result<Tracking> {
+        unreachable!("a snapshot is held without it");
+    }
+
+    fn read_map(&self, _device: &Path, _map: &mut [u8]) -> Result<()> {
+        unreachable!("a snapshot is held without it");
     }
 
     fn image_node(&self, image: &str) -> Option<PathBuf> {

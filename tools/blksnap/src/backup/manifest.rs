@@ -1,0 +1,391 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What a directory of backups holds: restore points, and the images that they
+//! are made of.
+//!
+//! It is the only thing that says so: whatever it does not name is no part of
+//! the backup, and it is replaced as a whole.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+use crate::Uuid;
+
+/// The version of this format. Another one is not understood.
+pub const VERSION: u32 = 1;
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// The number of the next restore point; numbers are not used again.
+    pub next: u64,
+    /// In the order in which they were made.
+    pub points: Vec<Point>,
+    /// Bases come before what is based on them.
+    pub images: Vec<Image>,
+    /// What is still to be done for this to be true of the files.
+    pub todo: Todo,
+}
+
+/// The content of devices at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Point {
+    pub number: u64,
+    /// Seconds since 1970, UTC.
+    pub time: u64,
+    pub devices: Vec<PointDevice>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PointDevice {
+    /// The device as it was named then. Only a label: names may move from disk
+    /// to disk.
+    pub device: String,
+    /// Name of its image.
+    pub image: String,
+}
+
+/// The content of a device when a snapshot was taken, or its difference from
+/// the base.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Image {
+    /// Such as "000003/sda", of the files 000003/sda.qcow2 and 000003/sda.sums.
+    pub name: String,
+    /// Name of the base; none of an image that has everything.
+    pub base: Option<String>,
+    /// Bytes of the device.
+    pub size: u64,
+    /// The generation of the device's change tracking. Proves that it is the
+    /// same device, as every start of tracking has another one.
+    pub generation_id: Uuid,
+    /// The number of the snapshot within the generation, from 1 on.
+    pub changes_number: u8,
+    /// Bytes of data in it.
+    pub data_bytes: u64,
+    /// Bytes of the qcow2 file.
+    pub file_bytes: u64,
+    /// BLAKE3 digest of the qcow2 file without the data.
+    pub metadata: String,
+    /// BLAKE3 digest of the file of digests.
+    pub sums: String,
+}
+
+/// Changes of files that this manifest implies.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Todo {
+    /// Files and directories to rename, from and to, in this order.
+    pub rename: Vec<(String, String)>,
+    /// Files to remove after that, and their directories when they are empty.
+    pub remove: Vec<String>,
+}
+
+impl Todo {
+    pub fn is_empty(&self) -> bool {
+        self.rename.is_empty() && self.remove.is_empty()
+    }
+}
+
+/// How the manifest lies in its file.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Envelope {
+    version: u32,
+    /// BLAKE3 digest of `backup` in compact JSON.
+    checksum: String,
+    backup: Manifest,
+}
+
+#[derive(Deserialize)]
+struct Version {
+    version: u32,
+}
+
+impl Default for Manifest {
+    fn default() -> Self {
+        Self {
+            next: 1,
+            points: Vec::new(),
+            images: Vec::new(),
+            todo: Todo::default(),
+        }
+    }
+}
+
+impl Manifest {
+    pub fn to_json(&self) -> String {
+        let envelope = Envelope {
+            version: VERSION,
+            checksum: self.checksum(),
+            backup: self.clone(),
+        };
+        let mut text = serde_json::to_string_pretty(&envelope).expect("it has only plain keys");
+        text.push('\n');
+        text
+    }
+
+    /// An error says why it cannot be used.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        let unreadable = |error: serde_json::Error| format!("its manifest is damaged: {error}");
+        let version: Version = serde_json::from_str(text).map_err(unreadable)?;
+        if version.version != VERSION {
+            return Err(format!(
+                "its manifest has version {}, and this command knows version {VERSION} only",
+                version.version
+            ));
+        }
+        let envelope: Envelope = serde_json::from_str(text).map_err(unreadable)?;
+        let manifest = envelope.backup;
+        if manifest.checksum() != envelope.checksum {
+            return Err("its manifest is damaged: the checksum is wrong".to_owned());
+        }
+        match manifest.contradiction() {
+            Some(reason) => Err(format!("its manifest is damaged: {reason}")),
+            None => Ok(manifest),
+        }
+    }
+
+    fn checksum(&self) -> String {
+        let text = serde_json::to_vec(self).expect("it has only plain keys");
+        blake3::hash(&text).to_string()
+    }
+
+    /// What cannot be, if anything.
+    fn contradiction(&self) -> Option<String> {
+        let mut known: HashMap<&str, &Image> = HashMap::new();
+        for image in &self.images {
+            let name = &image.name;
+            if !is_name(name) {
+                return Some(format!("{name:?} is no name of an image"));
+            }
+            if let Some(base) = &image.base {
+                let Some(base) = known.get(base.as_str()) else {
+                    return Some(format!("{name} is based on {base}, which is not there"));
+                };
+                if base.size != image.size {
+                    return Some(format!("{name} has another size than its base"));
+                }
+            }
+            if known.insert(name, image).is_some() {
+                return Some(format!("{name} is there twice"));
+            }
+        }
+        let mut last = 0;
+        for point in &self.points {
+            if point.number <= last || point.number >= self.next {
+                return Some(format!("restore point {} is out of order", point.number));
+            }
+            last = point.number;
+            for device in &point.devices {
+                if !known.contains_key(device.image.as_str()) {
+                    return Some(format!("{} is not there", device.image));
+                }
+            }
+        }
+        let mut paths = self
+            .todo
+            .rename
+            .iter()
+            .flat_map(|(from, to)| [from, to])
+            .chain(&self.todo.remove);
+        paths
+            .find(|path| !is_safe(path))
+            .map(|path| format!("{path:?} is no file of a backup"))
+    }
+
+    pub fn image(&self, name: &str) -> Option<&Image> {
+        self.images.iter().find(|image| image.name == name)
+    }
+
+    pub fn point(&self, number: u64) -> Option<&Point> {
+        self.points.iter().find(|point| point.number == number)
+    }
+
+    /// An image and what it is based on, down to one that has everything.
+    pub fn chain<'a>(&'a self, name: &str) -> Vec<&'a Image> {
+        let next = |image: &&'a Image| self.image(image.base.as_deref()?);
+        std::iter::successors(self.image(name), next).collect()
+    }
+
+    /// The number of the restore point in which an image was made.
+    pub fn number_of(name: &str) -> u64 {
+        name.split('/')
+            .next()
+            .and_then(|number| number.parse().ok())
+            .unwrap_or(0)
+    }
+}
+
+/// The directory of a restore point.
+pub fn directory(number: u64) -> String {
+    format!("{number:06}")
+}
+
+/// What a device's files are called: the last part of its name, as far as it
+/// is plain.
+pub fn label(device: &str) -> String {
+    let last = device.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let plain: String = last
+        .chars()
+        .take(64)
+        .map(|c| if is_plain(c) { c } else { '_' })
+        .collect();
+    match plain.trim_start_matches('.') {
+        "" => "device".to_owned(),
+        label => label.to_owned(),
+    }
+}
+
+fn is_plain(c: char) -> bool {
+    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
+}
+
+/// Whether it is the name of a restore point's directory.
+pub fn is_directory(name: &str) -> bool {
+    name.len() >= 6 && name.chars().all(|c| c.is_ascii_digit())
+}
+
+fn is_name(name: &str) -> bool {
+    name.split_once('/')
+        .is_some_and(|(number, label)| is_directory(number) && is_part(label))
+}
+
+fn is_part(part: &str) -> bool {
+    !part.is_empty() && !part.starts_with('.') && part.chars().all(is_plain)
+}
+
+/// Whether a path leads to nothing but files of backups.
+fn is_safe(path: &str) -> bool {
+    let mut parts = path.split('/');
+    parts.by_ref().take(2).all(is_part) && parts.next().is_none()
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub fn image(name: &str, base: Option<&str>, generation: u8, number: u8) -> Image {
+        Image {
+            name: name.to_owned(),
+            base: base.map(str::to_owned),
+            size: 1 << 20,
+            generation_id: Uuid::from_bytes([generation; 16]),
+            changes_number: number,
+            data_bytes: 0,
+            file_bytes: 0,
+            metadata: String::new(),
+            sums: String::new(),
+        }
+    }
+
+    /// Restore points with one device and one image each.
+    pub fn manifest(images: Vec<Image>) -> Manifest {
+        let points: Vec<_> = images
+            .iter()
+            .map(|image| Point {
+                number: Manifest::number_of(&image.name),
+                time: 0,
+                devices: vec![PointDevice {
+                    device: "/dev/sda".to_owned(),
+                    image: image.name.clone(),
+                }],
+            })
+            .collect();
+        Manifest {
+            next: points.last().map_or(1, |point| point.number + 1),
+            points,
+            images,
+            todo: Todo::default(),
+        }
+    }
+
+    fn sample() -> Manifest {
+        manifest(vec![
+            image("000001/sda", None, 1, 1),
+            image("000002/sda", Some("000001/sda"), 1, 2),
+            image("000003/sda", Some("000002/sda"), 1, 5),
+        ])
+    }
+
+    #[test]
+    fn it_is_read_back() {
+        let mut manifest = sample();
+        manifest.todo.rename.push(("000003.partial".to_owned(), "000003".to_owned()));
+        manifest.todo.remove.push("000001/sda.qcow2".to_owned());
+        assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
+    }
+
+    #[test]
+    fn another_version_is_not_guessed_at() {
+        let text = sample().to_json().replace("\"version\": 1", "\"version\": 2");
+        let error = Manifest::from_json(&text).unwrap_err();
+        assert!(error.contains("version 2"), "{error}");
+        // Even if nothing else is known.
+        let error = Manifest::from_json("{\"version\":3,\"chains\":[]}").unwrap_err();
+        assert!(error.contains("version 3"), "{error}");
+    }
+
+    #[test]
+    fn a_changed_digit_is_noticed() {
+        let text = sample().to_json();
+        let bad = text.replace("\"changes_number\": 5", "\"changes_number\": 4");
+        assert_ne!(text, bad);
+        assert!(Manifest::from_json(&bad).unwrap_err().contains("checksum"));
+        assert!(Manifest::from_json(&text[..text.len() / 2]).is_err());
+        assert!(Manifest::from_json("").is_err());
+        // Where nothing is said, nothing can be wrong.
+        assert_eq!(Manifest::from_json(&text.replace("\n", "\n ")), Ok(sample()));
+    }
+
+    #[test]
+    fn contradictions_are_refused() {
+        let refused = |change: &dyn Fn(&mut Manifest)| {
+            let mut manifest = sample();
+            change(&mut manifest);
+            Manifest::from_json(&manifest.to_json()).unwrap_err()
+        };
+        assert!(refused(&|m| m.images[0].name = "../../etc/x".to_owned()).contains("no name"));
+        assert!(refused(&|m| m.images[2].base = Some("000003/sda".to_owned())).contains("based"));
+        assert!(refused(&|m| m.images[1].size = 512).contains("size"));
+        assert!(refused(&|m| m.images.swap(0, 1)).contains("not there"));
+        assert!(refused(&|m| m.images[1] = m.images[0].clone()).contains("twice"));
+        assert!(refused(&|m| m.points[0].devices[0].image = "9".to_owned()).contains("not there"));
+        assert!(refused(&|m| m.next = 3).contains("out of order"));
+        for path in ["/etc/passwd", "..", "../x", "a/../b", "a/b/c", "", "a//b"] {
+            let reason = refused(&|m| m.todo.remove.push(path.to_owned()));
+            assert!(reason.contains("no file"), "{path}");
+        }
+    }
+
+    #[test]
+    fn chains_end_where_everything_is() {
+        let manifest = sample();
+        let names = |name| -> Vec<&str> {
+            manifest.chain(name).iter().map(|image| image.name.as_str()).collect()
+        };
+        assert_eq!(names("000003/sda"), ["000003/sda", "000002/sda", "000001/sda"]);
+        assert_eq!(names("000001/sda"), ["000001/sda"]);
+        assert!(names("000009/sda").is_empty());
+    }
+
+    #[test]
+    fn labels_are_plain() {
+        for (device, expected) in [
+            ("/dev/sda", "sda"),
+            ("/dev/mapper/vg-home", "vg-home"),
+            ("/dev/my disk\u{e9}", "my_disk_"),
+            ("/dev/..", "device"),
+            ("/dev/.hidden", "hidden"),
+            ("", "device"),
+            ("///", "device"),
+        ] {
+            assert_eq!(label(device), expected);
+            assert!(is_name(&format!("000001/{expected}")));
+        }
+    }
+}

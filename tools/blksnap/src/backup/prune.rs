@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Removing old restore points, so that those that stay are as they were.
+//!
+//! An image that only one other is based on, and that no restore point is left
+//! of, is merged into that other: a new file is written that has what both had,
+//! and takes the place of the other when it is complete. The rest reads through
+//! it as before.
+
+use std::collections::HashMap;
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use crate::error::Result;
+
+use super::image;
+use super::manifest::Image;
+use super::manifest::Manifest;
+use super::manifest::Todo;
+use super::store;
+use super::store::Store;
+use super::sums;
+use super::sums::damaged;
+use super::sums::Entry;
+use super::verify::RUN;
+use super::view::relative;
+use super::view::View;
+use super::Progress;
+use super::Watch;
+
+/// What became of it.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub kept: Vec<u64>,
+    pub removed: Vec<u64>,
+    /// Images that were written anew with what they were based on.
+    pub merged: Vec<String>,
+}
+
+/// What is to be done.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Plan {
+    kept: Vec<u64>,
+    removed: Vec<u64>,
+    /// An image, and those below it that are to be merged into it.
+    merges: Vec<(String, Vec<String>)>,
+    /// Images whose files are not needed any more.
+    obsolete: Vec<String>,
+}
+
+/// Keeps the newest `keep` restore points of each device.
+fn plan(manifest: &Manifest, keep: usize) -> Plan {
+    let mut count: HashMap<&str, usize> = HashMap::new();
+    let mut plan = Plan::default();
+    let mut images: HashSet<&str> = HashSet::new();
+    for point in manifest.points.iter().rev() {
+        let mut wanted = false;
+        for device in &point.devices {
+            let seen = count.entry(&device.device).or_default();
+            *seen += 1;
+            wanted |= *seen <= keep;
+        }
+        if wanted {
+            plan.kept.insert(0, point.number);
+            images.extend(point.devices.iter().map(|device| device.image.as_str()));
+        } else {
+            plan.removed.insert(0, point.number);
+        }
+    }
+    let mut needed: HashSet<&str> = HashSet::new();
+    for image in &images {
+        needed.extend(manifest.chain(image).iter().map(|image| image.name.as_str()));
+    }
+    let mut users: HashMap<&str, usize> = HashMap::new();
+    for image in manifest.images.iter().filter(|image| needed.contains(image.name.as_str())) {
+        if let Some(base) = &image.base {
+            *users.entry(base).or_default() += 1;
+        }
+    }
+    // Only what one other image is based on can go into that one.
+    let stays = |name: &str| images.contains(name) || users.get(name).is_some_and(|&n| n > 1);
+    for image in &manifest.images {
+        let name = image.name.as_str();
+        if !needed.contains(name) {
+            plan.obsolete.push(image.name.clone());
+        } else if stays(name) {
+            let below = manifest.chain(name);
+            let merged: Vec<String> = below[1..]
+                .iter()
+                .take_while(|base| !stays(&base.name))
+                .map(|base| base.name.clone())
+                .collect();
+            if !merged.is_empty() {
+                plan.obsolete.extend(merged.iter().cloned());
+                plan.merges.push((image.name.clone(), merged));
+            }
+        }
+    }
+    plan
+}
+
+/// Keeps the newest `keep` restore points of each device, at least 1, and
+/// removes the others. Until all is written nothing is changed.
+pub fn prune(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Report> {
+    let result = prune_in(store, keep.max(1), watch);
+    if result.is_err() && store.manifest().todo.is_empty() {
+        // The error that led here is the one to tell.
+        let _ = store.remove_partial();
+    }
+    result
+}
+
+fn prune_in(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Report> {
+    let mut manifest = store.manifest().clone();
+    let plan = plan(&manifest, keep);
+    let report = Report {
+        kept: plan.kept.clone(),
+        removed: plan.removed.clone(),
+        merged: plan.merges.iter().map(|(name, _)| name.clone()).collect(),
+    };
+    if plan.removed.is_empty() && plan.obsolete.is_empty() {
+        return Ok(report);
+    }
+    let involved = plan.merges.iter().flat_map(|(name, below)| below.iter().chain([name]));
+    let mut progress = Progress {
+        done: 0,
+        total: involved
+            .filter_map(|name| manifest.image(name))
+            .map(|image| image.data_bytes)
+            .sum(),
+    };
+    let mut todo = Todo::default();
+    for (name, below) in &plan.merges {
+        let merged = merge(store, name, below, &mut progress, watch)?;
+        for end in ["qcow2", "sums"] {
+            let file = format!("{name}.{end}");
+            todo.rename.push((store::partial(&file), file));
+        }
+        for image in &mut manifest.images {
+            if image.name == *name {
+                *image = merged.clone();
+            }
+        }
+    }
+    for name in &plan.obsolete {
+        todo.remove.extend(["qcow2", "sums"].map(|end| format!("{name}.{end}")));
+    }
+    manifest.images.retain(|image| !plan.obsolete.contains(&image.name));
+    manifest.points.retain(|point| plan.kept.contains(&point.number));
+    manifest.todo = todo;
+    store.publish(manifest)?;
+    Ok(report)
+}
+
+/// Writes an image anew together with those below it. Damage is not carried
+/// over: then nothing is merged.
+fn merge(
+    store: &Store,
+    name: &str,
+    below: &[String],
+    progress: &mut Progress,
+    watch: &mut dyn Watch,
+) -> Result<Image> {
+    let chain = store.manifest().chain(name);
+    let layers = &chain[..=below.len()];
+    let mut view = View::open(store, layers)?;
+    let (top, bottom) = (layers[0], layers[below.len()]);
+    let base = bottom.base.clone();
+    let relative = base.as_deref().map(relative);
+
+    let file = |end| store.directory().join(store::partial(&format!("{name}.{end}")));
+    let mut image = image::Writer::create(&file("qcow2"), top.size, relative.as_deref())?;
+    let mut sums = sums::Writer::create(&file("sums"))?;
+    let mut data_bytes = 0;
+    let mut bytes = Vec::new();
+    while let Some(run) = view.next(RUN)? {
+        watch.keep_on(*progress)?;
+        let (offset, length) = view.range(&run);
+        if run.is_zero() {
+            if base.is_none() {
+                // There is nothing below that would have to be hidden.
+                continue;
+            }
+            image.zero(offset, length)?;
+        } else {
+            if !view.read(&run, &mut bytes)?.is_empty() {
+                return Err(damaged(view.path_of(&run), "its data has a wrong checksum"));
+            }
+            image.write(offset, &bytes)?;
+            data_bytes += length;
+            progress.done += length;
+        }
+        for (cluster, sum) in (run.start..).zip(run.sums) {
+            sums.push(Entry { cluster, sum })?;
+        }
+    }
+    let sums = sums.finish()?;
+    let written = image.finish()?;
+    Ok(Image {
+        base,
+        data_bytes,
+        file_bytes: written.file_bytes,
+        metadata: written.metadata,
+        sums,
+        ..top.clone()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::manifest::tests::image;
+    use crate::backup::manifest::tests::manifest;
+
+    const NAMES: [&str; 5] = ["000001/a", "000002/a", "000003/a", "000004/a", "000005/a"];
+
+    fn names(list: &[&str]) -> Vec<String> {
+        list.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn chain() -> Manifest {
+        let mut images = vec![image(NAMES[0], None, 1, 1)];
+        for (pair, number) in NAMES.windows(2).zip(2..) {
+            images.push(image(pair[1], Some(pair[0]), 1, number));
+        }
+        manifest(images)
+    }
+
+    #[test]
+    fn the_oldest_that_stays_takes_what_is_below() {
+        let plan = plan(&chain(), 2);
+        assert_eq!(plan.kept, [4, 5]);
+        assert_eq!(plan.removed, [1, 2, 3]);
+        let below = names(&[NAMES[2], NAMES[1], NAMES[0]]);
+        assert_eq!(plan.merges, [(NAMES[3].to_owned(), below.clone())]);
+        assert_eq!(plan.obsolete, below);
+    }
+
+    #[test]
+    fn nothing_is_done_if_all_stay() {
+        for keep in [5, 6, 100] {
+            let plan = plan(&chain(), keep);
+            assert_eq!(plan.kept, [1, 2, 3, 4, 5]);
+            assert!(plan.merges.is_empty() && plan.obsolete.is_empty());
+        }
+    }
+
+    #[test]
+    fn an_old_chain_goes_as_a_whole() {
+        let mut manifest = chain();
+        manifest.images[3].base = None;
+        let plan = plan(&manifest, 2);
+        assert!(plan.merges.is_empty());
+        assert_eq!(plan.obsolete, names(&NAMES[..3]));
+    }
+
+    #[test]
+    fn what_several_are_based_on_stays_below_them() {
+        let mut manifest = chain();
+        for image in &mut manifest.images[1..] {
+            image.base = Some(NAMES[0].to_owned());
+        }
+        let two = plan(&manifest, 2);
+        assert_eq!(two.removed, [1, 2, 3]);
+        assert!(two.merges.is_empty());
+        assert_eq!(two.obsolete, names(&NAMES[1..3]));
+        // The last one takes it.
+        let one = plan(&manifest, 1);
+        assert_eq!(one.merges, [(NAMES[4].to_owned(), names(&[NAMES[0]]))]);
+    }
+
+    #[test]
+    fn a_device_left_out_lately_keeps_its_own() {
+        let mut manifest = chain();
+        manifest.points[0].devices[0].device = "/dev/rare".to_owned();
+        let plan = plan(&manifest, 2);
+        assert_eq!(plan.kept, [1, 4, 5]);
+        assert_eq!(plan.merges, [(NAMES[3].to_owned(), names(&[NAMES[2], NAMES[1]]))]);
+        assert_eq!(plan.obsolete, names(&[NAMES[2], NAMES[1]]));
+    }
+}

@@ -1,0 +1,263 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Writing restore points back.
+
+use std::fs;
+use std::fs::File;
+use std::io;
+use std::io::Seek;
+use std::io::SeekFrom;
+use std::os::unix::fs::FileExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use rustix::fs::fadvise;
+use rustix::fs::fallocate;
+use rustix::fs::Advice;
+use rustix::fs::FallocateFlags;
+use rustix::fs::OFlags;
+use serde::Serialize;
+
+use crate::error::Error;
+use crate::error::Operation;
+use crate::error::Result;
+use crate::size::Bytes;
+
+use super::changes::Extent;
+use super::image::CLUSTER;
+use super::store::Store;
+use super::verify::RUN;
+use super::view::View;
+use super::Progress;
+use super::Watch;
+
+/// After so many bytes what was written is brought to the medium and dropped
+/// from the page cache.
+const DIRTY: u64 = 64 << 20;
+
+/// What became of a device.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    pub device: String,
+    #[serde(serialize_with = "crate::lossy::path")]
+    pub target: PathBuf,
+    /// Bytes of the device.
+    pub size: u64,
+    /// Bytes of data that were written.
+    pub data_bytes: u64,
+    /// What is not as it was, since its checksum is wrong.
+    pub damaged: Vec<Extent>,
+    /// The target is smaller, so that the end is missing.
+    pub truncated: bool,
+}
+
+/// A device or file that is being written to.
+struct Target {
+    file: File,
+    path: PathBuf,
+    size: u64,
+    /// Whether it read as zeroes before.
+    is_zero: bool,
+    /// To be removed if it is not completed.
+    is_new: bool,
+    dirty: u64,
+}
+
+/// Writes an image, together with what it is based on, to a block device or a
+/// file, and checks it at that.
+///
+/// What was in the target is lost. A block device that is smaller or in use and
+/// a file that is not empty are refused, unless `force` is set. A larger block
+/// device keeps what it has after the end.
+pub fn restore(
+    store: &Store,
+    device: &str,
+    image: &str,
+    target: &Path,
+    force: bool,
+    watch: &mut dyn Watch,
+) -> Result<Report> {
+    let chain = store.manifest().chain(image);
+    let view = View::open(store, &chain)?;
+    let mut target = Target::open(target, view.size(), force)?;
+    let result = write(view, device, &mut target, watch);
+    if result.is_err() && target.is_new {
+        // The error that led here is the one to tell.
+        let _ = fs::remove_file(&target.path);
+    }
+    result
+}
+
+fn write(
+    mut view: View,
+    device: &str,
+    target: &mut Target,
+    watch: &mut dyn Watch,
+) -> Result<Report> {
+    let size = view.size();
+    let mut report = Report {
+        device: device.to_owned(),
+        target: target.path.clone(),
+        size,
+        data_bytes: 0,
+        damaged: Vec::new(),
+        truncated: target.size < size,
+    };
+    let mut at = 0;
+    let mut bytes = Vec::new();
+    while let Some(run) = view.next(RUN)? {
+        let (offset, length) = view.range(&run);
+        watch.keep_on(Progress {
+            done: offset,
+            total: size,
+        })?;
+        if run.is_zero() {
+            // Together with what follows.
+            continue;
+        }
+        let damaged = view.read(&run, &mut bytes)?;
+        report.damaged.extend(damaged.iter().map(|cluster| Extent {
+            offset: cluster * CLUSTER,
+            length: CLUSTER.min(size - cluster * CLUSTER),
+        }));
+        target.zero(at, offset, watch)?;
+        target.write(offset, &bytes)?;
+        report.data_bytes += length;
+        at = offset + length;
+    }
+    target.zero(at, size, watch)?;
+    target.finish()?;
+    watch.keep_on(Progress {
+        done: size,
+        total: size,
+    })?;
+    Ok(report)
+}
+
+impl Target {
+    fn open(path: &Path, size: u64, force: bool) -> Result<Self> {
+        let failed = |error: io::Error| Error::from_io(Operation::Restore, &error).on(path);
+        let refused = |reason: String, remedy: &str| {
+            Err(Error::new(Operation::Restore, reason).on(path).remedied_by(remedy))
+        };
+        let target = |file, size, is_zero, is_new| Self {
+            file,
+            path: path.to_owned(),
+            size,
+            is_zero,
+            is_new,
+            dirty: 0,
+        };
+        let mut options = File::options();
+        options.write(true).mode(0o600);
+        let kind = match fs::metadata(path) {
+            Ok(metadata) => metadata.file_type(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let file = options.create_new(true).open(path).map_err(failed)?;
+                let sized = file.set_len(size).map_err(failed);
+                if sized.is_err() {
+                    let _ = fs::remove_file(path);
+                }
+                sized?;
+                return Ok(target(file, size, true, true));
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        if kind.is_file() {
+            let file = options.open(path).map_err(failed)?;
+            let length = file.metadata().map_err(failed)?.len();
+            if length > 0 && !force {
+                return refused(
+                    "the file is not empty".to_owned(),
+                    "name a file that does not exist, or say --force if its content may be lost",
+                );
+            }
+            file.set_len(0).and_then(|()| file.set_len(size)).map_err(failed)?;
+            return Ok(target(file, size, true, false));
+        }
+        if !kind.is_block_device() {
+            return refused(
+                "it is neither a block device nor a file".to_owned(),
+                "name a block device, or a file that does not exist",
+            );
+        }
+        if !force {
+            // The kernel refuses what is mounted or part of something else.
+            options.custom_flags(OFlags::EXCL.bits() as i32);
+        }
+        let mut file = options.open(path).map_err(failed)?;
+        let room = file.seek(SeekFrom::End(0)).map_err(failed)?;
+        if room < size && !force {
+            return refused(
+                format!(
+                    "it has {} bytes, and the restore point {size} ({})",
+                    room,
+                    Bytes(size)
+                ),
+                "name a device that is as large, or say --force if the end may be lost",
+            );
+        }
+        Ok(target(file, room, false, false))
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let room = self.size.saturating_sub(offset).min(bytes.len() as u64);
+        self.file
+            .write_all_at(&bytes[..room as usize], offset)
+            .map_err(|error| self.failed(&error))?;
+        self.dirty += room;
+        if self.dirty >= DIRTY {
+            self.dirty = 0;
+            self.file.sync_data().map_err(|error| self.failed(&error))?;
+            // Only advice.
+            let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        }
+        Ok(())
+    }
+
+    /// Makes all from `start` to `end` read as zeroes.
+    fn zero(&mut self, start: u64, end: u64, watch: &mut dyn Watch) -> Result<()> {
+        let end = end.min(self.size);
+        if self.is_zero || start >= end {
+            return Ok(());
+        }
+        // The kernel knows the fastest way, if the device has one.
+        const PIECE: u64 = 1 << 30;
+        const BYTES: &[u8] = &[0; 1 << 20];
+        let mut at = start;
+        while at < end {
+            watch.keep_on(Progress {
+                done: at,
+                total: self.size,
+            })?;
+            let length = PIECE.min(end - at);
+            if fallocate(&self.file, FallocateFlags::ZERO_RANGE, at, length).is_ok() {
+                at += length;
+                continue;
+            }
+            let length = (end - at).min(BYTES.len() as u64);
+            self.write(at, &BYTES[..length as usize])?;
+            at += length;
+        }
+        Ok(())
+    }
+
+    fn finish(&self) -> Result<()> {
+        self.file.sync_all().map_err(|error| self.failed(&error))?;
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        if self.is_new {
+            let directory = match self.path.parent() {
+                Some(parent) if parent != Path::new("") => parent,
+                _ => Path::new("."),
+            };
+            return super::store::sync_directory(directory);
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: &io::Error) -> Error {
+        Error::from_io(Operation::Restore, error).on(&self.path)
+    }
+}
