@@ -94,6 +94,11 @@ pub enum Exit {
 }
 
 impl Exit {
+    /// How shells tell that a signal ended a command.
+    pub fn of_signal(signal: i32) -> Self {
+        Self::Code(128u8.saturating_add(signal.try_into().unwrap_or(u8::MAX)))
+    }
+
     pub const fn code(self) -> u8 {
         match self {
             Self::Failure => 1,

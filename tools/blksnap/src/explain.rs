@@ -259,12 +259,13 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "there is no space left",
             "free some space, or name a target on a larger filesystem",
         ),
-        (OpenBackup | ReadBackup | WriteBackup | Restore | Document, Errno::ACCESS | Errno::PERM) => {
-            because(
-                "permission denied",
-                "run the command as the user who may write there, which mostly is root",
-            )
-        }
+        (
+            OpenBackup | ReadBackup | WriteBackup | Restore | Document,
+            Errno::ACCESS | Errno::PERM,
+        ) => because(
+            "permission denied",
+            "run the command as the user who may write there, which mostly is root",
+        ),
         (Document | Restore | WriteBackup | BackUp, Errno::NOENT) => {
             because("the path does not exist", "check its spelling")
         }

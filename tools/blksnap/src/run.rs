@@ -78,7 +78,7 @@ impl Ending {
         match (self.exit_code, self.signal) {
             // An exit code has eight bits.
             (Some(code), _) => code as u8,
-            (None, Some(signal)) => code_of_signal(signal),
+            (None, Some(signal)) => Exit::of_signal(signal).code(),
             (None, None) => Exit::Failure.code(),
         }
     }
@@ -91,10 +91,6 @@ impl From<ExitStatus> for Ending {
             signal: status.signal(),
         }
     }
-}
-
-fn code_of_signal(signal: i32) -> u8 {
-    128u8.saturating_add(signal.try_into().unwrap_or(u8::MAX))
 }
 
 /// Takes the snapshot, runs the command and releases the snapshot, whatever
@@ -122,7 +118,7 @@ fn stopped(request: &Request, signal: i32) -> Error {
     let reason = format!("signal {signal} came before it was started");
     Error::new(Operation::Run, reason)
         .on(program(request))
-        .exiting(Exit::Code(code_of_signal(signal)))
+        .exiting(Exit::of_signal(signal))
 }
 
 fn program(request: &Request) -> &Path {

@@ -121,8 +121,14 @@ mod tests {
     #[test]
     fn extents_grow_to_whole_units() {
         let small = extents(&[(512, 512), (2048, 512), (4000, 100)]);
-        assert_eq!(aligned(&small, 1024, 4100), extents(&[(0, 1024), (2048, 2052)]));
-        assert_eq!(aligned(&small, 512, 4100), extents(&[(512, 512), (2048, 512), (3584, 516)]));
+        assert_eq!(
+            aligned(&small, 1024, 4100),
+            extents(&[(0, 1024), (2048, 2052)])
+        );
+        assert_eq!(
+            aligned(&small, 512, 4100),
+            extents(&[(512, 512), (2048, 512), (3584, 516)])
+        );
         assert_eq!(aligned(&small, 65536, 4100), extents(&[(0, 4100)]));
         assert_eq!(aligned(&[], 65536, 4100), []);
     }
@@ -139,7 +145,9 @@ mod tests {
             let block_size = 512 << (random() % 6);
             let capacity = u64::from(random() % 500 + 1) * 512;
             let tracking = tracking(block_size, capacity, 9);
-            let map: Vec<u8> = (0..tracking.block_count).map(|_| (random() % 10) as u8).collect();
+            let map: Vec<u8> = (0..tracking.block_count)
+                .map(|_| (random() % 10) as u8)
+                .collect();
             let unit = 512 << (random() % 6);
             let since = (random() % 10) as u8;
             let found = aligned(&changed(&map, since, &tracking), unit, capacity);
@@ -165,7 +173,9 @@ mod tests {
         let tracking = tracking(1000, 4100, 5);
         assert_eq!(distrust(&[5, 0, 0, 0, 1], &tracking), None);
         assert!(distrust(&[5, 0, 0, 0], &tracking).is_some());
-        assert!(distrust(&[6, 0, 0, 0, 1], &tracking).unwrap().contains("snapshot 6"));
+        assert!(distrust(&[6, 0, 0, 0, 1], &tracking)
+            .unwrap()
+            .contains("snapshot 6"));
         let short = Tracking {
             block_count: 4,
             ..tracking

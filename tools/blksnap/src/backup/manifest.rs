@@ -229,7 +229,11 @@ pub fn directory(number: u64) -> String {
 /// What a device's files are called: the last part of its name, as far as it
 /// is plain.
 pub fn label(device: &str) -> String {
-    let last = device.trim_end_matches('/').rsplit('/').next().unwrap_or_default();
+    let last = device
+        .trim_end_matches('/')
+        .rsplit('/')
+        .next()
+        .unwrap_or_default();
     let plain: String = last
         .chars()
         .take(64)
@@ -315,14 +319,19 @@ pub(super) mod tests {
     #[test]
     fn it_is_read_back() {
         let mut manifest = sample();
-        manifest.todo.rename.push(("000003.partial".to_owned(), "000003".to_owned()));
+        manifest
+            .todo
+            .rename
+            .push(("000003.partial".to_owned(), "000003".to_owned()));
         manifest.todo.remove.push("000001/sda.qcow2".to_owned());
         assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
     }
 
     #[test]
     fn another_version_is_not_guessed_at() {
-        let text = sample().to_json().replace("\"version\": 1", "\"version\": 2");
+        let text = sample()
+            .to_json()
+            .replace("\"version\": 1", "\"version\": 2");
         let error = Manifest::from_json(&text).unwrap_err();
         assert!(error.contains("version 2"), "{error}");
         // Even if nothing else is known.
@@ -339,7 +348,10 @@ pub(super) mod tests {
         assert!(Manifest::from_json(&text[..text.len() / 2]).is_err());
         assert!(Manifest::from_json("").is_err());
         // Where nothing is said, nothing can be wrong.
-        assert_eq!(Manifest::from_json(&text.replace("\n", "\n ")), Ok(sample()));
+        assert_eq!(
+            Manifest::from_json(&text.replace("\n", "\n ")),
+            Ok(sample())
+        );
     }
 
     #[test]
@@ -366,9 +378,16 @@ pub(super) mod tests {
     fn chains_end_where_everything_is() {
         let manifest = sample();
         let names = |name| -> Vec<&str> {
-            manifest.chain(name).iter().map(|image| image.name.as_str()).collect()
+            manifest
+                .chain(name)
+                .iter()
+                .map(|image| image.name.as_str())
+                .collect()
         };
-        assert_eq!(names("000003/sda"), ["000003/sda", "000002/sda", "000001/sda"]);
+        assert_eq!(
+            names("000003/sda"),
+            ["000003/sda", "000002/sda", "000001/sda"]
+        );
         assert_eq!(names("000001/sda"), ["000001/sda"]);
         assert!(names("000009/sda").is_empty());
     }

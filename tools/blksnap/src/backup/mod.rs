@@ -206,10 +206,12 @@ fn make(
     let mut images = Vec::new();
     for job in &jobs {
         // A snapshot that broke is the reason, not that it cannot be read.
-        let image = work.copy(job).map_err(|error| match held.verify(&job.device) {
-            Err(broken) if error.operation() == Operation::BackUp => broken,
-            _ => error,
-        })?;
+        let image = work
+            .copy(job)
+            .map_err(|error| match held.verify(&job.device) {
+                Err(broken) if error.operation() == Operation::BackUp => broken,
+                _ => error,
+            })?;
         images.push(image);
     }
     for job in &jobs {
@@ -297,7 +299,12 @@ fn changes_since(
     source: &Source,
     mode: Mode,
 ) -> std::result::Result<(Image, Vec<Extent>), WhyFull> {
-    let base = plan::base(store.manifest(), &device.device.display().to_string(), tracking, mode)?;
+    let base = plan::base(
+        store.manifest(),
+        &device.device.display().to_string(),
+        tracking,
+        mode,
+    )?;
     if source.size() != base.size {
         return Err(WhyFull::Resized);
     }
@@ -321,11 +328,12 @@ fn confirm(kernel: &dyn Kernel, held: &Held<'_>, job: &Job) -> Result<()> {
     if kernel.tracking(&job.device.device)? == job.tracking {
         return Ok(());
     }
-    Err(
-        Error::new(Operation::Verify, "its change tracking did not stay the same")
-            .on(&job.device.device)
-            .remedied_by("make the backup anew, without other snapshots of it meanwhile"),
+    Err(Error::new(
+        Operation::Verify,
+        "its change tracking did not stay the same",
     )
+    .on(&job.device.device)
+    .remedied_by("make the backup anew, without other snapshots of it meanwhile"))
 }
 
 /// Images that are being written into the directory of a restore point.
@@ -361,7 +369,8 @@ impl Work<'_> {
                 let piece = self.throttle.piece(PIECE, CLUSTER);
                 let length = piece.min(extent.end() - at);
                 let (progress, watch) = (self.progress, &mut *self.watch);
-                self.throttle.pass(length, &mut || watch.keep_on(progress))?;
+                self.throttle
+                    .pass(length, &mut || watch.keep_on(progress))?;
                 let bytes = self.buffer.first(length as usize);
                 job.source.read(at, bytes)?;
                 target.put(at, bytes)?;

@@ -88,7 +88,11 @@ pub fn base<'a>(
         });
     };
     let base = match mode {
-        Mode::Differential => manifest.chain(&newest.name).last().copied().unwrap_or(newest),
+        Mode::Differential => manifest
+            .chain(&newest.name)
+            .last()
+            .copied()
+            .unwrap_or(newest),
         _ => newest,
     };
     if base.size != tracking.device_capacity {
@@ -139,8 +143,14 @@ mod tests {
     fn the_newest_image_of_the_generation_is_the_base() {
         // Others may have taken snapshots between.
         for number in [5, 6, 254] {
-            assert_eq!(decide(tracking(1, number), Mode::Incremental).unwrap(), SECOND);
-            assert_eq!(decide(tracking(1, number), Mode::Differential).unwrap(), FIRST);
+            assert_eq!(
+                decide(tracking(1, number), Mode::Incremental).unwrap(),
+                SECOND
+            );
+            assert_eq!(
+                decide(tracking(1, number), Mode::Differential).unwrap(),
+                FIRST
+            );
             assert_eq!(decide(tracking(1, number), Mode::Full), Err(WhyFull::Asked));
         }
     }

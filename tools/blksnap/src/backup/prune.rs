@@ -70,10 +70,19 @@ fn plan(manifest: &Manifest, keep: usize) -> Plan {
     }
     let mut needed: HashSet<&str> = HashSet::new();
     for image in &images {
-        needed.extend(manifest.chain(image).iter().map(|image| image.name.as_str()));
+        needed.extend(
+            manifest
+                .chain(image)
+                .iter()
+                .map(|image| image.name.as_str()),
+        );
     }
     let mut users: HashMap<&str, usize> = HashMap::new();
-    for image in manifest.images.iter().filter(|image| needed.contains(image.name.as_str())) {
+    for image in manifest
+        .images
+        .iter()
+        .filter(|image| needed.contains(image.name.as_str()))
+    {
         if let Some(base) = &image.base {
             *users.entry(base).or_default() += 1;
         }
@@ -122,7 +131,10 @@ fn prune_in(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Rep
     if plan.removed.is_empty() && plan.obsolete.is_empty() {
         return Ok(report);
     }
-    let involved = plan.merges.iter().flat_map(|(name, below)| below.iter().chain([name]));
+    let involved = plan
+        .merges
+        .iter()
+        .flat_map(|(name, below)| below.iter().chain([name]));
     let mut progress = Progress {
         done: 0,
         total: involved
@@ -144,10 +156,15 @@ fn prune_in(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Rep
         }
     }
     for name in &plan.obsolete {
-        todo.remove.extend(["qcow2", "sums"].map(|end| format!("{name}.{end}")));
+        todo.remove
+            .extend(["qcow2", "sums"].map(|end| format!("{name}.{end}")));
     }
-    manifest.images.retain(|image| !plan.obsolete.contains(&image.name));
-    manifest.points.retain(|point| plan.kept.contains(&point.number));
+    manifest
+        .images
+        .retain(|image| !plan.obsolete.contains(&image.name));
+    manifest
+        .points
+        .retain(|point| plan.kept.contains(&point.number));
     manifest.todo = todo;
     store.publish(manifest)?;
     Ok(report)
@@ -169,7 +186,11 @@ fn merge(
     let base = bottom.base.clone();
     let relative = base.as_deref().map(relative);
 
-    let file = |end| store.directory().join(store::partial(&format!("{name}.{end}")));
+    let file = |end| {
+        store
+            .directory()
+            .join(store::partial(&format!("{name}.{end}")))
+    };
     let mut image = image::Writer::create(&file("qcow2"), top.size, relative.as_deref())?;
     let mut sums = sums::Writer::create(&file("sums"))?;
     let mut data_bytes = 0;
@@ -276,7 +297,10 @@ mod tests {
         manifest.points[0].devices[0].device = "/dev/rare".to_owned();
         let plan = plan(&manifest, 2);
         assert_eq!(plan.kept, [1, 4, 5]);
-        assert_eq!(plan.merges, [(NAMES[3].to_owned(), names(&[NAMES[2], NAMES[1]]))]);
+        assert_eq!(
+            plan.merges,
+            [(NAMES[3].to_owned(), names(&[NAMES[2], NAMES[1]]))]
+        );
         assert_eq!(plan.obsolete, names(&[NAMES[2], NAMES[1]]));
     }
 }

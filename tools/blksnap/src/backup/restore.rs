@@ -140,7 +140,9 @@ impl Target {
     fn open(path: &Path, size: u64, force: bool) -> Result<Self> {
         let failed = |error: io::Error| Error::from_io(Operation::Restore, &error).on(path);
         let refused = |reason: String, remedy: &str| {
-            Err(Error::new(Operation::Restore, reason).on(path).remedied_by(remedy))
+            Err(Error::new(Operation::Restore, reason)
+                .on(path)
+                .remedied_by(remedy))
         };
         let target = |file, size, is_zero, is_new| Self {
             file,
@@ -174,7 +176,9 @@ impl Target {
                     "name a file that does not exist, or say --force if its content may be lost",
                 );
             }
-            file.set_len(0).and_then(|()| file.set_len(size)).map_err(failed)?;
+            file.set_len(0)
+                .and_then(|()| file.set_len(size))
+                .map_err(failed)?;
             return Ok(target(file, size, true, false));
         }
         if !kind.is_block_device() {

@@ -17,6 +17,9 @@ use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::Duration;
+use std::time::Instant;
 
 use rustix::fs::flock;
 use rustix::fs::FlockOperation;
@@ -36,6 +39,9 @@ pub const MANIFEST: &str = "blksnap.json";
 const LOCK: &str = "blksnap.lock";
 /// Ends the names of what is not finished.
 const PARTIAL: &str = ".partial";
+
+/// How long a lock is waited for.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// A directory of backups that nobody else changes meanwhile.
 pub struct Store {
@@ -98,8 +104,14 @@ impl Store {
 
     fn locked(directory: &Path, lock: Option<File>, operation: FlockOperation) -> Result<Self> {
         if let Some(lock) = &lock {
-            flock(lock, operation)
-                .map_err(|errno| Error::from_errno(Operation::OpenBackup, errno).on(directory))?;
+            let start = Instant::now();
+            while let Err(errno) = flock(lock, operation) {
+                // A process that is just being started has all files of its parent.
+                if errno != Errno::AGAIN || start.elapsed() > PATIENCE {
+                    return Err(Error::from_errno(Operation::OpenBackup, errno).on(directory));
+                }
+                sleep(PATIENCE / 20);
+            }
         }
         Ok(Self {
             directory: directory.to_owned(),
@@ -242,7 +254,7 @@ impl Store {
             if finished == Some(MANIFEST) {
                 unless_missing(fs::remove_file(&path), &path)?;
             } else if finished.is_some_and(manifest::is_directory) {
-                self.remove_files(&path, |file| is_image_file(file))?;
+                self.remove_files(&path, is_image_file)?;
                 // There is something else in it: that stays.
                 let _ = fs::remove_dir(&path);
             } else if manifest::is_directory(&name) {

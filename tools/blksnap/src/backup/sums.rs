@@ -67,7 +67,9 @@ impl Writer {
 
     fn put(&mut self, bytes: &[u8]) -> Result<()> {
         self.hasher.update(bytes);
-        self.file.write_all(bytes).map_err(|error| refused(&self.path, &error))
+        self.file
+            .write_all(bytes)
+            .map_err(|error| refused(&self.path, &error))
     }
 
     /// Makes it durable; returns the digest of the whole file.
@@ -112,7 +114,10 @@ impl Sums {
         let mut magic = [0; MAGIC.len()];
         sums.read(&mut magic)?;
         if magic != *MAGIC {
-            return Err(damaged(path, "it is no file of digests that this version knows"));
+            return Err(damaged(
+                path,
+                "it is no file of digests that this version knows",
+            ));
         }
         sums.step()?;
         Ok(sums)
@@ -149,10 +154,12 @@ impl Sums {
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> Result<()> {
-        self.file.read_exact(bytes).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => damaged(&self.path, "it is too short"),
-            _ => Error::from_io(Operation::ReadBackup, &error).on(&self.path),
-        })
+        self.file
+            .read_exact(bytes)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => damaged(&self.path, "it is too short"),
+                _ => Error::from_io(Operation::ReadBackup, &error).on(&self.path),
+            })
     }
 }
 

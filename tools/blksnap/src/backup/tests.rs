@@ -1,0 +1,935 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Backups of devices that are files, with a change tracking that does what
+//! the driver documents.
+
+use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::rc::Rc;
+
+use rustix::io::Errno;
+
+use super::*;
+use crate::device::Attachment;
+use crate::device::SnapshotState;
+
+const ID: Uuid = Uuid::from_bytes([7; 16]);
+const UNIT: usize = CLUSTER as usize;
+
+/// A change tracking as the driver has it.
+struct Tracker {
+    generation: u128,
+    number: u8,
+    live: Vec<u8>,
+    frozen: Vec<u8>,
+    size: usize,
+}
+
+#[derive(Default)]
+struct Disk {
+    content: Vec<u8>,
+    tracker: Option<Tracker>,
+    error_code: i32,
+    is_held: bool,
+}
+
+/// A kernel whose devices are in memory, and their images files.
+struct Model {
+    directory: tempfile::TempDir,
+    disks: RefCell<BTreeMap<PathBuf, Disk>>,
+    generations: Cell<u128>,
+    block_size: usize,
+    /// What the map is replaced by.
+    map: RefCell<Option<Vec<u8>>>,
+}
+
+impl Model {
+    fn new(block_size: usize, disks: &[(&str, usize)]) -> Self {
+        let disk = |&(name, size): &(&str, usize)| {
+            let content = vec![0; size];
+            let disk = Disk {
+                content,
+                ..Disk::default()
+            };
+            (PathBuf::from(name), disk)
+        };
+        Self {
+            directory: tempfile::tempdir().unwrap(),
+            disks: RefCell::new(disks.iter().map(disk).collect()),
+            generations: Cell::new(0),
+            block_size,
+            map: RefCell::new(None),
+        }
+    }
+
+    fn with<T>(&self, device: &Path, act: impl FnOnce(&mut Disk) -> T) -> T {
+        act(self.disks.borrow_mut().get_mut(device).unwrap())
+    }
+
+    fn tracker(&self, size: usize) -> Tracker {
+        self.generations.set(self.generations.get() + 1);
+        let map = vec![0; size.div_ceil(self.block_size)];
+        Tracker {
+            generation: self.generations.get(),
+            number: 0,
+            live: map.clone(),
+            frozen: map,
+            size,
+        }
+    }
+
+    fn write(&self, device: &str, offset: usize, bytes: &[u8]) {
+        let block_size = self.block_size;
+        self.with(Path::new(device), |disk| {
+            let end = (offset + bytes.len()).min(disk.content.len());
+            disk.content[offset..end].copy_from_slice(&bytes[..end - offset]);
+            if let Some(tracker) = &mut disk.tracker {
+                let mark = tracker.number + 1;
+                tracker.live[offset / block_size..end.div_ceil(block_size)].fill(mark);
+            }
+        });
+    }
+
+    fn freeze(&self, device: &Path) {
+        let size = self.with(device, |disk| disk.content.len());
+        let fits = self.with(device, |disk| {
+            let tracker = disk.tracker.as_ref().unwrap();
+            tracker.number < 254 && tracker.size == size
+        });
+        if !fits {
+            let tracker = self.tracker(size);
+            self.with(device, |disk| disk.tracker = Some(tracker));
+        }
+        self.with(device, |disk| {
+            let tracker = disk.tracker.as_mut().unwrap();
+            tracker.frozen.clone_from(&tracker.live);
+            tracker.number += 1;
+        });
+    }
+
+    fn content(&self, device: &str) -> Vec<u8> {
+        self.with(Path::new(device), |disk| disk.content.clone())
+    }
+
+    fn backup_directory(&self) -> PathBuf {
+        self.directory.path().join("backup")
+    }
+
+    fn is_held(&self) -> bool {
+        self.disks.borrow().values().any(|disk| disk.is_held)
+    }
+}
+
+fn image_name(device: &Path) -> String {
+    device.display().to_string().replace('/', "-")
+}
+
+impl Kernel for Model {
+    fn attach(&self, device: &Path) -> Result<Attachment> {
+        if self.with(device, |disk| disk.tracker.is_some()) {
+            return Ok(Attachment::Already);
+        }
+        let size = self.with(device, |disk| disk.content.len());
+        let tracker = self.tracker(size);
+        self.with(device, |disk| disk.tracker = Some(tracker));
+        Ok(Attachment::New)
+    }
+
+    fn detach(&self, device: &Path) -> Result<()> {
+        self.with(device, |disk| disk.tracker = None);
+        Ok(())
+    }
+
+    fn create(&self, _store: &Path, _limit: Sectors) -> Result<Uuid> {
+        Ok(ID)
+    }
+
+    fn add(&self, _id: Uuid, device: &Path) -> Result<()> {
+        self.with(device, |disk| disk.is_held = true);
+        Ok(())
+    }
+
+    fn take(&self, _id: Uuid) -> Result<()> {
+        let held = |(path, disk): (&PathBuf, &Disk)| disk.is_held.then(|| path.clone());
+        let devices: Vec<PathBuf> = self.disks.borrow().iter().filter_map(held).collect();
+        for device in devices {
+            self.freeze(&device);
+            let content = self.with(&device, |disk| disk.content.clone());
+            fs::write(self.image_node(&image_name(&device)).unwrap(), content).unwrap();
+        }
+        Ok(())
+    }
+
+    fn destroy(&self, _id: Uuid) -> Result<()> {
+        for disk in self.disks.borrow_mut().values_mut() {
+            disk.is_held = false;
+        }
+        Ok(())
+    }
+
+    fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
+        Ok(SnapshotState {
+            error_code: self.with(device, |disk| disk.error_code),
+            image: Some(image_name(device)),
+        })
+    }
+
+    fn tracking(&self, device: &Path) -> Result<Tracking> {
+        Ok(self.with(device, |disk| {
+            let tracker = disk.tracker.as_ref().unwrap();
+            Tracking {
+                device_capacity: tracker.size as u64,
+                block_size: self.block_size as u32,
+                block_count: tracker.frozen.len() as u32,
+                generation_id: Uuid::from_bytes(tracker.generation.to_ne_bytes()),
+                changes_number: tracker.number,
+            }
+        }))
+    }
+
+    fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {
+        match &*self.map.borrow() {
+            Some(other) => map.copy_from_slice(other),
+            None => self.with(device, |disk| {
+                map.copy_from_slice(&disk.tracker.as_ref().unwrap().frozen);
+            }),
+        }
+        Ok(())
+    }
+
+    fn image_node(&self, image: &str) -> Option<PathBuf> {
+        Some(self.directory.path().join(format!("image{image}")))
+    }
+
+    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+/// Counts, and stops when it is told to.
+#[derive(Default)]
+struct Watcher<'a> {
+    notes: Vec<String>,
+    calls: usize,
+    stop_at: Option<usize>,
+    at_call: Option<&'a dyn Fn()>,
+}
+
+impl Watch for Watcher<'_> {
+    fn keep_on(&mut self, progress: Progress) -> Result<()> {
+        assert!(progress.done <= progress.total);
+        self.calls += 1;
+        if let Some(at_call) = self.at_call {
+            at_call();
+        }
+        if self.stop_at == Some(self.calls) {
+            return Err(Error::new(Operation::BackUp, "stop"));
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, note: &str) {
+        self.notes.push(note.to_owned());
+    }
+}
+
+fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
+    Request {
+        devices: devices.iter().map(PathBuf::from).collect(),
+        store: "/store".into(),
+        limit: Sectors(1),
+        to: model.backup_directory(),
+        mode,
+        bandwidth: None,
+    }
+}
+
+fn back_up(model: &Model, devices: &[&str], mode: Mode) -> Report {
+    let report = run(
+        model,
+        &request(model, devices, mode),
+        &mut Watcher::default(),
+    )
+    .unwrap();
+    assert!(report.errors.is_empty());
+    assert!(!model.is_held());
+    report
+}
+
+/// The content of devices by restore point and name.
+type Expected = BTreeMap<(u64, String), Vec<u8>>;
+
+fn note(expected: &mut Expected, model: &Model, report: &Report) {
+    for device in &report.devices {
+        let key = (report.point, device.device.clone());
+        expected.insert(key, model.content(&device.device));
+    }
+}
+
+fn restored(store: &Store, point: u64, device: &str) -> Result<Vec<u8>> {
+    let temp = tempfile::tempdir().unwrap();
+    let target = temp.path().join("restored");
+    let point = store.manifest().point(point).unwrap();
+    let image = &point
+        .devices
+        .iter()
+        .find(|it| it.device == device)
+        .unwrap()
+        .image;
+    let watch = &mut Watcher::default();
+    let report = restore::restore(store, device, image, &target, false, watch)?;
+    if !report.damaged.is_empty() {
+        return Err(Error::new(Operation::CheckBackup, "damaged"));
+    }
+    Ok(fs::read(target).unwrap())
+}
+
+/// Every restore point there is has what is expected, and verifies.
+fn check(directory: &Path, expected: &Expected) {
+    let store = Store::open(directory).unwrap();
+    for point in &store.manifest().points {
+        for device in &point.devices {
+            let content = restored(&store, point.number, &device.device).unwrap();
+            let wanted = &expected[&(point.number, device.device.clone())];
+            assert!(content == *wanted, "{} of {}", device.device, point.number);
+        }
+    }
+    let report = verify::verify(&store, None, &mut Watcher::default()).unwrap();
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert!(report.damaged.is_empty());
+}
+
+fn points(directory: &Path) -> Vec<u64> {
+    let store = Store::open(directory).unwrap();
+    store
+        .manifest()
+        .points
+        .iter()
+        .map(|point| point.number)
+        .collect()
+}
+
+/// A generator of numbers that are different enough.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self
+            .0
+            .wrapping_mul(6_364_136_223_846_793_005)
+            .wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) as usize % end
+    }
+
+    fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.below(256) as u8).collect()
+    }
+}
+
+/// What qemu makes of the images, if it is there.
+fn check_with_qemu(directory: &Path, expected: &Expected) {
+    use std::process::Command;
+    if Command::new("qemu-img").arg("--version").output().is_err() {
+        eprintln!("skipped: qemu-img (Debian's qemu-utils) is not there");
+        return;
+    }
+    let qemu = |arguments: &[&std::ffi::OsStr]| {
+        let output = Command::new("qemu-img").args(arguments).output().unwrap();
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    };
+    let store = Store::open(directory).unwrap();
+    for image in &store.manifest().images {
+        qemu(&["check".as_ref(), store.qcow2(&image.name).as_ref()]);
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let raw = temp.path().join("raw");
+    for point in &store.manifest().points {
+        for device in &point.devices {
+            let path = store.qcow2(&device.image);
+            qemu(&[
+                "convert".as_ref(),
+                "-Oraw".as_ref(),
+                path.as_ref(),
+                raw.as_ref(),
+            ]);
+            let wanted = &expected[&(point.number, device.device.clone())];
+            assert!(
+                fs::read(&raw).unwrap() == *wanted,
+                "{device:?} of {}",
+                point.number
+            );
+        }
+    }
+}
+
+/// Whatever happens to devices, each restore point is what they were.
+#[test]
+fn restore_points_are_what_the_devices_were() {
+    for seed in 0..6 {
+        let random = &mut Random(seed);
+        let block_size = [UNIT, UNIT / 2, 4 * UNIT][random.below(3)];
+        let names = ["/dev/a", "/dev/b"];
+        let model = Model::new(
+            block_size,
+            &[("/dev/a", 12 * UNIT), ("/dev/b", 5 * UNIT + 512)],
+        );
+        let mut expected = Expected::new();
+        for _ in 0..40 {
+            let name = names[random.below(2)];
+            let size = model.content(name).len();
+            match random.below(12) {
+                0 => model.detach(Path::new(name)).unwrap(),
+                1 => {
+                    // The machine is started anew, and the names have moved.
+                    let mut disks = model.disks.borrow_mut();
+                    for disk in disks.values_mut() {
+                        disk.tracker = None;
+                    }
+                    let mut contents: Vec<Disk> =
+                        std::mem::take(&mut *disks).into_values().collect();
+                    contents.reverse();
+                    disks.extend(names.iter().map(PathBuf::from).zip(contents));
+                }
+                2 => {
+                    let size = (random.below(14) + 1) * UNIT + random.below(128) * 512;
+                    model.with(Path::new(name), |disk| disk.content.resize(size, 3));
+                }
+                3 => {
+                    // Somebody else takes a snapshot.
+                    if model.with(Path::new(name), |disk| disk.tracker.is_some()) {
+                        model.freeze(Path::new(name));
+                    }
+                }
+                4 if model.backup_directory().exists() => {
+                    let mut store =
+                        Store::open_to_change(&model.backup_directory(), false).unwrap();
+                    let keep = random.below(4) + 1;
+                    let report = prune::prune(&mut store, keep, &mut Watcher::default()).unwrap();
+                    assert!(!report.kept.is_empty());
+                }
+                5..=8 => {
+                    let offset = random.below(size / 512) * 512;
+                    let length = (random.below(3 * UNIT / 512) + 1) * 512;
+                    let bytes = match random.below(3) {
+                        0 => vec![0; length],
+                        1 => vec![random.below(256) as u8; length],
+                        _ => random.bytes(length),
+                    };
+                    model.write(name, offset, &bytes);
+                }
+                _ => {
+                    let devices: &[&str] = match random.below(3) {
+                        0 => &names[..1],
+                        1 => &names[1..],
+                        _ => &names,
+                    };
+                    let modes = [
+                        Mode::Incremental,
+                        Mode::Incremental,
+                        Mode::Differential,
+                        Mode::Full,
+                    ];
+                    let report = back_up(&model, devices, modes[random.below(4)]);
+                    note(&mut expected, &model, &report);
+                    check(&model.backup_directory(), &expected);
+                }
+            }
+        }
+        check(&model.backup_directory(), &expected);
+        check_with_qemu(&model.backup_directory(), &expected);
+    }
+}
+
+/// A device with some content, and a backup of it with restore points 1 to 3.
+fn three_points() -> (Model, Expected) {
+    let model = Model::new(UNIT, &[("/dev/a", 6 * UNIT + 512), ("/dev/b", UNIT)]);
+    let mut expected = Expected::new();
+    for round in 1..=3 {
+        model.write("/dev/a", UNIT, &vec![round; UNIT]);
+        model.write(
+            "/dev/a",
+            (1 + usize::from(round)) * UNIT,
+            &vec![10 + round; UNIT],
+        );
+        let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+        assert_eq!(report.point, u64::from(round));
+        note(&mut expected, &model, &report);
+    }
+    (model, expected)
+}
+
+#[test]
+fn only_what_changed_is_kept() {
+    let (model, mut expected) = three_points();
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!(report.devices[0].base, Some(3));
+    assert_eq!(
+        (report.devices[0].read_bytes, report.devices[0].data_bytes),
+        (0, 0)
+    );
+    note(&mut expected, &model, &report);
+
+    // The same again is read, but not kept.
+    model.write("/dev/a", UNIT, &vec![3; UNIT]);
+    model.write("/dev/a", 2 * UNIT, &vec![0; UNIT]);
+    model.write("/dev/a", 6 * UNIT, &[9; 512]);
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    let device = &report.devices[0];
+    assert_eq!(
+        (device.read_bytes, device.data_bytes),
+        (2 * CLUSTER + 512, 512)
+    );
+    note(&mut expected, &model, &report);
+
+    let report = back_up(&model, &["/dev/a"], Mode::Differential);
+    assert_eq!(report.devices[0].base, Some(1));
+    note(&mut expected, &model, &report);
+
+    let report = back_up(&model, &["/dev/a", "/dev/b"], Mode::Incremental);
+    assert_eq!(report.devices[0].full, None);
+    assert_eq!(report.devices[1].full, Some(WhyFull::First));
+    assert_eq!(report.devices[1].data_bytes, 0);
+    note(&mut expected, &model, &report);
+    check(&model.backup_directory(), &expected);
+    check_with_qemu(&model.backup_directory(), &expected);
+}
+
+#[test]
+fn a_map_that_cannot_be_trusted_makes_a_full_backup() {
+    let (model, mut expected) = three_points();
+    model.map.replace(Some(vec![99; 7]));
+    // Not tracked, so that only a full backup has it.
+    model.with(Path::new("/dev/a"), |disk| disk.content[5 * UNIT] = 77);
+    let mut watcher = Watcher::default();
+    let request = request(&model, &["/dev/a"], Mode::Incremental);
+    let report = run(&model, &request, &mut watcher).unwrap();
+    assert!(matches!(report.devices[0].full, Some(WhyFull::Map(_))));
+    assert!(
+        watcher.notes[0].contains("/dev/a is backed up in full"),
+        "{:?}",
+        watcher.notes
+    );
+    note(&mut expected, &model, &report);
+    check(&model.backup_directory(), &expected);
+}
+
+#[test]
+fn a_base_that_is_gone_makes_a_full_backup() {
+    for file in ["000002/a.qcow2", "000001/a.sums"] {
+        let (model, _) = three_points();
+        fs::remove_file(model.backup_directory().join(file)).unwrap();
+        let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+        let why = report.devices[0].full.clone();
+        assert!(matches!(why, Some(WhyFull::Base(ref reason)) if reason.contains("missing")));
+        let store = Store::open(&model.backup_directory()).unwrap();
+        assert!(restored(&store, 4, "/dev/a").unwrap() == model.content("/dev/a"));
+    }
+}
+
+#[test]
+fn generations_end_after_254_snapshots() {
+    let (model, mut expected) = three_points();
+    model.with(Path::new("/dev/a"), |disk| {
+        disk.tracker.as_mut().unwrap().number = 253
+    });
+    model.write("/dev/a", 0, &[1]);
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!(report.devices[0].changes_number, 254);
+    assert_eq!(report.devices[0].base, Some(3));
+    note(&mut expected, &model, &report);
+    model.write("/dev/a", 0, &[2]);
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!(report.devices[0].changes_number, 1);
+    assert_eq!(report.devices[0].full, Some(WhyFull::OtherGeneration));
+    note(&mut expected, &model, &report);
+    check(&model.backup_directory(), &expected);
+}
+
+#[test]
+fn a_snapshot_that_broke_is_discarded() {
+    let (model, mut expected) = three_points();
+    model.write("/dev/a", 0, &[1; 512]);
+    let breaks = || {
+        let is_held = model.is_held();
+        model.with(Path::new("/dev/a"), |disk| {
+            disk.error_code = if is_held { -28 } else { 0 }
+        });
+    };
+    let mut watcher = Watcher {
+        at_call: Some(&breaks),
+        ..Watcher::default()
+    };
+    let request = request(&model, &["/dev/a"], Mode::Incremental);
+    let error = run(&model, &request, &mut watcher).unwrap_err();
+    assert_eq!(error.exit().code(), 3);
+    assert!(error.to_string().contains("overflowed"), "{error}");
+    assert!(!model.is_held());
+    assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
+    assert!(!model.backup_directory().join("000004.partial").exists());
+
+    model.with(Path::new("/dev/a"), |disk| disk.error_code = 0);
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!(report.devices[0].base, Some(3));
+    note(&mut expected, &model, &report);
+    check(&model.backup_directory(), &expected);
+}
+
+#[test]
+fn whoever_stops_a_backup_leaves_the_others_as_they_were() {
+    let (model, mut expected) = three_points();
+    for stop_at in 1.. {
+        model.write("/dev/a", 0, &[stop_at as u8; 512]);
+        model.write("/dev/b", 0, &[stop_at as u8; 512]);
+        let mut watcher = Watcher {
+            stop_at: Some(stop_at),
+            ..Watcher::default()
+        };
+        let request = request(&model, &["/dev/a", "/dev/b"], Mode::Incremental);
+        match run(&model, &request, &mut watcher) {
+            Ok(report) => {
+                assert!(stop_at > 5);
+                assert_eq!(report.devices[0].base, Some(3));
+                note(&mut expected, &model, &report);
+                break;
+            }
+            Err(error) => assert!(error.to_string().contains("stop")),
+        }
+        assert!(!model.is_held());
+        assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
+        assert!(!model.backup_directory().join("000004.partial").exists());
+    }
+    check(&model.backup_directory(), &expected);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Copies a directory whenever something may have reached the medium: what a
+/// power cut would have left.
+struct Camera {
+    directory: PathBuf,
+    pictures: tempfile::TempDir,
+    count: Cell<usize>,
+}
+
+impl Camera {
+    fn new(directory: &Path) -> Rc<Self> {
+        Rc::new(Self {
+            directory: directory.to_owned(),
+            pictures: tempfile::tempdir().unwrap(),
+            count: Cell::new(0),
+        })
+    }
+
+    fn shoot(&self) {
+        copy(&self.directory, &self.picture(self.count.get()));
+        self.count.set(self.count.get() + 1);
+    }
+
+    fn picture(&self, number: usize) -> PathBuf {
+        self.pictures.path().join(number.to_string())
+    }
+
+    /// All pictures, and the restore points as a reader finds them there.
+    fn all(&self) -> Vec<(PathBuf, Vec<u64>)> {
+        (0..self.count.get())
+            .map(|number| (self.picture(number), points(&self.picture(number))))
+            .collect()
+    }
+}
+
+#[test]
+fn a_power_cut_loses_at_most_the_backup_at_work() {
+    let (model, mut expected) = three_points();
+    model.write("/dev/a", 0, &[5; 512]);
+    let camera = Camera::new(&model.backup_directory());
+    let shoot = || camera.shoot();
+    let mut watcher = Watcher {
+        at_call: Some(&shoot),
+        ..Watcher::default()
+    };
+    let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
+    let other = Rc::clone(&camera);
+    store.at_step = Some(Box::new(move || other.shoot()));
+    let request = request(&model, &["/dev/a", "/dev/b"], Mode::Incremental);
+    let report = run_in(&mut store, &model, &request, &mut watcher).unwrap();
+    note(&mut expected, &model, &report);
+
+    let pictures = camera.all();
+    assert!(pictures.len() > 10);
+    let with = pictures
+        .iter()
+        .filter(|(_, points)| points.len() == 4)
+        .count();
+    assert!(with > 2 && with < pictures.len() - 5);
+    for (picture, before) in pictures {
+        check(&picture, &expected);
+        let again = Request {
+            to: picture.clone(),
+            ..request.clone()
+        };
+        model.write("/dev/a", UNIT + 512, &[before.len() as u8; 512]);
+        let report = run(&model, &again, &mut Watcher::default()).unwrap();
+        assert_eq!(report.point, before.last().unwrap() + 1);
+        assert_eq!(report.devices[0].base, before.last().copied());
+        let mut expected = expected.clone();
+        note(&mut expected, &model, &report);
+        check(&picture, &expected);
+        assert!(all_files(&picture)
+            .iter()
+            .all(|name| !name.contains("partial")));
+    }
+}
+
+fn all_files(directory: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(directory).unwrap() {
+        let entry = entry.unwrap();
+        found.push(entry.path().display().to_string());
+        if entry.file_type().unwrap().is_dir() {
+            found.extend(all_files(&entry.path()));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_power_cut_while_pruning_loses_nothing_that_stays() {
+    for keep in [1, 2] {
+        let (model, mut expected) = three_points();
+        let report = back_up(&model, &["/dev/a"], Mode::Differential);
+        note(&mut expected, &model, &report);
+        let camera = Camera::new(&model.backup_directory());
+        let shoot = || camera.shoot();
+        let mut watcher = Watcher {
+            at_call: Some(&shoot),
+            ..Watcher::default()
+        };
+        let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
+        let other = Rc::clone(&camera);
+        store.at_step = Some(Box::new(move || other.shoot()));
+        let report = prune::prune(&mut store, keep, &mut watcher).unwrap();
+        assert_eq!(report.kept, [1, 2, 3, 4][4 - keep..]);
+        drop(store);
+        check(&model.backup_directory(), &expected);
+        check_with_qemu(&model.backup_directory(), &expected);
+
+        let pictures = camera.all();
+        assert!(pictures.len() > 5);
+        for (picture, before) in pictures {
+            check(&picture, &expected);
+            // Whatever was left is finished or undone, and then it goes on.
+            let mut store = Store::open_to_change(&picture, false).unwrap();
+            assert_eq!(points(&store_directory(&store)), before);
+            prune::prune(&mut store, keep, &mut Watcher::default()).unwrap();
+            drop(store);
+            assert_eq!(points(&picture), report.kept);
+            check(&picture, &expected);
+            check_with_qemu(&picture, &expected);
+            let files = all_files(&picture);
+            assert!(
+                files.iter().all(|name| !name.contains("partial")),
+                "{files:?}"
+            );
+            assert!(!picture.join("000002").exists());
+        }
+    }
+}
+
+fn store_directory(store: &Store) -> PathBuf {
+    // A copy, since the store is locked.
+    let copied = store.directory().with_extension("copy");
+    let _ = fs::remove_dir_all(&copied);
+    copy(store.directory(), &copied);
+    copied
+}
+
+#[test]
+fn whoever_stops_pruning_leaves_all_as_it_was() {
+    let (model, expected) = three_points();
+    let before = all_files(&model.backup_directory());
+    for stop_at in 1.. {
+        let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
+        let mut watcher = Watcher {
+            stop_at: Some(stop_at),
+            ..Watcher::default()
+        };
+        if prune::prune(&mut store, 1, &mut watcher).is_ok() {
+            assert!(stop_at > 1);
+            break;
+        }
+        drop(store);
+        assert_eq!(all_files(&model.backup_directory()).len(), before.len());
+        assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
+    }
+    assert_eq!(points(&model.backup_directory()), [3]);
+    check(&model.backup_directory(), &expected);
+    // The next backup builds on what was merged.
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!(report.devices[0].base, Some(3));
+}
+
+/// Which restore points are said to be damaged.
+fn damaged(directory: &Path) -> Vec<u64> {
+    let store = Store::open(directory).unwrap();
+    let report = verify::verify(&store, None, &mut Watcher::default()).unwrap();
+    assert_eq!(report.errors.is_empty(), report.damaged.is_empty());
+    report.damaged.iter().map(|device| device.point).collect()
+}
+
+#[test]
+fn every_changed_byte_is_noticed() {
+    let (model, expected) = three_points();
+    let directory = model.backup_directory();
+    assert!(damaged(&directory).is_empty());
+    let mut hidden = 0;
+    for (number, file) in [(1, "000001/a"), (2, "000002/a"), (3, "000003/a")]
+        .iter()
+        .flat_map(|(number, name)| ["qcow2", "sums"].map(|end| (*number, format!("{name}.{end}"))))
+    {
+        let path = directory.join(&file);
+        let good = fs::read(&path).unwrap();
+        // A step that hits all kinds of places within a cluster.
+        let step = if file.ends_with("sums") { 7 } else { 11_003 };
+        for at in (0..good.len()).step_by(step) {
+            let mut bad = good.clone();
+            bad[at] ^= 1 << (at % 8);
+            fs::write(&path, &bad).unwrap();
+            let said = damaged(&directory);
+            let store = Store::open(&directory).unwrap();
+            assert!(said.iter().all(|point| *point >= number), "{file} {at}");
+            for point in 1..=3 {
+                match restored(&store, point, "/dev/a") {
+                    Ok(content) if content == expected[&(point, "/dev/a".to_owned())] => {}
+                    Ok(_) => panic!("{file} {at}: {point} is restored wrongly"),
+                    Err(_) => assert!(said.contains(&point), "{file} {at}"),
+                }
+            }
+            assert!(said.contains(&number), "{file} {at}");
+            hidden += usize::from(said.len() < 4 - number as usize);
+        }
+        for damage in [&good[..good.len() - 1], &good[..90], &[]] {
+            fs::write(&path, damage).unwrap();
+            assert!(damaged(&directory).contains(&number), "{file}");
+        }
+        fs::remove_file(&path).unwrap();
+        assert_eq!(
+            damaged(&directory),
+            (number..=3).collect::<Vec<_>>(),
+            "{file}"
+        );
+        fs::write(&path, &good).unwrap();
+    }
+    // What later restore points have anew is no trouble to them.
+    assert!(hidden > 0);
+    assert!(damaged(&directory).is_empty());
+}
+
+#[test]
+fn damage_is_not_merged() {
+    let (model, _) = three_points();
+    let path = model.backup_directory().join("000001/a.qcow2");
+    let mut bytes = fs::read(&path).unwrap();
+    let data = bytes.iter().position(|byte| *byte == 11).unwrap();
+    assert_eq!(bytes[data..][..UNIT], [11; UNIT]);
+    bytes[data + 5] = 12;
+    fs::write(&path, bytes).unwrap();
+    let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
+    let error = prune::prune(&mut store, 1, &mut Watcher::default()).unwrap_err();
+    assert_eq!(error.exit().code(), 4);
+    drop(store);
+    assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
+    assert!(all_files(&model.backup_directory())
+        .iter()
+        .all(|name| !name.contains("partial")));
+}
+
+#[test]
+fn targets_that_hold_something_are_refused() {
+    let (model, expected) = three_points();
+    let store = Store::open(&model.backup_directory()).unwrap();
+    let path = model.directory.path().join("target");
+    fs::write(&path, vec![1; 20 * UNIT]).unwrap();
+    let restore = |force| {
+        let watch = &mut Watcher::default();
+        restore::restore(&store, "/dev/a", "000002/a", &path, force, watch)
+    };
+    let error = restore(false).unwrap_err();
+    assert!(error.to_string().contains("not empty"), "{error}");
+    assert!(error.remedy().unwrap().contains("--force"));
+    assert_eq!(fs::metadata(&path).unwrap().len(), 20 * CLUSTER);
+    assert!(restore(true).unwrap().damaged.is_empty());
+    assert!(fs::read(&path).unwrap() == expected[&(2, "/dev/a".to_owned())]);
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(restore(true).is_err());
+}
+
+#[test]
+fn a_restore_that_is_stopped_leaves_no_half_file() {
+    let (model, _) = three_points();
+    let store = Store::open(&model.backup_directory()).unwrap();
+    let path = model.directory.path().join("target");
+    let mut watcher = Watcher {
+        stop_at: Some(2),
+        ..Watcher::default()
+    };
+    restore::restore(&store, "/dev/a", "000003/a", &path, false, &mut watcher).unwrap_err();
+    assert!(!path.exists());
+}
+
+#[test]
+fn a_backup_can_be_moved() {
+    let (model, expected) = three_points();
+    let moved = model.directory.path().join("moved");
+    fs::rename(model.backup_directory(), &moved).unwrap();
+    check(&moved, &expected);
+    check_with_qemu(&moved, &expected);
+}
+
+#[test]
+fn devices_of_one_name_have_their_own_files() {
+    let model = Model::new(UNIT, &[("/dev/x/a", UNIT), ("/dev/y/a", UNIT)]);
+    let report = back_up(&model, &["/dev/x/a", "/dev/y/a"], Mode::Incremental);
+    let names: Vec<&str> = report
+        .devices
+        .iter()
+        .map(|device| device.image.as_str())
+        .collect();
+    assert_eq!(names, ["000001/a", "000001/a-2"]);
+}
+
+#[test]
+fn a_bandwidth_is_kept_to() {
+    let model = Model::new(UNIT, &[("/dev/a", 12 * UNIT)]);
+    model.write("/dev/a", 0, &vec![1; 12 * UNIT]);
+    let request = Request {
+        bandwidth: Some(Bytes(8 * CLUSTER)),
+        ..request(&model, &["/dev/a"], Mode::Full)
+    };
+    let start = std::time::Instant::now();
+    run(&model, &request, &mut Watcher::default()).unwrap();
+    assert!(
+        start.elapsed().as_secs_f64() >= 1.4,
+        "{:?}",
+        start.elapsed()
+    );
+}
+
+#[test]
+fn a_full_target_is_told_as_such() {
+    let error = Error::from_errno(Operation::WriteBackup, Errno::NOSPC);
+    assert!(error.to_string().contains("stay as they were"), "{error}");
+}

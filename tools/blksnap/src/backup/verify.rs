@@ -4,18 +4,19 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::Error;
 use crate::error::Result;
 
+use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
 use super::manifest::Manifest;
 use super::store::Store;
 use super::sums::damaged;
-use super::view::is_damage;
 use super::view::relative;
 use super::view::View;
 use super::Progress;
@@ -65,9 +66,19 @@ pub fn verify(store: &Store, point: Option<u64>, watch: &mut dyn Watch) -> Resul
     // Every image once, in whatever many points it is.
     let mut names = BTreeSet::new();
     for device in points().flat_map(|point| &point.devices) {
-        names.extend(manifest.chain(&device.image).iter().map(|image| &image.name));
+        names.extend(
+            manifest
+                .chain(&device.image)
+                .iter()
+                .map(|image| &image.name),
+        );
     }
-    let images = || manifest.images.iter().filter(|image| names.contains(&image.name));
+    let images = || {
+        manifest
+            .images
+            .iter()
+            .filter(|image| names.contains(&image.name))
+    };
     let mut progress = Progress {
         done: 0,
         total: images().map(|image| image.data_bytes).sum(),
@@ -77,7 +88,8 @@ pub fn verify(store: &Store, point: Option<u64>, watch: &mut dyn Watch) -> Resul
     for image in images() {
         let mut damage = Damage::default();
         match check(store, image, &mut damage, &mut progress, watch) {
-            Err(error) if is_damage(&error) => {
+            // What cannot be read is lost as well.
+            Err(error) if error.path().is_some_and(|path| is_of(store, image, path)) => {
                 damage.whole = true;
                 errors.push(error);
             }
@@ -118,6 +130,12 @@ fn check(
     watch: &mut dyn Watch,
 ) -> Result<()> {
     watch.keep_on(*progress)?;
+    let path = store.qcow2(&image.name);
+    let base = image.base.as_deref().map(relative);
+    let reader = image::Reader::open(&path, image.size, base.as_deref(), image.file_bytes)?;
+    if reader.metadata_sum()? != image.metadata {
+        return Err(damaged(&path, "the checksum of its tables is wrong"));
+    }
     let mut view = View::open(store, &[image])?;
     let mut bytes = Vec::new();
     while let Some(run) = view.next(RUN)? {
@@ -127,13 +145,11 @@ fn check(
         }
         watch.keep_on(*progress)?;
     }
-    let path = store.qcow2(&image.name);
-    let base = image.base.as_deref().map(relative);
-    let reader = super::image::Reader::open(&path, image.size, base.as_deref(), image.file_bytes)?;
-    if reader.metadata_sum()? != image.metadata {
-        return Err(damaged(&path, "the checksum of its tables is wrong"));
-    }
     Ok(())
+}
+
+fn is_of(store: &Store, image: &Image, path: &Path) -> bool {
+    path == store.qcow2(&image.name) || path == store.sums(&image.name)
 }
 
 fn tell(store: &Store, image: &Image, clusters: &BTreeSet<u64>) -> Option<Error> {
@@ -160,7 +176,10 @@ fn causes(
         .filter(|image| damages.contains_key(image.name.as_str()))
         .collect();
     let name = |image: &&Image| image.name.clone();
-    if affected.iter().any(|image| damages[image.name.as_str()].whole) {
+    if affected
+        .iter()
+        .any(|image| damages[image.name.as_str()].whole)
+    {
         return Ok(affected.iter().map(name).collect());
     }
     if affected.is_empty() {
@@ -179,5 +198,9 @@ fn causes(
             seen.insert(holder.to_owned());
         }
     }
-    Ok(affected.iter().map(name).filter(|name| seen.contains(name)).collect())
+    Ok(affected
+        .iter()
+        .map(name)
+        .filter(|name| seen.contains(name))
+        .collect())
 }

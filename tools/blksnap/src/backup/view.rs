@@ -2,7 +2,8 @@
 
 //! The content of an image together with what it is based on.
 
-use crate::error::Operation;
+use std::path::Path;
+
 use crate::error::Result;
 
 use super::image;
@@ -51,8 +52,10 @@ pub fn relative(base: &str) -> String {
 impl View {
     /// Opens images, the newest first.
     ///
-    /// An error of [`Operation::CheckBackup`] if one of the files is not what
+    /// An error of [`CheckBackup`] if one of the files is not what
     /// the manifest says.
+    ///
+    /// [`CheckBackup`]: crate::error::Operation::CheckBackup
     pub fn open(store: &Store, images: &[&Image]) -> Result<Self> {
         let mut layers = Vec::new();
         for image in images {
@@ -94,7 +97,11 @@ impl View {
 
     fn pass(&mut self, cluster: u64) -> Result<()> {
         for layer in &mut self.layers {
-            while layer.sums.peek().is_some_and(|entry| entry.cluster <= cluster) {
+            while layer
+                .sums
+                .peek()
+                .is_some_and(|entry| entry.cluster <= cluster)
+            {
                 layer.sums.step()?;
             }
         }
@@ -167,12 +174,7 @@ impl View {
     }
 
     /// The file that holds a run.
-    pub fn path_of(&self, run: &Run) -> &std::path::Path {
+    pub fn path_of(&self, run: &Run) -> &Path {
         self.layers[run.layer].image.path()
     }
-}
-
-/// Whether an error says that a file is not what was written.
-pub fn is_damage(error: &crate::Error) -> bool {
-    error.operation() == Operation::CheckBackup
 }

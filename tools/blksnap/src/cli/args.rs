@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use std::ffi::OsString;
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ Exit codes:
   1  it failed; standard error says why and what to do
   2  the command line makes no sense
   3  a snapshot is corrupted, its images cannot be trusted
+  4  a backup is damaged
+  128 + N  signal N ended it
   \"blksnap snapshot\" else ends with the exit code of the command that it ran.
 
 It needs root.
@@ -240,6 +243,113 @@ pub enum Subcommand {
     #[command(long_about = SNAPSHOT_ABOUT, after_help = SNAPSHOT_AFTER)]
     Snapshot(Snapshot),
 
+    /// Back up devices into a directory, in full or what changed since
+    #[command(long_about = BACKUP_ABOUT, after_help = BACKUP_AFTER)]
+    Backup(Backup),
+
+    /// Write a restore point back to devices or files
+    ///
+    /// What was there is lost. A file that is not empty, and a device that is
+    /// smaller, mounted or in use otherwise are refused. Of a larger device the
+    /// rest stays as it is. All data is checked against its checksums: exit code
+    /// 4 if some is not what was backed up, of which the ranges are told.
+    #[command(after_help = "Examples:\n  \
+        blksnap restore /backup disk.img\n  \
+        blksnap restore /backup --point 3 /dev/sda=/dev/sdb\n  \
+        blksnap restore /backup /dev/sda=a.img /dev/sdb=b.img\n  \
+        blksnap restore /backup --in-place")]
+    Restore(Restore),
+
+    /// Check that restore points are what was backed up
+    ///
+    /// Reads all data and compares checksums. Tells which restore points are
+    /// affected by what is damaged or missing; exit code 4 if any is.
+    #[command(after_help = "Examples:\n  \
+        blksnap verify /backup\n  \
+        blksnap verify /backup --point 3 --json")]
+    Verify {
+        /// The directory of the backup
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+
+        /// Only this restore point
+        #[arg(long, value_name = "N")]
+        point: Option<u64>,
+    },
+
+    /// List restore points
+    #[command(after_help = "Examples:\n  \
+        blksnap list /backup\n  \
+        blksnap list /backup --json | jq .points[-1].point")]
+    List {
+        /// The directory of the backup
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+
+    /// Remove old restore points
+    ///
+    /// Of every device the newest N stay. What they need of older ones is merged
+    /// into the oldest that stays, for which about the size of a full backup is
+    /// written; the space for that must be there. If it is interrupted, all is
+    /// as it was.
+    #[command(after_help = "Examples:\n  blksnap prune /backup --keep 7")]
+    Prune {
+        /// The directory of the backup
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+
+        /// How many restore points stay of every device, at least 1
+        #[arg(long, value_name = "N")]
+        keep: NonZeroUsize,
+    },
+
+    /// Print what changed on a device between two snapshots, as JSON
+    ///
+    /// In bytes, as of the newest snapshot, which may be released already. A
+    /// backup program notes \"generation_id\" and \"changes_number\" while it
+    /// holds a snapshot, and passes both the next time; if the generation is
+    /// another one then, everything has to be read.
+    #[command(after_help = "Output:\n  \
+        {\"device\", \"generation_id\", \"changes_number\", \"since\", \"block_size\",\n  \
+        \"size\", \"changed_bytes\", \"extents\": [{\"offset\", \"length\"}]}\n\n\
+        Examples:\n  \
+        blksnap changed /dev/sda\n  \
+        blksnap changed /dev/sda --since 3 \\\n      \
+        --generation 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 | jq .extents")]
+    Changed {
+        /// A block device that has the filter
+        #[arg(value_name = "DEV")]
+        device: PathBuf,
+
+        /// After the snapshot with this number; 0 for since tracking began
+        ///
+        /// By default the one before the newest.
+        #[arg(long, value_name = "N")]
+        since: Option<u8>,
+
+        /// Fail if the numbers are not of this generation
+        #[arg(long, value_name = "ID")]
+        generation: Option<Uuid>,
+    },
+
+    /// Print completions for a shell
+    #[command(after_help = "Examples:\n  \
+        blksnap completions bash >/usr/share/bash-completion/completions/blksnap")]
+    Completions {
+        /// The shell
+        #[arg(value_name = "SHELL")]
+        shell: clap_complete::Shell,
+    },
+
+    /// Write man pages into a directory
+    #[command(after_help = "Examples:\n  blksnap man /usr/local/share/man/man1")]
+    Man {
+        /// Where to; it must be there
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+
     /// The process that destroys a snapshot whose holder was killed
     #[command(hide = true)]
     Guard {
@@ -436,6 +546,93 @@ pub struct Snapshot {
     /// What to run while the snapshot is held
     #[arg(value_name = "COMMAND", last = true, required = true)]
     pub command: Vec<OsString>,
+}
+
+const BACKUP_ABOUT: &str = "\
+Back up devices into a directory, in full or what changed since
+
+Takes one snapshot of all DEVs and makes a restore point of it: for each DEV a
+qcow2 image in DIR. The first one of a DEV has everything, the next ones what
+changed since. A full one is made anew, and told, when the change tracking
+cannot say what changed: after the machine was started anew, the filter was
+detached, the device was resized, or 254 snapshots.
+
+Devices are recognised by their change tracking, not by their names. A DEV may
+be left out or added at any time. Zeroes take no space.
+
+Whatever interrupts it, the restore points there are stay as they were; what it
+has left is removed by the next run. If the snapshot is corrupted, the exit
+code is 3 and there is no new restore point.
+
+Reading goes past the page cache. On a terminal it shows how far it is.";
+
+const BACKUP_AFTER: &str = "\
+With --json the report has point, time, directory, devices and errors; of each
+device device, base (the restore point that it is based on), full (why it is
+full), size, read_bytes, data_bytes, generation_id, changes_number and image.
+
+Examples:
+  blksnap backup /dev/sda /dev/sdb --to /backup --store /var/tmp
+  blksnap backup /dev/sda --to /backup --store /var/tmp --grow 2G \\
+      --bandwidth 50M
+  blksnap backup /dev/sda --to /backup --store /var/tmp --full";
+
+#[derive(Debug, clap::Args)]
+pub struct Backup {
+    /// Disks, partitions or other block devices
+    #[arg(value_name = "DEV", required = true)]
+    pub devices: Vec<PathBuf>,
+
+    /// The directory of the backup; it is created if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+
+    #[command(flatten)]
+    pub store: Store,
+
+    /// Read everything
+    #[arg(long, conflicts_with = "differential")]
+    pub full: bool,
+
+    /// Read what changed since the last full backup
+    #[arg(long)]
+    pub differential: bool,
+
+    /// Read no more than this in a second, such as 50M
+    ///
+    /// In bytes, or with K, M, G, T or P for powers of 1024.
+    #[arg(long, value_name = "RATE")]
+    pub bandwidth: Option<Bytes>,
+}
+
+#[derive(Debug, clap::Args)]
+pub struct Restore {
+    /// The directory of the backup
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+
+    /// Where to: a block device or a file
+    ///
+    /// With the name of the device in the backup before it, which may be left
+    /// out if there is only one.
+    #[arg(
+        value_name = "[DEV=]TARGET",
+        required_unless_present = "in_place",
+        conflicts_with = "in_place"
+    )]
+    pub targets: Vec<OsString>,
+
+    /// The restore point; by default the newest
+    #[arg(long, value_name = "N")]
+    pub point: Option<u64>,
+
+    /// Every device to where it came from
+    #[arg(long)]
+    pub in_place: bool,
+
+    /// Even if the target is in use, smaller, or a file that is not empty
+    #[arg(long)]
+    pub force: bool,
 }
 
 #[cfg(test)]

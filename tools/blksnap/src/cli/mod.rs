@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 mod args;
+mod backup;
 mod commands;
+mod document;
 mod events;
 mod grow;
 mod output;
+mod progress;
 mod snapshot;
 mod status;
 
@@ -49,6 +52,18 @@ pub fn main() -> u8 {
         Subcommand::Destroy { id, force } => status::destroy(&output, id, force),
         Subcommand::Version => commands::version(&output),
         Subcommand::Snapshot(args) => snapshot::snapshot(&output, args),
+        Subcommand::Backup(args) => backup::backup(&output, args),
+        Subcommand::Restore(args) => backup::restore(&output, &args),
+        Subcommand::Verify { directory, point } => backup::verify(&output, &directory, point),
+        Subcommand::List { directory } => backup::list(&output, &directory),
+        Subcommand::Prune { directory, keep } => backup::prune(&output, &directory, keep),
+        Subcommand::Changed {
+            device,
+            since,
+            generation,
+        } => backup::changed(&device, since, generation),
+        Subcommand::Completions { shell } => document::completions(shell),
+        Subcommand::Man { directory } => document::man(&directory),
         Subcommand::Guard { store, plan } => snapshot::guard(output, &store, &plan.into()),
         Subcommand::Grow { id, store, plan } => grow::grow(id, &store, &plan.into()),
     };

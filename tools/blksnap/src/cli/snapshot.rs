@@ -29,15 +29,7 @@ pub fn snapshot(output: &Output, args: Snapshot) -> Result<u8> {
         command: args.command,
         stdout_to_stderr: output.is_json(),
     };
-    let is_json = output.is_json();
-    let kernel = Guarded::new(Linux::default(), move |store, _| {
-        let mut command = grow::role("blksnap-guard", "guard");
-        command.args(plan.options(store));
-        if is_json {
-            command.arg("--json");
-        }
-        command
-    });
+    let kernel = guarded(plan, output.is_json());
     let report = run::run(&kernel, &request)?;
     for warning in &report.warnings {
         output.warning(warning);
@@ -47,6 +39,18 @@ pub fn snapshot(output: &Output, args: Snapshot) -> Result<u8> {
     }
     output.result(&report, "");
     Ok(report.exit_code)
+}
+
+/// The running kernel, whose snapshot is destroyed if this process is killed.
+pub fn guarded(plan: Plan, is_json: bool) -> Guarded<Linux> {
+    Guarded::new(Linux::default(), move |store, _| {
+        let mut command = grow::role("blksnap-guard", "guard");
+        command.args(plan.options(store));
+        if is_json {
+            command.arg("--json");
+        }
+        command
+    })
 }
 
 pub fn guard(output: Output, store: &Path, plan: &Plan) -> Result<u8> {

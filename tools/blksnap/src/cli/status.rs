@@ -266,11 +266,12 @@ fn state_text(error_code: i32) -> String {
     }
 }
 
-fn row<const N: usize>(cells: [impl Into<String>; N]) -> Vec<String> {
+pub fn row<const N: usize>(cells: [impl Into<String>; N]) -> Vec<String> {
     cells.map(Into::into).into()
 }
 
-fn table(rows: &[Vec<String>]) -> String {
+/// Columns as wide as they must be.
+pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter()
