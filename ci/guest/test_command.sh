@@ -21,7 +21,8 @@ json()
 {
 	python3 -c 'import json, sys
 value = [json.loads(line) for line in open(sys.argv[2]) if line.strip()]
-print(eval(sys.argv[1], {"all": value, "first": value[0] if value else None}))' "$@"
+result = eval(f"({sys.argv[1]},)", {"all": value, "first": value[0] if value else None})
+print(*result)' "$@"
 }
 
 begin()
@@ -30,6 +31,8 @@ begin()
 	filled "$dev" "$SIZE" "$scratch/old"
 	undo detach "$dev"
 	blksnap attach "$dev"
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
 }
 
 # created ARGUMENT...: takes a snapshot
@@ -173,10 +176,286 @@ snapshot_grows()
 	equal "" "$(ctl collect)" "the snapshots"
 }
 
+# back_up COPY ARGUMENT...: what the device has is in COPY then, the report in $work/report
+back_up()
+{
+	copy_of "$dev" "$1"
+	blksnap backup --json "$dev" --to "$work/backup" --store "$work" "${@:2}" \
+		>"$work/report" 2>"$work/error"
+}
+
+# start_backup COPY: starts one that is slow enough to look at the image meanwhile; its
+# process is in $!
+start_backup()
+{
+	copy_of "$dev" "$1"
+	command blksnap backup --json "$dev" --to "$work/backup" --store "$work" \
+		--limit "${limit:-64M}" --bandwidth 2M >"$work/report" 2>"$work/error" &
+	undo stop $!
+	eventually has_image
+}
+
+has_image()
+{
+	command blksnap image "$dev" >/dev/null 2>&1
+}
+
+# base: the restore point that the last backup of the device was based on
+base()
+{
+	json 'first["devices"][0]["base"]' "$work/report"
+}
+
+# points: the numbers of the restore points
+points()
+{
+	blksnap list --json "$work/backup" >"$work/list"
+	json '*[point["point"] for point in first["points"]]' "$work/list"
+}
+
+# restores POINT COPY
+restores()
+{
+	rm -f "$work/restored"
+	blksnap restore "$work/backup" --point "$1" "$work/restored" >/dev/null
+	cmp "$work/restored" "$2"
+}
+
+# A full backup and three incremental ones while the device is written to
+backup()
+{
+	local point target
+
+	begin
+	for point in 1 2 3 4; do
+		start_backup "$work/copy$point"
+		put direct $((point << 20)) $((3 << 20)) "$dev"
+		dd if=/dev/zero of="$dev" bs=64K seek=$((9 << 4)) count="$point" oflag=direct \
+			conv=notrunc status=none
+		image=$(blksnap image "$dev")
+		same "$image" "$work/copy$point"
+		ends 0 "$!"
+		equal "$((point - 1))" "$(base | sed s/None/0/)" "the base of $point"
+	done
+	blksnap verify "$work/backup"
+	for point in 4 1 3 2; do
+		restores "$point" "$work/copy$point"
+	done
+	null_blk "$SIZE"; target=$REPLY
+	put direct 0 $((SIZE << 20)) "$target"
+	blksnap restore "$work/backup" --point 3 "$dev=$target"
+	same "$target" "$work/copy3"
+	check_with_qemu "$work/copy4"
+
+	blksnap prune "$work/backup" --keep 2
+	equal "3 4" "$(points)" "the restore points"
+	blksnap verify "$work/backup"
+	restores 3 "$work/copy3"
+	restores 4 "$work/copy4"
+	check_with_qemu "$work/copy4"
+	back_up "$work/copy5"
+	equal 4 "$(base)" "the base of 5"
+	restores 5 "$work/copy5"
+}
+
+# check_with_qemu COPY: of restore point 4
+check_with_qemu()
+{
+	local file
+
+	if ! command -v qemu-img >/dev/null; then
+		result "no qemu-img, so the images were not looked at with it"
+		return
+	fi
+	for file in "$work"/backup/*/*.qcow2; do
+		qemu-img check -q "$file"
+	done
+	qemu-img compare -q -f qcow2 -F raw "$work"/backup/000004/*.qcow2 "$1"
+}
+
+# Whoever stops a backup leaves the restore points as they were, and the next goes on.
+backup_interrupted()
+{
+	local signal
+
+	begin
+	back_up "$work/copy1"
+	for signal in TERM HUP KILL; do
+		put direct 0 $((8 << 20)) "$dev"
+		start_backup "$work/copy2"
+		sleep 1
+		kill "-$signal" "$!"
+		ends $((128 + $(kill -l "$signal"))) "$!"
+		eventually no_snapshot
+		equal 1 "$(points)" "the restore points"
+	done
+	ls -d "$work/backup/000002.partial"
+	back_up "$work/copy2"
+	equal 1 "$(base)" "the base"
+	restores 1 "$work/copy1"
+	restores 2 "$work/copy2"
+	[ ! -e "$work/backup/000002.partial" ] || wrong "a leftover is still there"
+}
+
+no_snapshot()
+{
+	[ -z "$(ctl collect)" ]
+}
+
+# A backup that a snapshot broke under is none.
+backup_broken()
+{
+	begin
+	back_up "$work/copy1"
+	put direct 0 $((8 << 20)) "$dev"
+	limit=1M start_backup "$work/copy2"
+	put direct 0 $((8 << 20)) "$dev"
+	ends 3 "$!"
+	grep -q overflowed "$work/error"
+	equal 1 "$(points)" "the restore points"
+	back_up "$work/copy2"
+	equal 1 "$(base)" "the base"
+	restores 2 "$work/copy2"
+}
+
+# The change tracking began anew: everything is read, and that is told.
+backup_generation()
+{
+	begin
+	back_up "$work/copy1"
+	blksnap detach "$dev"
+	put direct $((1 << 20)) 4096 "$dev"
+	back_up "$work/copy2"
+	equal None "$(base)" "the base"
+	grep -q "backed up in full" "$work/error"
+	restores 1 "$work/copy1"
+	restores 2 "$work/copy2"
+	# Somebody else takes a snapshot between.
+	put direct $((2 << 20)) 4096 "$dev"
+	created --store "$work" --limit 16M
+	put direct $((3 << 20)) 4096 "$dev"
+	ctl destroy "$snapshot"
+	back_up "$work/copy3"
+	equal 2 "$(base)" "the base"
+	equal 131072 "$(json 'first["devices"][0]["read_bytes"]' "$work/report")" \
+		"the bytes that were read"
+	restores 3 "$work/copy3"
+}
+
+# A target that is full
+backup_full_target()
+{
+	local where
+
+	begin
+	where=$work/small
+	mkdir "$where"
+	undo rmdir "$where"
+	mount -t tmpfs -o size=20m small "$where"
+	undo unmount "$where"
+	blksnap backup "$dev" --to "$where/backup" --store "$work"
+	put direct 0 $((8 << 20)) "$dev" "$scratch/old"
+	if blksnap backup "$dev" --to "$where/backup" --store "$work" 2>"$work/error"; then
+		wrong "there was space"
+	fi
+	grep -q "no space left" "$work/error"
+	grep -q "what to do" "$work/error"
+	equal "" "$(ctl collect)" "the snapshots"
+	equal 1 "$(find "$where/backup" -name '*.qcow2' | wc -l)" "the images"
+	mount -o remount,size=40m "$where"
+	blksnap backup --json "$dev" --to "$where/backup" --store "$work" >"$work/report"
+	equal 1 "$(base)" "the base"
+	blksnap verify "$where/backup"
+	blksnap restore "$where/backup" "$work/restored"
+	cmp "$work/restored" "$scratch/old"
+}
+
+# Damage is found, and told where it matters.
+backup_damaged()
+{
+	local file target
+
+	begin
+	back_up "$work/copy1"
+	put direct 0 65536 "$dev"
+	back_up "$work/copy2"
+	file=$(echo "$work"/backup/000001/*.qcow2)
+	# Its last byte is of a block that did not change since.
+	printf x | dd of="$file" bs=1 seek=$(($(stat -c %s "$file") - 1)) conv=notrunc status=none
+	exits 4 blksnap verify "$work/backup"
+	exits 4 blksnap restore "$work/backup" --point 2 "$work/restored"
+	exits 4 blksnap verify --json --point 1 "$work/backup" >"$work/report"
+	equal 1 "$(json 'len(first["damaged"])' "$work/report")" "what is damaged"
+	# A target that is too small
+	null_blk 4; target=$REPLY
+	exits 1 blksnap restore "$work/backup" --point 2 "$target"
+	rm "$file"
+	exits 4 blksnap verify "$work/backup"
+}
+
+# exits CODE COMMAND...
+exits()
+{
+	local want=$1 status=0
+
+	shift
+	"$@" || status=$?
+	equal "$want" "$status" "the exit code of $*"
+}
+
+# A target that is mounted
+restore_mounted()
+{
+	local target
+
+	begin
+	back_up "$work/copy1"
+	null_blk "$SIZE"; target=$REPLY
+	make_fs ext4 "$target"
+	mounted "$target"
+	exits 1 blksnap restore "$work/backup" "$target" 2>"$work/error"
+	cat "$work/error"
+	grep -q "in use" "$work/error"
+	umount "$REPLY"
+	blksnap restore "$work/backup" "$target"
+	same "$target" "$work/copy1"
+}
+
+# What changed, for other backup programs
+changed()
+{
+	begin
+	exits 1 blksnap changed "$dev"
+	created --store "$work"
+	ctl destroy "$snapshot"
+	put direct $((1 << 20)) 4096 "$dev"
+	put direct $(((1 << 20) + 65536)) 4096 "$dev"
+	put direct $((5 << 20)) 4096 "$dev"
+	created --store "$work"
+	blksnap changed "$dev" >"$work/report"
+	equal "1048576 131072 5242880 65536" \
+		"$(json '*[n for e in first["extents"] for n in (e["offset"], e["length"])]' \
+			"$work/report")" "the extents"
+	equal "2 1" "$(json '*(first["changes_number"], first["since"])' "$work/report")" \
+		"the numbers"
+	blksnap changed "$dev" --since 2 >"$work/report"
+	equal 0 "$(json 'first["changed_bytes"]' "$work/report")" "what changed since"
+	exits 1 blksnap changed "$dev" --since 3
+	exits 1 blksnap changed "$dev" --generation 00000000-0000-0000-0000-000000000000
+}
+
 run_cases \
 	"command: events" events \
 	"command: events end with the snapshot" events_end \
 	"command: storage that grows" grow \
 	"command: storage that grows to its end" grow_to_the_end \
 	"command: storage that is appended" append \
-	"command: snapshot that grows" snapshot_grows
+	"command: snapshot that grows" snapshot_grows \
+	"command: backup" backup \
+	"command: backup that is interrupted" backup_interrupted \
+	"command: backup of a snapshot that breaks" backup_broken \
+	"command: backup after the tracking began anew" backup_generation \
+	"command: backup to a full filesystem" backup_full_target \
+	"command: backup that is damaged" backup_damaged \
+	"command: restore to what is mounted" restore_mounted \
+	"command: changed" changed
