@@ -45,8 +45,26 @@ fn help_has_examples_and_exit_codes() {
     assert_eq!(help.code, 0);
     assert!(help.stdout.contains("Exit codes:"));
     for command in [
-        "attach", "detach", "status", "create", "add", "take", "image", "destroy", "version",
-        "snapshot", "append", "events",
+        "attach",
+        "detach",
+        "status",
+        "create",
+        "add",
+        "take",
+        "image",
+        "destroy",
+        "version",
+        "snapshot",
+        "append",
+        "events",
+        "backup",
+        "restore",
+        "verify",
+        "list",
+        "prune",
+        "changed",
+        "completions",
+        "man",
     ] {
         assert!(help.stdout.contains(command), "{command}");
         let help = blksnap(&[command, "--help"]);
@@ -95,6 +113,23 @@ fn wrong_command_lines_exit_with_2() {
         &["events"],
         &["events", ID, "--timeout", "1m"],
         &["append", ID, "/dev/null", "--range", "0:100"],
+        &["backup", "/dev/null", "--store", "/tmp"],
+        &["backup", "/dev/null", "--to", "/tmp"],
+        &["backup", "--to", "/tmp", "--store", "/tmp"],
+        &[
+            "backup",
+            "/dev/null",
+            "--to=/tmp",
+            "--store=/tmp",
+            "--full",
+            "--differential",
+        ],
+        &["restore", "/tmp"],
+        &["restore", "/tmp", "x", "--in-place"],
+        &["prune", "/tmp"],
+        &["prune", "/tmp", "--keep", "0"],
+        &["changed", "/dev/null", "--since", "256"],
+        &["completions", "cmd.exe"],
         &["snapshot", "/dev/null", "--store", "/tmp"],
         &["snapshot", "--store", "/tmp", "--", "true"],
         &[],
@@ -128,6 +163,8 @@ fn what_is_no_block_device_is_named() {
         &["add", ID, file],
         &["append", ID, file],
         &["image", file],
+        &["changed", file],
+        &["backup", file, "--to", "/nonexistent/x", "--store", store],
         &["snapshot", file, "--store", store, "--", "true"],
     ] {
         let outcome = blksnap(args);
@@ -239,4 +276,48 @@ fn a_path_that_is_no_text_is_no_trouble() {
     let outcome = blksnap(&["attach".as_ref(), "--json".as_ref(), path]);
     assert_eq!(outcome.code, 1);
     assert_eq!(outcome.error()["path"], "/dev/\u{fffd}");
+}
+
+#[test]
+fn what_is_no_backup_is_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().to_str().unwrap();
+    for args in [
+        &["list", path][..],
+        &["verify", path],
+        &["prune", path, "--keep", "1"],
+        &["restore", path, "x"],
+    ] {
+        let outcome = blksnap(&[&["--json"], args].concat());
+        assert_eq!(outcome.code, 1, "{args:?}");
+        let error = outcome.error();
+        assert_eq!(error["operation"], "open_backup", "{args:?}");
+        assert_eq!(error["path"], path);
+        assert!(error["remedy"].as_str().unwrap().contains("blksnap backup"));
+    }
+    // Nothing was made there.
+    assert_eq!(std::fs::read_dir(path).unwrap().count(), 0);
+}
+
+#[test]
+fn completions_and_man_pages_know_the_commands() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let outcome = blksnap(&["completions", shell]);
+        assert_eq!(outcome.code, 0);
+        assert!(outcome.stdout.contains("differential"), "{shell}");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    let outcome = blksnap(&["man".as_ref(), temp.path().as_os_str()]);
+    assert_eq!(outcome.code, 0, "{}", outcome.stderr);
+    let page = |name: &str| std::fs::read_to_string(temp.path().join(name)).unwrap();
+    assert!(page("blksnap.1").contains("Exit codes"));
+    assert!(page("blksnap-backup.1").contains("bandwidth"));
+    assert!(!temp.path().join("blksnap-guard.1").exists());
+    let outcome = blksnap(&["man", "/nonexistent"]);
+    assert_eq!(outcome.code, 1);
+    assert!(
+        outcome.stderr.contains("/nonexistent"),
+        "{}",
+        outcome.stderr
+    );
 }

@@ -54,6 +54,14 @@ pub struct Store {
 }
 
 impl Store {
+    /// Looks at what a directory has. Files may be removed meanwhile.
+    pub fn look(directory: &Path) -> Result<Self> {
+        let refused = |error| Error::from_io(Operation::OpenBackup, &error).on(directory);
+
+        fs::metadata(directory.join(MANIFEST)).map_err(refused)?;
+        Self::locked(directory, None, FlockOperation::NonBlockingLockShared)
+    }
+
     /// Opens a directory to read from it, together with others.
     pub fn open(directory: &Path) -> Result<Self> {
         let refused = |error| Error::from_io(Operation::OpenBackup, &error).on(directory);

@@ -231,7 +231,7 @@ pub fn verify(output: &Output, directory: &Path, point: Option<u64>) -> Result<u
 }
 
 pub fn list(output: &Output, directory: &Path) -> Result<u8> {
-    let store = Store::open(directory)?;
+    let store = Store::look(directory)?;
     let manifest = store.manifest();
     let mut rows = vec![row(["POINT", "TIME", "DEVICE", "SIZE", "DATA", "KIND"])];
     let mut points = Vec::new();

@@ -1,0 +1,426 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Backups by real processes that are stopped and killed, on a kernel of files;
+//! and the command on what they left.
+//!
+//! This test program starts itself again in the role of one of them; [`role`] is
+//! what those processes run.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Child;
+use std::process::Command;
+use std::process::Output;
+use std::process::Stdio;
+use std::thread::sleep;
+use std::time::Duration;
+use std::time::Instant;
+
+use blksnap::backup;
+use blksnap::backup::plan::Mode;
+use blksnap::backup::Progress;
+use blksnap::backup::Watch;
+use blksnap::device::Attachment;
+use blksnap::device::SnapshotState;
+use blksnap::device::Tracking;
+use blksnap::error::Exit;
+use blksnap::error::Operation;
+use blksnap::guardian;
+use blksnap::guardian::Guarded;
+use blksnap::kernel::Kernel;
+use blksnap::signals::Signals;
+use blksnap::Bytes;
+use blksnap::Error;
+use blksnap::Result;
+use blksnap::Sectors;
+use blksnap::Uuid;
+use rustix::process::kill_process;
+use rustix::process::Pid;
+use rustix::process::Signal;
+use serde_json::Value;
+
+const ROLE: &str = "BLKSNAP_TEST_ROLE";
+const DIRECTORY: &str = "BLKSNAP_TEST_DIRECTORY";
+const BANDWIDTH: &str = "BLKSNAP_TEST_BANDWIDTH";
+
+const ID: Uuid = Uuid::from_bytes([0x42; 16]);
+const SIZE: usize = 2 << 20;
+const BLOCK: usize = 64 << 10;
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// A kernel of files: "disk" is the device, "held" its image while there is a
+/// snapshot, "number" that of the newest. Everything counts as changed.
+#[derive(Clone)]
+struct Files(PathBuf);
+
+impl Files {
+    fn number(&self) -> u8 {
+        let text = fs::read_to_string(self.0.join("number")).unwrap_or_default();
+        text.parse().unwrap_or(0)
+    }
+}
+
+impl Kernel for Files {
+    fn attach(&self, _device: &Path) -> Result<Attachment> {
+        Ok(Attachment::Already)
+    }
+
+    fn detach(&self, _device: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    fn create(&self, _store: &Path, _limit: Sectors) -> Result<Uuid> {
+        Ok(ID)
+    }
+
+    fn add(&self, _id: Uuid, _device: &Path) -> Result<()> {
+        Ok(())
+    }
+
+    fn take(&self, _id: Uuid) -> Result<()> {
+        fs::write(self.0.join("number"), (self.number() + 1).to_string()).unwrap();
+        fs::copy(self.0.join("disk"), self.0.join("held")).unwrap();
+        Ok(())
+    }
+
+    fn destroy(&self, id: Uuid) -> Result<()> {
+        fs::remove_file(self.0.join("held"))
+            .map_err(|_| Error::from_errno(Operation::Destroy, rustix::io::Errno::NODEV).of(id))
+    }
+
+    fn snapshot_state(&self, _device: &Path) -> Result<SnapshotState> {
+        Ok(SnapshotState {
+            error_code: 0,
+            image: Some("held".to_owned()),
+        })
+    }
+
+    fn tracking(&self, _device: &Path) -> Result<Tracking> {
+        Ok(Tracking {
+            device_capacity: SIZE as u64,
+            block_size: BLOCK as u32,
+            block_count: (SIZE / BLOCK) as u32,
+            generation_id: Uuid::from_bytes([1; 16]),
+            changes_number: self.number(),
+        })
+    }
+
+    fn read_map(&self, _device: &Path, map: &mut [u8]) -> Result<()> {
+        map.fill(self.number());
+        Ok(())
+    }
+
+    fn image_node(&self, image: &str) -> Option<PathBuf> {
+        Some(self.0.join(image))
+    }
+
+    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
+        Vec::new()
+    }
+}
+
+/// Stops at a signal.
+struct Watcher(Signals);
+
+impl Watch for Watcher {
+    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
+        match self.0.pending().first() {
+            None => Ok(()),
+            Some(stop) => {
+                Err(Error::new(Operation::BackUp, "stop").exiting(Exit::of_signal(stop.signal)))
+            }
+        }
+    }
+
+    fn tell(&mut self, _note: &str) {}
+}
+
+fn start_role(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "role", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role);
+    command
+}
+
+/// Not a test, but what the processes started by the tests run.
+#[test]
+fn role() {
+    let Ok(role) = std::env::var(ROLE) else {
+        return;
+    };
+    let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
+    let files = Files(directory.clone());
+    let store = Path::new("/store");
+    let code = match role.as_str() {
+        "guardian" => {
+            guardian::serve(&files, store, Sectors(1), &|_| Ok(())).unwrap();
+            0
+        }
+        "backup" => {
+            let guarded = Guarded::new(files, |_, _| start_role("guardian"));
+            let request = backup::Request {
+                devices: vec!["/dev/disk".into()],
+                store: store.to_owned(),
+                limit: Sectors(1),
+                to: directory.join("backup"),
+                mode: Mode::Incremental,
+                bandwidth: std::env::var(BANDWIDTH)
+                    .ok()
+                    .map(|text| text.parse().unwrap()),
+            };
+            let mut watcher = Watcher(Signals::catch().unwrap());
+            match backup::run(&guarded, &request, &mut watcher) {
+                Ok(report) => {
+                    eprintln!("{}", serde_json::to_string(&report).unwrap());
+                    0
+                }
+                Err(error) => {
+                    eprintln!("{error}");
+                    error.exit().code()
+                }
+            }
+        }
+        other => panic!("{other}"),
+    };
+    std::process::exit(code.into());
+}
+
+/// A disk with random content, and one restore point of it.
+struct Disk {
+    directory: tempfile::TempDir,
+    restore_points: Vec<Vec<u8>>,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let mut disk = Self {
+            directory: tempfile::tempdir().unwrap(),
+            restore_points: Vec::new(),
+        };
+        disk.change(1);
+        disk.back_up();
+        disk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Overwrites all of it.
+    fn change(&self, seed: u32) {
+        let mut state = seed;
+        let content: Vec<u8> = (0..SIZE)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 24) as u8
+            })
+            .collect();
+        fs::write(self.path("disk"), content).unwrap();
+    }
+
+    fn start(&self, mut command: Command, bandwidth: Option<Bytes>) -> Child {
+        if let Some(bandwidth) = bandwidth {
+            command.env(BANDWIDTH, bandwidth.0.to_string());
+        }
+        command
+            .env(DIRECTORY, self.directory.path())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(self.path("stderr")).unwrap())
+            .spawn()
+            .unwrap()
+    }
+
+    /// Starts a backup that takes many seconds, and waits until it writes.
+    fn start_slowly(&self) -> Child {
+        let child = self.start(start_role("backup"), Some(Bytes(BLOCK as u64)));
+        let partial = self.path("backup/000002.partial/disk.sums");
+        self.wait_until("the backup", || partial.exists());
+        child
+    }
+
+    fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
+        let start = Instant::now();
+        while !done() {
+            assert!(start.elapsed() < PATIENCE, "{what}: {}", self.stderr());
+            sleep(Duration::from_millis(10));
+        }
+    }
+
+    fn stderr(&self) -> String {
+        fs::read_to_string(self.path("stderr")).unwrap_or_default()
+    }
+
+    /// Makes a restore point, and returns the report.
+    fn back_up(&mut self) -> Value {
+        let status = self.start(start_role("backup"), None).wait().unwrap();
+        assert!(status.success(), "{}", self.stderr());
+        self.restore_points
+            .push(fs::read(self.path("disk")).unwrap());
+        serde_json::from_str(self.stderr().lines().last().unwrap()).unwrap()
+    }
+
+    /// Runs the command on the backup.
+    fn run(&self, arguments: &[&str]) -> Output {
+        let (command, rest) = arguments.split_first().unwrap();
+        Command::new(env!("CARGO_BIN_EXE_blksnap"))
+            .arg(command)
+            .arg(self.path("backup"))
+            .args(rest)
+            .output()
+            .unwrap()
+    }
+
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["--json"]].concat());
+        assert!(output.status.success(), "{output:?}");
+        serde_json::from_slice(&output.stdout).unwrap()
+    }
+
+    /// All restore points are what the disk was.
+    fn check(&self) {
+        assert!(!self.path("held").exists());
+        let list = self.json(&["list"]);
+        assert_eq!(
+            list["points"].as_array().unwrap().len(),
+            self.restore_points.len()
+        );
+        assert!(self.json(&["verify"])["damaged"]
+            .as_array()
+            .unwrap()
+            .is_empty());
+        for (number, content) in (1..).zip(&self.restore_points) {
+            let target = self.path("restored");
+            let _ = fs::remove_file(&target);
+            let number = format!("--point={number}");
+            self.json(&["restore", &number, target.to_str().unwrap()]);
+            assert!(fs::read(&target).unwrap() == *content, "{number}");
+        }
+    }
+}
+
+fn kill(child: &Child, signal: Signal) {
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+}
+
+#[test]
+fn a_signal_stops_a_backup_and_leaves_no_trace() {
+    for (signal, code) in [(Signal::TERM, 143), (Signal::INT, 130)] {
+        let mut disk = Disk::new();
+        disk.change(2);
+        let mut child = disk.start_slowly();
+        kill(&child, signal);
+        assert_eq!(
+            child.wait().unwrap().code(),
+            Some(code),
+            "{}",
+            disk.stderr()
+        );
+        assert!(!disk.path("backup/000002.partial").exists());
+        disk.check();
+        assert_eq!(disk.back_up()["devices"][0]["base"], 1);
+        disk.check();
+    }
+}
+
+#[test]
+fn a_backup_that_is_killed_is_cleared_away_by_the_next() {
+    let mut disk = Disk::new();
+    disk.change(2);
+    let mut child = disk.start_slowly();
+    assert!(disk.path("held").exists());
+    let output = disk.run(&["verify", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let error: Value = serde_json::from_slice(&output.stderr).unwrap();
+    assert_eq!(error["error"]["errno_name"], "EAGAIN");
+    // What there is can be looked at in any case.
+    assert_eq!(disk.json(&["list"])["points"][0]["point"], 1);
+
+    kill(&child, Signal::KILL);
+    child.wait().unwrap();
+    disk.wait_until("the guardian", || !disk.path("held").exists());
+    assert!(disk.path("backup/000002.partial").exists());
+    disk.check();
+    assert_eq!(disk.back_up()["devices"][0]["base"], 1);
+    assert!(!disk.path("backup/000002.partial").exists());
+    disk.check();
+}
+
+#[test]
+fn a_full_target_leaves_the_restore_points_as_they_were() {
+    let mut disk = Disk::new();
+    disk.change(2);
+    // No file may be larger than the disk and a little; its image is.
+    let role = start_role("backup");
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 4200; exec \"$0\" \"$@\""])
+        .arg(role.get_program())
+        .args(role.get_args())
+        .env(ROLE, "backup");
+    let status = disk.start(limited, None).wait().unwrap();
+    assert_eq!(status.code(), Some(1));
+    let error = disk.stderr();
+    assert!(error.contains("there is no space left"), "{error}");
+    assert!(error.contains("000002.partial/disk.qcow2"), "{error}");
+    assert!(!disk.path("backup/000002.partial").exists());
+    disk.check();
+    assert_eq!(disk.back_up()["devices"][0]["base"], 1);
+    disk.check();
+}
+
+#[test]
+fn the_command_restores_verifies_and_prunes() {
+    let mut disk = Disk::new();
+    for seed in 2..=4 {
+        disk.change(seed);
+        disk.back_up();
+    }
+    disk.check();
+    let list = disk.run(&["list"]);
+    let text = String::from_utf8(list.stdout).unwrap();
+    assert_eq!(text.lines().count(), 5, "{text}");
+    assert!(text.lines().nth(1).unwrap().ends_with("full"), "{text}");
+    assert!(
+        text.lines().nth(4).unwrap().ends_with("changes since 3"),
+        "{text}"
+    );
+
+    let pruned = disk.json(&["prune", "--keep", "2"]);
+    assert_eq!(pruned["kept"], serde_json::json!([3, 4]));
+    assert_eq!(pruned["merged"], serde_json::json!(["000003/disk"]));
+    let target = disk.path("restored");
+    let target = target.to_str().unwrap();
+    let code = |arguments: &[&str]| disk.run(arguments).status.code().unwrap();
+    assert_eq!(code(&["restore", "--point=1", target, "--force"]), 1);
+    assert_eq!(code(&["restore", target]), 1);
+    assert_eq!(code(&["restore", target, "--force"]), 0);
+    assert!(fs::read(target).unwrap() == disk.restore_points[3]);
+
+    let image = disk.path("backup/000003/disk.qcow2");
+    let mut bytes = fs::read(&image).unwrap();
+    let last = bytes.len() - 1;
+    bytes[last] ^= 1;
+    fs::write(&image, bytes).unwrap();
+    let output = disk.run(&["verify", "--json"]);
+    assert_eq!(output.status.code(), Some(4));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    // All of the disk was changed after that.
+    assert_eq!(report["damaged"].as_array().unwrap().len(), 1);
+    assert_eq!(report["damaged"][0]["point"], 3);
+    assert_eq!(report["damaged"][0]["images"][0], "000003/disk");
+    let output = disk.run(&["restore", "--point=3", target, "--force", "--json"]);
+    assert_eq!(output.status.code(), Some(4));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["devices"][0]["damaged"][0]["length"], BLOCK);
+    fs::write(disk.path("backup/blksnap.json"), "{}").unwrap();
+    for command in [
+        &["list"][..],
+        &["verify"],
+        &["restore", "x"],
+        &["prune", "--keep=1"],
+    ] {
+        assert_eq!(code(command), 4, "{command:?}");
+    }
+}
