@@ -389,6 +389,9 @@ backup_damaged()
 	# A target that is too small
 	null_blk 4; target=$REPLY
 	exits 1 blksnap restore "$work/backup" --point 2 "$target"
+	exits 4 blksnap restore "$work/backup" --point 1 "$target" --force
+	head -c 4M "$work/copy1" >"$work/start"
+	same "$target" "$work/start"
 	rm "$file"
 	exits 4 blksnap verify "$work/backup"
 }

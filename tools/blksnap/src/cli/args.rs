@@ -439,8 +439,8 @@ pub struct Store {
 
     /// Raise the limit by so much whenever less than --low-space is left
     ///
-    /// A process "blksnap-grow" does that as long as the snapshot exists ("blksnap
-    /// snapshot" does it itself). It never takes more than a block device has,
+    /// A process "blksnap-grow" does that as long as the snapshot exists ("snapshot"
+    /// and "backup" do it themselves). It never takes more than a block device has,
     /// and leaves as much as STEP of a filesystem free. What it does is in the
     /// kernel's log.
     #[arg(long, value_name = "STEP")]

@@ -221,7 +221,7 @@ pub fn verify(output: &Output, directory: &Path, point: Option<u64>) -> Result<u
         .collect();
     if lines.is_empty() {
         lines.push(format!(
-            "{} restore points are what was backed up, {} read",
+            "all restore points looked at ({}) are what was backed up; {} read",
             report.points.len(),
             Bytes(report.read_bytes)
         ));
@@ -278,7 +278,7 @@ pub fn prune(output: &Output, directory: &Path, keep: NonZeroUsize) -> Result<u8
     let report = backup::prune::prune(&mut store, keep.get(), &mut attendant)?;
     drop(attendant);
     let text = format!(
-        "{} restore points are removed, {} are kept",
+        "restore points removed: {}, kept: {}",
         report.removed.len(),
         report.kept.len()
     );
