@@ -101,6 +101,10 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "the range lies past the end of the map",
             "read at most as many bytes as the tracking has blocks",
         ),
+        (CbtMap, Errno::AGAIN) => because(
+            "a snapshot of the device was taken meanwhile",
+            "try again while a snapshot is held",
+        ),
         (CbtDirty, Errno::INVAL | Errno::NODATA | Errno::OVERFLOW) => because(
             "a range lies past the end of the device",
             "give ranges in sectors of 512 bytes that lie within the device",
@@ -266,9 +270,10 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "permission denied",
             "run the command as the user who may write there, which mostly is root",
         ),
-        (Document | Restore | WriteBackup | BackUp, Errno::NOENT) => {
-            because("the path does not exist", "check its spelling")
-        }
+        (Document | Restore | WriteBackup | BackUp, Errno::NOENT) => because(
+            "the path does not exist",
+            "check its spelling; \"lsblk -p\" lists the block devices",
+        ),
         (Document | Restore | WriteBackup | BackUp | OpenBackup | ReadBackup, _) => {
             Explanation::default()
         }
@@ -418,6 +423,7 @@ mod tests {
             (Detach, Errno::NOENT),
             (CbtInfo, Errno::NOENT),
             (CbtMap, Errno::NODATA),
+            (CbtMap, Errno::AGAIN),
             (SnapshotAdd, Errno::SRCH),
             (SnapshotAdd, Errno::ALREADY),
             (SnapshotAdd, Errno::BUSY),

@@ -395,6 +395,9 @@ fn the_command_restores_verifies_and_prunes() {
     let code = |arguments: &[&str]| disk.run(arguments).status.code().unwrap();
     assert_eq!(code(&["restore", "--point=1", target, "--force"]), 1);
     assert_eq!(code(&["restore", target]), 1);
+    // A name mistyped makes no file among the devices.
+    assert_eq!(code(&["restore", "/dev/blksnap-no-such-disk"]), 1);
+    assert!(!Path::new("/dev/blksnap-no-such-disk").exists());
     assert_eq!(code(&["restore", target, "--force"]), 0);
     assert!(fs::read(target).unwrap() == disk.restore_points[3]);
 

@@ -11,6 +11,7 @@
 //! whenever it is interrupted.
 
 pub mod changes;
+pub mod copy;
 pub mod image;
 pub mod manifest;
 pub mod plan;
@@ -23,7 +24,6 @@ pub mod verify;
 pub mod view;
 
 use std::collections::HashSet;
-use std::path::Path;
 use std::path::PathBuf;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -42,6 +42,8 @@ use crate::size::Sectors;
 use crate::Uuid;
 
 use changes::Extent;
+use copy::Copier;
+use copy::Job;
 use image::CLUSTER;
 use manifest::Image;
 use manifest::Manifest;
@@ -50,16 +52,9 @@ use manifest::PointDevice;
 use manifest::Todo;
 use plan::Mode;
 use plan::WhyFull;
-use source::Buffer;
 use source::Source;
-use source::Throttle;
 use store::Store;
-use sums::Entry;
-use sums::Sum;
 use view::View;
-
-/// How many bytes are read at a time.
-const PIECE: u64 = 4 << 20;
 
 /// What to back up, and where to.
 #[derive(Debug, Clone)]
@@ -122,20 +117,6 @@ pub struct DeviceReport {
     pub image: String,
 }
 
-/// A device whose image is to be read.
-struct Job {
-    device: HeldDevice,
-    /// As the manifest names it.
-    name: String,
-    label: String,
-    tracking: Tracking,
-    source: Source,
-    base: Option<Image>,
-    why_full: Option<WhyFull>,
-    /// Of whole clusters.
-    extents: Vec<Extent>,
-}
-
 /// Takes a snapshot of all devices and makes a restore point of it.
 ///
 /// Whatever goes wrong or whoever stops it: the restore points there were stay
@@ -191,22 +172,12 @@ fn make(
     }
 
     let directory = store.create_partial(number)?;
-    let mut work = Work {
-        store,
-        directory: &directory,
-        number,
-        throttle: Throttle::new(request.bandwidth.map(|rate| rate.0)),
-        buffer: Buffer::new(PIECE as usize),
-        progress: Progress {
-            done: 0,
-            total: jobs.iter().map(|job| changes::total(&job.extents)).sum(),
-        },
-        watch,
-    };
+    let total = jobs.iter().map(|job| changes::total(&job.extents)).sum();
+    let mut copier = Copier::new(store, &directory, number, request.bandwidth, total, watch);
     let mut images = Vec::new();
     for job in &jobs {
         // A snapshot that broke is the reason, not that it cannot be read.
-        let image = work
+        let image = copier
             .copy(job)
             .map_err(|error| match held.verify(&job.device) {
                 Err(broken) if error.operation() == Operation::BackUp => broken,
@@ -218,7 +189,7 @@ fn make(
         confirm(kernel, &held, job)?;
     }
     // Before the rest, which may take a while.
-    let errors = held.release();
+    let mut errors = held.release();
 
     let mut manifest = store.manifest().clone();
     let mut reports = Vec::new();
@@ -253,7 +224,13 @@ fn make(
         rename: vec![(store::partial(&name), name)],
         remove: Vec::new(),
     };
-    store.publish(manifest)?;
+    if let Err(error) = store.publish(manifest) {
+        if store.manifest().point(number).is_none() {
+            return Err(error);
+        }
+        // It is there, and the next run does what is left.
+        errors.push(error);
+    }
     Ok(Report {
         point: number,
         time,
@@ -334,140 +311,6 @@ fn confirm(kernel: &dyn Kernel, held: &Held<'_>, job: &Job) -> Result<()> {
     )
     .on(&job.device.device)
     .remedied_by("make the backup anew, without other snapshots of it meanwhile"))
-}
-
-/// Images that are being written into the directory of a restore point.
-struct Work<'a> {
-    store: &'a Store,
-    directory: &'a Path,
-    number: u64,
-    throttle: Throttle,
-    buffer: Buffer,
-    progress: Progress,
-    watch: &'a mut dyn Watch,
-}
-
-impl Work<'_> {
-    fn copy(&mut self, job: &Job) -> Result<Image> {
-        let file = |end| self.directory.join(format!("{}.{end}", job.label));
-        let base = job.base.as_ref().map(|base| base.name.clone());
-        let before = match &base {
-            Some(base) => Some(View::open(self.store, &self.store.manifest().chain(base))?),
-            None => None,
-        };
-        let relative = base.as_deref().map(view::relative);
-        let size = job.source.size();
-        let mut target = Target {
-            image: image::Writer::create(&file("qcow2"), size, relative.as_deref())?,
-            sums: sums::Writer::create(&file("sums"))?,
-            before,
-            data_bytes: 0,
-        };
-        for extent in &job.extents {
-            let mut at = extent.offset;
-            while at < extent.end() {
-                let piece = self.throttle.piece(PIECE, CLUSTER);
-                let length = piece.min(extent.end() - at);
-                let (progress, watch) = (self.progress, &mut *self.watch);
-                self.throttle
-                    .pass(length, &mut || watch.keep_on(progress))?;
-                let bytes = self.buffer.first(length as usize);
-                job.source.read(at, bytes)?;
-                target.put(at, bytes)?;
-                at += length;
-                self.progress.done += length;
-                self.watch.keep_on(self.progress)?;
-            }
-        }
-        let sums = target.sums.finish()?;
-        let written = target.image.finish()?;
-        Ok(Image {
-            name: format!("{}/{}", manifest::directory(self.number), job.label),
-            base,
-            size,
-            generation_id: job.tracking.generation_id,
-            changes_number: job.tracking.changes_number,
-            data_bytes: target.data_bytes,
-            file_bytes: written.file_bytes,
-            metadata: written.metadata,
-            sums,
-        })
-    }
-}
-
-/// An image, its digests, and what is known of the base.
-struct Target {
-    image: image::Writer,
-    sums: sums::Writer,
-    before: Option<View>,
-    data_bytes: u64,
-}
-
-/// What becomes of a cluster.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    /// The base has the same.
-    Left,
-    Zeroed,
-    Written,
-}
-
-impl Target {
-    /// Takes over whole clusters, or all up to the end of the device.
-    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        // Neighbours with one fate are handled together.
-        let mut start = 0;
-        let mut fate = Fate::Left;
-        for (index, cluster) in bytes.chunks(CLUSTER as usize).enumerate() {
-            let at = index * CLUSTER as usize;
-            let next = self.decide(offset / CLUSTER + index as u64, cluster)?;
-            if next != fate {
-                self.settle(fate, offset + start as u64, &bytes[start..at])?;
-                (start, fate) = (at, next);
-            }
-        }
-        self.settle(fate, offset + start as u64, &bytes[start..])
-    }
-
-    fn decide(&mut self, cluster: u64, bytes: &[u8]) -> Result<Fate> {
-        let sum = if is_zero(bytes) {
-            sums::ZERO
-        } else {
-            *blake3::hash(bytes).as_bytes()
-        };
-        let before: Sum = match &mut self.before {
-            Some(before) => before.sum(cluster)?.unwrap_or(sums::ZERO),
-            None => sums::ZERO,
-        };
-        if sum == before {
-            return Ok(Fate::Left);
-        }
-        self.sums.push(Entry { cluster, sum })?;
-        Ok(if sum == sums::ZERO {
-            Fate::Zeroed
-        } else {
-            Fate::Written
-        })
-    }
-
-    fn settle(&mut self, fate: Fate, offset: u64, bytes: &[u8]) -> Result<()> {
-        match fate {
-            _ if bytes.is_empty() => Ok(()),
-            Fate::Left => Ok(()),
-            Fate::Zeroed => self.image.zero(offset, bytes.len() as u64),
-            Fate::Written => {
-                self.data_bytes += bytes.len() as u64;
-                self.image.write(offset, bytes)
-            }
-        }
-    }
-}
-
-/// Without an early end within a piece, so that many bytes are looked at at once.
-fn is_zero(bytes: &[u8]) -> bool {
-    bytes
-        .chunks(4096)
-        .all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 /// Seconds since 1970.

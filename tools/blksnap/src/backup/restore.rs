@@ -27,6 +27,7 @@ use crate::size::Bytes;
 
 use super::changes::Extent;
 use super::image::CLUSTER;
+use super::store;
 use super::store::Store;
 use super::verify::RUN;
 use super::view::View;
@@ -63,6 +64,10 @@ struct Target {
     /// To be removed if it is not completed.
     is_new: bool,
     dirty: u64,
+}
+
+fn is_device_name(path: &Path) -> bool {
+    path.starts_with("/dev") && !path.starts_with("/dev/shm")
 }
 
 /// Writes an image, together with what it is based on, to a block device or a
@@ -156,6 +161,8 @@ impl Target {
         options.write(true).mode(0o600);
         let kind = match fs::metadata(path) {
             Ok(metadata) => metadata.file_type(),
+            // Not a file in memory where a device was meant.
+            Err(error) if is_device_name(path) => return Err(failed(error)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let file = options.create_new(true).open(path).map_err(failed)?;
                 let sized = file.set_len(size).map_err(failed);
@@ -252,11 +259,7 @@ impl Target {
         self.file.sync_all().map_err(|error| self.failed(&error))?;
         let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
         if self.is_new {
-            let directory = match self.path.parent() {
-                Some(parent) if parent != Path::new("") => parent,
-                _ => Path::new("."),
-            };
-            return super::store::sync_directory(directory);
+            return store::sync_directory(store::parent(&self.path));
         }
         Ok(())
     }

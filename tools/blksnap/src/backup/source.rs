@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io;
 use std::io::Seek;
 use std::io::SeekFrom;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -86,16 +87,17 @@ impl Source {
 
     /// Fills `bytes`, which are of a [`Buffer`].
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        let read = || {
-            self.file.read_exact_at(bytes, offset)?;
-            if !self.direct {
-                let length = std::num::NonZeroU64::new(bytes.len() as u64);
-                fadvise(&self.file, offset, length, Advice::DontNeed)?;
-            }
-            Ok(())
-        };
-        let mut read = read;
-        read().map_err(|error: io::Error| Error::from_io(Operation::BackUp, &error).on(&self.path))
+        self.read_at(offset, bytes)
+            .map_err(|error| Error::from_io(Operation::BackUp, &error).on(&self.path))
+    }
+
+    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        self.file.read_exact_at(bytes, offset)?;
+        if !self.direct {
+            let length = NonZeroU64::new(bytes.len() as u64);
+            fadvise(&self.file, offset, length, Advice::DontNeed)?;
+        }
+        Ok(())
     }
 }
 

@@ -82,12 +82,12 @@ impl Store {
         let refused = |error| Error::from_io(Operation::OpenBackup, &error).on(directory);
 
         if create {
-            let built = DirBuilder::new().mode(0o700).create(directory);
-            match built {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+            match DirBuilder::new().mode(0o700).create(directory) {
+                Ok(()) => sync_directory(parent(directory))?,
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
+                Err(error) => {
                     return Err(Error::from_io(Operation::WriteBackup, &error).on(directory));
                 }
-                _ => (),
             }
         } else {
             fs::metadata(directory.join(MANIFEST)).map_err(refused)?;
@@ -168,6 +168,7 @@ impl Store {
         let highest = self
             .entries(&self.directory)?
             .iter()
+            .map(|name| name.strip_suffix(PARTIAL).unwrap_or(name))
             .filter(|name| manifest::is_directory(name))
             .filter_map(|name| name.parse().ok())
             .max()
@@ -237,7 +238,7 @@ impl Store {
             let (from, to) = (self.directory.join(from), self.directory.join(to));
             unless_missing(fs::rename(&from, &to), &from)?;
             self.step();
-            sync_directory(to.parent().unwrap_or(&self.directory))?;
+            sync_directory(parent(&to))?;
         }
         for file in remove {
             let path = self.directory.join(file);
@@ -343,6 +344,14 @@ pub fn create_file(path: &Path) -> Result<File> {
         .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(path))
 }
 
+/// The directory that a path is in.
+pub fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if parent != Path::new("") => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Makes the names in a directory durable.
 pub fn sync_directory(path: &Path) -> Result<()> {
     let sync = || match File::open(path)?.sync_all() {
@@ -433,7 +442,7 @@ mod tests {
         }
         assert!(!path.join("000007.partial").exists());
         // What lies there is not overwritten.
-        assert_eq!(store.next_number().unwrap(), 4);
+        assert_eq!(store.next_number().unwrap(), 9);
     }
 
     #[test]

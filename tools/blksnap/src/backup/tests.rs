@@ -1,213 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Backups of devices that are files, with a change tracking that does what
-//! the driver documents.
+//! Backups of devices on a model of the kernel, whatever happens to both.
 
 use std::cell::Cell;
-use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::rc::Rc;
 
 use rustix::io::Errno;
 
 use super::*;
-use crate::device::Attachment;
-use crate::device::SnapshotState;
 
-const ID: Uuid = Uuid::from_bytes([7; 16]);
+mod model;
+
+use model::Model;
+
 const UNIT: usize = CLUSTER as usize;
-
-/// A change tracking as the driver has it.
-struct Tracker {
-    generation: u128,
-    number: u8,
-    live: Vec<u8>,
-    frozen: Vec<u8>,
-    size: usize,
-}
-
-#[derive(Default)]
-struct Disk {
-    content: Vec<u8>,
-    tracker: Option<Tracker>,
-    error_code: i32,
-    is_held: bool,
-}
-
-/// A kernel whose devices are in memory, and their images files.
-struct Model {
-    directory: tempfile::TempDir,
-    disks: RefCell<BTreeMap<PathBuf, Disk>>,
-    generations: Cell<u128>,
-    block_size: usize,
-    /// What the map is replaced by.
-    map: RefCell<Option<Vec<u8>>>,
-}
-
-impl Model {
-    fn new(block_size: usize, disks: &[(&str, usize)]) -> Self {
-        let disk = |&(name, size): &(&str, usize)| {
-            let content = vec![0; size];
-            let disk = Disk {
-                content,
-                ..Disk::default()
-            };
-            (PathBuf::from(name), disk)
-        };
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-            disks: RefCell::new(disks.iter().map(disk).collect()),
-            generations: Cell::new(0),
-            block_size,
-            map: RefCell::new(None),
-        }
-    }
-
-    fn with<T>(&self, device: &Path, act: impl FnOnce(&mut Disk) -> T) -> T {
-        act(self.disks.borrow_mut().get_mut(device).unwrap())
-    }
-
-    fn tracker(&self, size: usize) -> Tracker {
-        self.generations.set(self.generations.get() + 1);
-        let map = vec![0; size.div_ceil(self.block_size)];
-        Tracker {
-            generation: self.generations.get(),
-            number: 0,
-            live: map.clone(),
-            frozen: map,
-            size,
-        }
-    }
-
-    fn write(&self, device: &str, offset: usize, bytes: &[u8]) {
-        let block_size = self.block_size;
-        self.with(Path::new(device), |disk| {
-            let end = (offset + bytes.len()).min(disk.content.len());
-            disk.content[offset..end].copy_from_slice(&bytes[..end - offset]);
-            if let Some(tracker) = &mut disk.tracker {
-                let mark = tracker.number + 1;
-                tracker.live[offset / block_size..end.div_ceil(block_size)].fill(mark);
-            }
-        });
-    }
-
-    fn freeze(&self, device: &Path) {
-        let size = self.with(device, |disk| disk.content.len());
-        let fits = self.with(device, |disk| {
-            let tracker = disk.tracker.as_ref().unwrap();
-            tracker.number < 254 && tracker.size == size
-        });
-        if !fits {
-            let tracker = self.tracker(size);
-            self.with(device, |disk| disk.tracker = Some(tracker));
-        }
-        self.with(device, |disk| {
-            let tracker = disk.tracker.as_mut().unwrap();
-            tracker.frozen.clone_from(&tracker.live);
-            tracker.number += 1;
-        });
-    }
-
-    fn content(&self, device: &str) -> Vec<u8> {
-        self.with(Path::new(device), |disk| disk.content.clone())
-    }
-
-    fn backup_directory(&self) -> PathBuf {
-        self.directory.path().join("backup")
-    }
-
-    fn is_held(&self) -> bool {
-        self.disks.borrow().values().any(|disk| disk.is_held)
-    }
-}
-
-fn image_name(device: &Path) -> String {
-    device.display().to_string().replace('/', "-")
-}
-
-impl Kernel for Model {
-    fn attach(&self, device: &Path) -> Result<Attachment> {
-        if self.with(device, |disk| disk.tracker.is_some()) {
-            return Ok(Attachment::Already);
-        }
-        let size = self.with(device, |disk| disk.content.len());
-        let tracker = self.tracker(size);
-        self.with(device, |disk| disk.tracker = Some(tracker));
-        Ok(Attachment::New)
-    }
-
-    fn detach(&self, device: &Path) -> Result<()> {
-        self.with(device, |disk| disk.tracker = None);
-        Ok(())
-    }
-
-    fn create(&self, _store: &Path, _limit: Sectors) -> Result<Uuid> {
-        Ok(ID)
-    }
-
-    fn add(&self, _id: Uuid, device: &Path) -> Result<()> {
-        self.with(device, |disk| disk.is_held = true);
-        Ok(())
-    }
-
-    fn take(&self, _id: Uuid) -> Result<()> {
-        let held = |(path, disk): (&PathBuf, &Disk)| disk.is_held.then(|| path.clone());
-        let devices: Vec<PathBuf> = self.disks.borrow().iter().filter_map(held).collect();
-        for device in devices {
-            self.freeze(&device);
-            let content = self.with(&device, |disk| disk.content.clone());
-            fs::write(self.image_node(&image_name(&device)).unwrap(), content).unwrap();
-        }
-        Ok(())
-    }
-
-    fn destroy(&self, _id: Uuid) -> Result<()> {
-        for disk in self.disks.borrow_mut().values_mut() {
-            disk.is_held = false;
-        }
-        Ok(())
-    }
-
-    fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
-        Ok(SnapshotState {
-            error_code: self.with(device, |disk| disk.error_code),
-            image: Some(image_name(device)),
-        })
-    }
-
-    fn tracking(&self, device: &Path) -> Result<Tracking> {
-        Ok(self.with(device, |disk| {
-            let tracker = disk.tracker.as_ref().unwrap();
-            Tracking {
-                device_capacity: tracker.size as u64,
-                block_size: self.block_size as u32,
-                block_count: tracker.frozen.len() as u32,
-                generation_id: Uuid::from_bytes(tracker.generation.to_ne_bytes()),
-                changes_number: tracker.number,
-            }
-        }))
-    }
-
-    fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {
-        match &*self.map.borrow() {
-            Some(other) => map.copy_from_slice(other),
-            None => self.with(device, |disk| {
-                map.copy_from_slice(&disk.tracker.as_ref().unwrap().frozen);
-            }),
-        }
-        Ok(())
-    }
-
-    fn image_node(&self, image: &str) -> Option<PathBuf> {
-        Some(self.directory.path().join(format!("image{image}")))
-    }
-
-    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
-        Vec::new()
-    }
-}
 
 /// Counts, and stops when it is told to.
 #[derive(Default)]
@@ -392,8 +202,7 @@ fn restore_points_are_what_the_devices_were() {
                     for disk in disks.values_mut() {
                         disk.tracker = None;
                     }
-                    let mut contents: Vec<Disk> =
-                        std::mem::take(&mut *disks).into_values().collect();
+                    let mut contents: Vec<_> = std::mem::take(&mut *disks).into_values().collect();
                     contents.reverse();
                     disks.extend(names.iter().map(PathBuf::from).zip(contents));
                 }

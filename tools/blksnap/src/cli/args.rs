@@ -289,7 +289,7 @@ pub enum Subcommand {
 
     /// Remove old restore points
     ///
-    /// Of every device the newest N stay. What they need of older ones is merged
+    /// Of every device, by its name, the newest N stay. What they need of older ones is merged
     /// into the oldest that stays, for which about the size of a full backup is
     /// written; the space for that must be there. If it is interrupted, all is
     /// as it was.
@@ -557,7 +557,8 @@ changed since. A full one is made anew, and told, when the change tracking
 cannot say what changed: after the machine was started anew, the filter was
 detached, the device was resized, or 254 snapshots.
 
-Devices are recognised by their change tracking, not by their names. A DEV may
+Devices are recognised by their change tracking, not by their names. Names that
+stay the same, as those in /dev/disk/by-id, are easier to find again. A DEV may
 be left out or added at any time. Zeroes take no space.
 
 Whatever interrupts it, the restore points there are stay as they were; what it

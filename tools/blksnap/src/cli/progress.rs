@@ -60,9 +60,13 @@ impl Watch for Attendant {
             None => Ok(()),
             Some(stop) => {
                 let signal = stop.signal;
+                let remedy = match self.operation {
+                    Operation::Restore => "run it again; the target is not complete",
+                    _ => "run it again; what was there is as it was",
+                };
                 Err(Error::new(self.operation, format!("signal {signal} came"))
                     .on(&self.path)
-                    .remedied_by("run it again; what was there is as it was")
+                    .remedied_by(remedy)
                     .exiting(Exit::of_signal(signal)))
             }
         }

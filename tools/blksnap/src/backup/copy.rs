@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Reading the images of devices and writing those of a restore point.
+
+use std::path::Path;
+
+use crate::device::Tracking;
+use crate::error::Result;
+use crate::held::HeldDevice;
+use crate::size::Bytes;
+
+use super::changes::Extent;
+use super::image;
+use super::image::CLUSTER;
+use super::manifest;
+use super::manifest::Image;
+use super::plan::WhyFull;
+use super::source::Buffer;
+use super::source::Source;
+use super::source::Throttle;
+use super::store::Store;
+use super::sums;
+use super::sums::Entry;
+use super::sums::Sum;
+use super::view;
+use super::view::View;
+use super::Progress;
+use super::Watch;
+
+/// How many bytes are read at a time.
+const PIECE: u64 = 4 << 20;
+
+/// A device whose image is to be read.
+pub struct Job {
+    pub device: HeldDevice,
+    /// As the manifest names it.
+    pub name: String,
+    /// What its files are called.
+    pub label: String,
+    pub tracking: Tracking,
+    pub source: Source,
+    pub base: Option<Image>,
+    pub why_full: Option<WhyFull>,
+    /// Of whole clusters.
+    pub extents: Vec<Extent>,
+}
+
+/// Writes images into the directory of a restore point.
+pub struct Copier<'a> {
+    store: &'a Store,
+    directory: &'a Path,
+    number: u64,
+    throttle: Throttle,
+    buffer: Buffer,
+    progress: Progress,
+    watch: &'a mut dyn Watch,
+}
+
+impl<'a> Copier<'a> {
+    /// `total` is what is going to be read, in bytes.
+    pub fn new(
+        store: &'a Store,
+        directory: &'a Path,
+        number: u64,
+        bandwidth: Option<Bytes>,
+        total: u64,
+        watch: &'a mut dyn Watch,
+    ) -> Self {
+        Self {
+            store,
+            directory,
+            number,
+            throttle: Throttle::new(bandwidth.map(|rate| rate.0)),
+            buffer: Buffer::new(PIECE as usize),
+            progress: Progress { done: 0, total },
+            watch,
+        }
+    }
+
+    pub fn copy(&mut self, job: &Job) -> Result<Image> {
+        let file = |end| self.directory.join(format!("{}.{end}", job.label));
+        let base = job.base.as_ref().map(|base| base.name.clone());
+        let before = match &base {
+            Some(base) => Some(View::open(self.store, &self.store.manifest().chain(base))?),
+            None => None,
+        };
+        let relative = base.as_deref().map(view::relative);
+        let size = job.source.size();
+        let mut target = Target {
+            image: image::Writer::create(&file("qcow2"), size, relative.as_deref())?,
+            sums: sums::Writer::create(&file("sums"))?,
+            before,
+            data_bytes: 0,
+        };
+        for extent in &job.extents {
+            let mut at = extent.offset;
+            while at < extent.end() {
+                let piece = self.throttle.piece(PIECE, CLUSTER);
+                let length = piece.min(extent.end() - at);
+                let (progress, watch) = (self.progress, &mut *self.watch);
+                self.throttle
+                    .pass(length, &mut || watch.keep_on(progress))?;
+                let bytes = self.buffer.first(length as usize);
+                job.source.read(at, bytes)?;
+                target.put(at, bytes)?;
+                at += length;
+                self.progress.done += length;
+                self.watch.keep_on(self.progress)?;
+            }
+        }
+        let sums = target.sums.finish()?;
+        let written = target.image.finish()?;
+        Ok(Image {
+            name: format!("{}/{}", manifest::directory(self.number), job.label),
+            base,
+            size,
+            generation_id: job.tracking.generation_id,
+            changes_number: job.tracking.changes_number,
+            data_bytes: target.data_bytes,
+            file_bytes: written.file_bytes,
+            metadata: written.metadata,
+            sums,
+        })
+    }
+}
+
+/// An image, its digests, and what is known of the base.
+struct Target {
+    image: image::Writer,
+    sums: sums::Writer,
+    before: Option<View>,
+    data_bytes: u64,
+}
+
+/// What becomes of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// The base has the same.
+    Left,
+    Zeroed,
+    Written,
+}
+
+impl Target {
+    /// Takes over whole clusters, or all up to the end of the device.
+    fn put(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        // Neighbours with one fate are handled together.
+        let mut start = 0;
+        let mut fate = Fate::Left;
+        for (index, cluster) in bytes.chunks(CLUSTER as usize).enumerate() {
+            let at = index * CLUSTER as usize;
+            let next = self.decide(offset / CLUSTER + index as u64, cluster)?;
+            if next != fate {
+                self.settle(fate, offset + start as u64, &bytes[start..at])?;
+                (start, fate) = (at, next);
+            }
+        }
+        self.settle(fate, offset + start as u64, &bytes[start..])
+    }
+
+    fn decide(&mut self, cluster: u64, bytes: &[u8]) -> Result<Fate> {
+        let sum = if is_zero(bytes) {
+            sums::ZERO
+        } else {
+            *blake3::hash(bytes).as_bytes()
+        };
+        let before: Sum = match &mut self.before {
+            Some(before) => before.sum(cluster)?.unwrap_or(sums::ZERO),
+            None => sums::ZERO,
+        };
+        if sum == before {
+            return Ok(Fate::Left);
+        }
+        self.sums.push(Entry { cluster, sum })?;
+        Ok(if sum == sums::ZERO {
+            Fate::Zeroed
+        } else {
+            Fate::Written
+        })
+    }
+
+    fn settle(&mut self, fate: Fate, offset: u64, bytes: &[u8]) -> Result<()> {
+        match fate {
+            _ if bytes.is_empty() => Ok(()),
+            Fate::Left => Ok(()),
+            Fate::Zeroed => self.image.zero(offset, bytes.len() as u64),
+            Fate::Written => {
+                self.data_bytes += bytes.len() as u64;
+                self.image.write(offset, bytes)
+            }
+        }
+    }
+}
+
+/// Without an early end within a piece, so that many bytes are looked at at once.
+fn is_zero(bytes: &[u8]) -> bool {
+    bytes
+        .chunks(4096)
+        .all(|piece| piece.iter().fold(0, |any, byte| any | byte) == 0)
+}
