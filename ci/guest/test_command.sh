@@ -380,8 +380,8 @@ backup_damaged()
 	put direct 0 65536 "$dev"
 	back_up "$work/copy2"
 	file=$(echo "$work"/backup/000001/*.qcow2)
-	# Its last byte is of a block that did not change since.
-	printf x | dd of="$file" bs=1 seek=$(($(stat -c %s "$file") - 1)) conv=notrunc status=none
+	# The last byte of data, which follows the header of 64 KiB, did not change since.
+	printf x | dd of="$file" bs=1 seek=$(((SIZE << 20) + 65535)) conv=notrunc status=none
 	exits 4 blksnap verify "$work/backup"
 	exits 4 blksnap restore "$work/backup" --point 2 "$work/restored"
 	exits 4 blksnap verify --json --point 1 "$work/backup" >"$work/report"

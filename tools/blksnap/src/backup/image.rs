@@ -2,51 +2,72 @@
 
 //! Images of devices as qcow2 files.
 //!
+//! As much of the format as a backup needs: version 3, clusters of 64 KiB,
+//! written once from the start of the device to its end, without compression and
+//! snapshots. Data and L2 tables lie in the file as they come; the L1 table and
+//! the refcounts, all of which are 1, are behind them.
+//!
 //! An image holds the clusters in which it differs from its base, and is read
 //! here without the base: which image holds a cluster is known from the
 //! digests (see [`super::view`]). Others follow the name of the base that is in
 //! the file.
+//!
+//! The format is specified in docs/interop/qcow2.txt of QEMU.
 
 use std::fs::File;
+use std::io;
+use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::path::PathBuf;
 
-use imago::qcow2::Qcow2;
-use imago::qcow2::Qcow2CreateBuilder;
-use imago::storage::StorageOpenOptions;
-use imago::DenyImplicitOpenGate;
-use imago::FormatAccess;
-use imago::FormatCreateBuilder;
-use imago::FormatDriverBuilder;
-use imago::ShallowMapping;
-use imago::Storage;
+use rustix::fs::fadvise;
+use rustix::fs::Advice;
 
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
 
+use super::sink::Sink;
 use super::store;
 use super::sums::damaged;
 
 /// Bytes of a cluster, the unit in which images hold data.
-pub const CLUSTER: u64 = 64 << 10;
+pub const CLUSTER: u64 = 1 << CLUSTER_BITS;
 
-type Qcow = Qcow2<imago::file::File>;
+const CLUSTER_BITS: u32 = 16;
+const MAGIC: u32 = 0x5146_49fb;
+const VERSION: u32 = 3;
+/// Refcounts have 1 << this many bits.
+const REFCOUNT_ORDER: u32 = 4;
+/// Bytes of the fields of the header.
+const HEADER: usize = 104;
+/// The header extension with the format of the base.
+const BASE_FORMAT: u32 = 0xe279_2aca;
 
-/// Past the page cache where the filesystem can do that.
-fn storage(path: &Path, writable: bool) -> std::io::Result<imago::file::File> {
-    let open = |direct| {
-        let options = StorageOpenOptions::new().filename(path);
-        imago::file::File::open(options.write(writable).direct(direct))
-    };
-    open(true).or_else(|_| open(false))
-}
+/// Entries of an L2 table, which fills a cluster.
+const L2_ENTRIES: u64 = CLUSTER / 8;
+/// Refcounts in a cluster.
+const REFCOUNTS: u64 = CLUSTER / 2;
 
-/// An image that is being written.
+/// In an entry: the refcount of the cluster is 1.
+const COPIED: u64 = 1 << 63;
+/// In an entry of an L2 table: the cluster reads as zeroes.
+const ZERO: u64 = 1;
+/// The bits of an entry that are the offset in the file.
+const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// An image that is being written, from the start of the device to its end.
 pub struct Writer {
-    image: FormatAccess<imago::file::File>,
-    path: PathBuf,
+    sink: Sink,
+    size: u64,
+    base: Option<String>,
+    l1: Vec<u64>,
+    /// The L2 table of entry number `l2_index` of the L1 table.
+    l2: Vec<u64>,
+    l2_index: u64,
+    /// The first cluster of the file that is free.
+    free: u64,
 }
 
 /// What there is to know of an image that was written.
@@ -60,65 +81,203 @@ pub struct Written {
 
 impl Writer {
     /// Creates the image of a device of `size` bytes. `base` is the path of the
-    /// base, relative to that of the image.
+    /// base, relative to that of the image, of at most 1023 bytes.
     pub fn create(path: &Path, size: u64, base: Option<&str>) -> Result<Self> {
-        let refused = |error| Error::from_io(Operation::WriteBackup, &error).on(path);
-
-        store::create_file(path)?;
-        let mut builder = Qcow2CreateBuilder::new(storage(path, true).map_err(refused)?).size(size);
-        if let Some(base) = base {
-            builder = builder.backing(base.to_owned(), "qcow2".to_owned());
-        }
-        let image = builder
-            .create_open(DenyImplicitOpenGate::default(), |file| {
-                // Whole clusters are written, so nothing of the base is needed.
-                Ok(Qcow::builder(file).backing(None).write(true))
-            })
-            .map_err(refused)?;
+        let l1_entries = size.div_ceil(CLUSTER * L2_ENTRIES).max(1);
         Ok(Self {
-            image: FormatAccess::new(image),
-            path: path.to_owned(),
+            sink: Sink::new(store::create_file(path)?, path, Operation::WriteBackup),
+            size,
+            base: base.map(str::to_owned),
+            l1: vec![0; l1_entries as usize],
+            l2: vec![0; L2_ENTRIES as usize],
+            l2_index: 0,
+            // The header has the first.
+            free: 1,
         })
     }
 
     /// Writes whole clusters, or all up to the end of the device.
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
-        self.image
-            .write(bytes, offset)
-            .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(&self.path))
+        let mut cluster = offset / CLUSTER;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            self.go_to(cluster)?;
+            // What one table refers to lies together.
+            let room = (L2_ENTRIES - cluster % L2_ENTRIES) * CLUSTER;
+            let (here, after) = rest.split_at(rest.len().min(room as usize));
+            self.sink.write(self.free * CLUSTER, here)?;
+            // The end of the last cluster stays a hole.
+            for _ in 0..(here.len() as u64).div_ceil(CLUSTER) {
+                self.l2[(cluster % L2_ENTRIES) as usize] = COPIED | (self.free * CLUSTER);
+                self.free += 1;
+                cluster += 1;
+            }
+            rest = after;
+        }
+        Ok(())
     }
 
     /// Makes whole clusters read as zeroes whatever the base has.
     pub fn zero(&mut self, offset: u64, length: u64) -> Result<()> {
-        self.image
-            .write_zeroes(offset, length)
-            .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(&self.path))
+        let start = offset / CLUSTER;
+        for cluster in start..start + length.div_ceil(CLUSTER) {
+            self.go_to(cluster)?;
+            self.l2[(cluster % L2_ENTRIES) as usize] = ZERO;
+        }
+        Ok(())
+    }
+
+    /// Has the table of a cluster at hand.
+    fn go_to(&mut self, cluster: u64) -> Result<()> {
+        let index = cluster / L2_ENTRIES;
+        assert!(
+            index >= self.l2_index,
+            "images are written from start to end"
+        );
+        if index != self.l2_index {
+            self.put_l2()?;
+            self.l2_index = index;
+        }
+        Ok(())
+    }
+
+    fn put_l2(&mut self) -> Result<()> {
+        if self.l2.iter().any(|entry| *entry != 0) {
+            self.l1[self.l2_index as usize] = COPIED | (self.free * CLUSTER);
+            self.sink
+                .write(self.free * CLUSTER, &big_endian(&self.l2))?;
+            self.free += 1;
+            self.l2.fill(0);
+        }
+        Ok(())
     }
 
     /// Makes it durable.
-    pub fn finish(self) -> Result<Written> {
-        let refused = |error| Error::from_io(Operation::WriteBackup, &error).on(&self.path);
-
-        self.image.flush().map_err(refused)?;
-        self.image.sync().map_err(refused)?;
-        let metadata = metadata_sum(&self.image, &self.path)?;
-        let path = self.path.clone();
-        drop(self.image);
-        let file = File::open(&path)
-            .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(&path))?;
-        file.sync_all()
-            .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(&path))?;
+    pub fn finish(mut self) -> Result<Written> {
+        self.put_l2()?;
+        let l1_offset = self.append(&big_endian(&self.l1.clone()))?;
+        let (table_clusters, blocks) = refcount_clusters(self.free);
+        let table_offset = self.free * CLUSTER;
+        let first_block = self.free + table_clusters;
+        let end = first_block + blocks;
+        let table: Vec<u64> = (first_block..end).map(|block| block * CLUSTER).collect();
+        self.append(&big_endian(&table))?;
+        for block in 0..blocks {
+            let count = REFCOUNTS.min(end - block * REFCOUNTS);
+            self.append(&[0, 1].repeat(count as usize))?;
+        }
+        let header = self.header(l1_offset, table_offset, table_clusters);
+        self.sink.write(0, &header)?;
+        // The last cluster may have been started only.
+        let file_bytes = end * CLUSTER;
+        self.sink
+            .file()
+            .set_len(file_bytes)
+            .map_err(|error| self.sink.failed(&error))?;
+        self.sink.sync()?;
+        let base = self.base.as_deref();
+        let image = Reader::open(self.sink.path(), self.size, base, file_bytes)?;
         Ok(Written {
-            file_bytes: store::length(&file, &path)?,
-            metadata,
+            file_bytes,
+            metadata: image.metadata_sum()?,
         })
     }
+
+    /// Writes a table behind all that there is; returns where.
+    fn append(&mut self, bytes: &[u8]) -> Result<u64> {
+        let offset = self.free * CLUSTER;
+        self.sink.write(offset, bytes)?;
+        self.free += (bytes.len() as u64).div_ceil(CLUSTER);
+        Ok(offset)
+    }
+
+    fn header(&self, l1_offset: u64, table_offset: u64, table_clusters: u64) -> Vec<u8> {
+        let base = self.base.as_deref().unwrap_or_default().as_bytes();
+        let mut extensions = Vec::new();
+        if !base.is_empty() {
+            extensions.extend(BASE_FORMAT.to_be_bytes());
+            extensions.extend(5u32.to_be_bytes());
+            extensions.extend(b"qcow2\0\0\0");
+        }
+        // The end of the extensions.
+        extensions.extend([0; 8]);
+        let base_offset = match base {
+            [] => 0,
+            _ => (HEADER + extensions.len()) as u64,
+        };
+
+        let mut header = Vec::new();
+        header.extend(MAGIC.to_be_bytes());
+        header.extend(VERSION.to_be_bytes());
+        header.extend(base_offset.to_be_bytes());
+        header.extend((base.len() as u32).to_be_bytes());
+        header.extend(CLUSTER_BITS.to_be_bytes());
+        header.extend(self.size.to_be_bytes());
+        // Not encrypted
+        header.extend(0u32.to_be_bytes());
+        header.extend((self.l1.len() as u32).to_be_bytes());
+        header.extend(l1_offset.to_be_bytes());
+        header.extend(table_offset.to_be_bytes());
+        header.extend((table_clusters as u32).to_be_bytes());
+        // No snapshots, of which the number and a table are told
+        header.extend([0; 12]);
+        // No features, of three kinds
+        header.extend([0; 24]);
+        header.extend(REFCOUNT_ORDER.to_be_bytes());
+        header.extend((HEADER as u32).to_be_bytes());
+        assert_eq!(header.len(), HEADER);
+        header.extend(extensions);
+        header.extend(base);
+        header
+    }
+}
+
+/// How many clusters the refcount table and its blocks take, if so many come
+/// before them. They have refcounts themselves.
+fn refcount_clusters(before: u64) -> (u64, u64) {
+    let (mut table, mut blocks) = (1, 1);
+    loop {
+        let total = before + table + blocks;
+        let needed = total.div_ceil(REFCOUNTS);
+        let needed_table = (needed * 8).div_ceil(CLUSTER);
+        if (needed_table, needed) == (table, blocks) {
+            return (table, blocks);
+        }
+        (table, blocks) = (needed_table, needed);
+    }
+}
+
+fn big_endian(entries: &[u64]) -> Vec<u8> {
+    entries
+        .iter()
+        .flat_map(|entry| entry.to_be_bytes())
+        .collect()
 }
 
 /// An image that is there.
 pub struct Reader {
-    image: FormatAccess<imago::file::File>,
+    file: File,
     path: PathBuf,
+    size: u64,
+    file_bytes: u64,
+    l1: Vec<u64>,
+    /// The L2 table that was looked into last, and its entry in the L1 table.
+    l2: Option<(usize, Vec<u64>)>,
+}
+
+/// The fields of a header, one after the other.
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn u32(&mut self) -> u32 {
+        let (field, rest) = self.0.split_at(4);
+        self.0 = rest;
+        u32::from_be_bytes(field.try_into().expect("split at 4"))
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from(self.u32()) << 32 | u64::from(self.u32())
+    }
 }
 
 impl Reader {
@@ -128,7 +287,7 @@ impl Reader {
     /// arguments say.
     pub fn open(path: &Path, size: u64, base: Option<&str>, file_bytes: u64) -> Result<Self> {
         let file = File::open(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => damaged(path, "it is missing"),
+            io::ErrorKind::NotFound => damaged(path, "it is missing"),
             _ => Error::from_io(Operation::ReadBackup, &error).on(path),
         })?;
         let length = store::length(&file, path)?;
@@ -138,89 +297,190 @@ impl Reader {
                 format!("it has {length} bytes, but {file_bytes} were written"),
             ));
         }
-        let refused = |error| unreadable(path, &error);
-        let image = Qcow::builder(storage(path, false).map_err(refused)?)
-            .backing(None)
-            .open(DenyImplicitOpenGate::default())
-            .map_err(refused)?;
-        if image.implicit_backing_file().map(String::as_str) != base {
-            return Err(damaged(path, "it names another base"));
-        }
-        let image = FormatAccess::new(image);
-        if image.size() != size {
-            return Err(damaged(path, "it is of a device of another size"));
-        }
-        Ok(Self {
-            image,
+        let mut image = Self {
+            file,
             path: path.to_owned(),
-        })
+            size,
+            file_bytes,
+            l1: Vec::new(),
+            l2: None,
+        };
+        image.l1 = image.read_header(base.unwrap_or_default())?;
+        Ok(image)
+    }
+
+    /// Checks the header; returns the L1 table.
+    fn read_header(&self, base: &str) -> Result<Vec<u64>> {
+        let mut bytes = [0; HEADER];
+        self.read_file(0, &mut bytes)?;
+        let mut fields = Fields(&bytes);
+        if (fields.u32(), fields.u32()) != (MAGIC, VERSION) {
+            return Err(damaged(&self.path, "it is no qcow2 image of version 3"));
+        }
+        let (base_offset, base_length) = (fields.u64(), fields.u32());
+        let cluster_bits = fields.u32();
+        if fields.u64() != self.size {
+            return Err(damaged(&self.path, "it is of a device of another size"));
+        }
+        let encryption = fields.u32();
+        let (l1_entries, l1_offset) = (u64::from(fields.u32()), fields.u64());
+        let _refcounts = (fields.u64(), fields.u32());
+        let (snapshots, _) = (fields.u32(), fields.u64());
+        let incompatible = fields.u64();
+        if cluster_bits != CLUSTER_BITS || encryption != 0 || snapshots != 0 || incompatible != 0 {
+            return Err(damaged(&self.path, "it is not as this command writes them"));
+        }
+        let mut name = vec![0; base.len()];
+        if base_length as usize == base.len() {
+            self.read_file(base_offset, &mut name)?;
+        }
+        if name != base.as_bytes() || base_length as usize != base.len() {
+            return Err(damaged(&self.path, "it names another base"));
+        }
+        if l1_entries != self.size.div_ceil(CLUSTER * L2_ENTRIES).max(1) {
+            return Err(damaged(&self.path, "its L1 table has another size"));
+        }
+        self.read_table(l1_offset, l1_entries)
     }
 
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        self.image
-            .read(bytes, offset)
-            .map_err(|error| unreadable(&self.path, &error))
+    fn read_table(&self, offset: u64, entries: u64) -> Result<Vec<u64>> {
+        let mut bytes = vec![0; entries as usize * 8];
+        self.read_file(offset, &mut bytes)?;
+        let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("chunks of 8"));
+        Ok(bytes.chunks_exact(8).map(entry).collect())
     }
 
-    /// Digest of all of the file that is not data.
+    fn read_file(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let length = bytes.len() as u64;
+        if offset > self.file_bytes || self.file_bytes - offset < length {
+            return Err(damaged(&self.path, "it refers to what is past its end"));
+        }
+        let failed = |error| Error::from_io(Operation::ReadBackup, &error).on(&self.path);
+        self.file.read_exact_at(bytes, offset).map_err(failed)
+    }
+
+    /// The L2 table for entry `index` of the L1 table; none if that is empty.
+    fn l2(&self, index: usize) -> Result<Option<Vec<u64>>> {
+        match self.l1[index] & OFFSET {
+            0 => Ok(None),
+            offset => self.read_table(offset, L2_ENTRIES).map(Some),
+        }
+    }
+
+    /// Reads whole clusters, or all up to the end of the device, that this
+    /// image itself holds. Others are zeroes.
+    pub fn read(&mut self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let mut cluster = offset / CLUSTER;
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let (place, clusters) = self.run_at(cluster, rest.len() as u64)?;
+            let count = rest.len().min((clusters * CLUSTER) as usize);
+            let (here, after) = rest.split_at_mut(count);
+            match place {
+                None => here.fill(0),
+                Some(place) => {
+                    self.read_file(place, here)?;
+                    // Only advice; nobody needs it again soon.
+                    let length = NonZeroU64::new(count as u64);
+                    let _ = fadvise(&self.file, place, length, Advice::DontNeed);
+                }
+            }
+            cluster += clusters;
+            rest = after;
+        }
+        Ok(())
+    }
+
+    /// Where the data of a cluster is, and how many clusters, of at most
+    /// `length` bytes, follow each other there. None for zeroes.
+    fn run_at(&mut self, cluster: u64, length: u64) -> Result<(Option<u64>, u64)> {
+        let index = (cluster / L2_ENTRIES) as usize;
+        if self.l2.as_ref().is_none_or(|(at, _)| *at != index) {
+            let table = self
+                .l2(index)?
+                .unwrap_or_else(|| vec![0; L2_ENTRIES as usize]);
+            self.l2 = Some((index, table));
+        }
+        let table = self.l2.as_ref().map_or(&[][..], |(_, table)| table);
+        let entries = &table[(cluster % L2_ENTRIES) as usize..];
+        let place = self.data(entries[0])?;
+        let mut count = 1;
+        while count * CLUSTER < length {
+            let next = match entries.get(count as usize) {
+                Some(entry) => self.data(*entry)?,
+                None => break,
+            };
+            if next != place.map(|place| place + count * CLUSTER) {
+                break;
+            }
+            count += 1;
+        }
+        Ok((place, count))
+    }
+
+    /// Where the data of an entry is; none if it is zero or in the base.
+    fn data(&self, entry: u64) -> Result<Option<u64>> {
+        let offset = entry & OFFSET;
+        if entry & !(OFFSET | COPIED | ZERO) != 0 || offset % CLUSTER != 0 {
+            return Err(damaged(&self.path, "an entry of its tables makes no sense"));
+        }
+        Ok((entry & ZERO == 0 && offset != 0).then_some(offset))
+    }
+
+    /// Digest of all of the file that is not data, so that all of it is covered
+    /// by this and the digests of the data.
     pub fn metadata_sum(&self) -> Result<String> {
-        metadata_sum(&self.image, &self.path)
-    }
-}
-
-/// Either the filesystem said so, or the file makes no sense.
-fn unreadable(path: &Path, error: &std::io::Error) -> Error {
-    match error.raw_os_error() {
-        Some(_) => Error::from_io(Operation::ReadBackup, error).on(path),
-        None => damaged(path, error.to_string()),
-    }
-}
-
-/// The digest of a file without the data that its tables refer to, so that all
-/// of it is covered by this and the digests of the data.
-fn metadata_sum(image: &FormatAccess<imago::file::File>, path: &Path) -> Result<String> {
-    let refused = |error| unreadable(path, &error);
-    let mut data = Vec::new();
-    let mut at = 0;
-    while at < image.size() {
-        let (mapping, length) = image
-            .get_shallow_mapping(at, image.size() - at)
-            .map_err(refused)?;
-        if length == 0 {
-            return Err(damaged(path, "its tables end too early"));
+        let mut hasher = blake3::Hasher::new();
+        let mut at = 0;
+        for (start, end) in self.data_ranges()? {
+            if start < at {
+                return Err(damaged(&self.path, "two clusters of it are in one place"));
+            }
+            self.add(at, start, &mut hasher)?;
+            at = end;
         }
-        if let ShallowMapping::Raw { offset, .. } = mapping {
-            data.push((offset, length));
-        }
-        at += length;
+        self.add(at, self.file_bytes, &mut hasher)?;
+        Ok(hasher.finalize().to_string())
     }
-    data.sort_unstable();
 
-    let file = File::open(path).map_err(refused)?;
-    let end = store::length(&file, path)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut piece = vec![0; CLUSTER as usize];
-    let mut at = 0;
-    for (start, length) in data.into_iter().chain([(end, 0)]) {
-        if start > end || end - start < length {
-            return Err(damaged(path, "it is too short"));
+    /// From where to where there is data in the file, in ascending order.
+    fn data_ranges(&self) -> Result<Vec<(u64, u64)>> {
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for index in 0..self.l1.len() {
+            let Some(table) = self.l2(index)? else {
+                continue;
+            };
+            for (cluster, entry) in (index as u64 * L2_ENTRIES..).zip(table) {
+                let Some(start) = self.data(entry)? else {
+                    continue;
+                };
+                // Of the last one the end is no data.
+                let length = CLUSTER.min(self.size.saturating_sub(cluster * CLUSTER));
+                match ranges.last_mut() {
+                    Some((_, end)) if *end == start => *end += length,
+                    _ => ranges.push((start, start + length)),
+                }
+            }
         }
-        hasher.update(&at.min(start).to_le_bytes());
+        ranges.sort_unstable();
+        Ok(ranges)
+    }
+
+    fn add(&self, start: u64, end: u64, hasher: &mut blake3::Hasher) -> Result<()> {
         hasher.update(&start.to_le_bytes());
-        while at < start {
-            let count = CLUSTER.min(start - at) as usize;
-            file.read_exact_at(&mut piece[..count], at)
-                .map_err(refused)?;
-            hasher.update(&piece[..count]);
-            at += count as u64;
+        hasher.update(&end.to_le_bytes());
+        let mut piece = vec![0; CLUSTER as usize];
+        for at in (start..end).step_by(CLUSTER as usize) {
+            let piece = &mut piece[..CLUSTER.min(end - at) as usize];
+            self.read_file(at, piece)?;
+            hasher.update(piece);
         }
-        at = at.max(start + length);
+        Ok(())
     }
-    Ok(hasher.finalize().to_string())
 }
 
 #[cfg(test)]
@@ -245,7 +505,7 @@ mod tests {
         let path = temp.path().join("a.qcow2");
         let written = write(&path, Some("../b.qcow2"));
         let open = |size, base| Reader::open(&path, size, base, written.file_bytes);
-        let image = open(SIZE, Some("../b.qcow2")).unwrap();
+        let mut image = open(SIZE, Some("../b.qcow2")).unwrap();
         assert_eq!(image.metadata_sum().unwrap(), written.metadata);
         let mut bytes = vec![9; SIZE as usize];
         image.read(0, &mut bytes).unwrap();
@@ -262,6 +522,68 @@ mod tests {
         ] {
             let error = open(size, base).err().unwrap();
             assert_eq!(error.operation(), Operation::CheckBackup);
+        }
+    }
+
+    /// Without data of that size.
+    #[test]
+    fn a_large_device_has_several_tables() {
+        const TIB: u64 = 1 << 40;
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("a.qcow2");
+        let size = 70 * TIB + 512;
+        let table = L2_ENTRIES * CLUSTER;
+        let mut image = Writer::create(&path, size, None).unwrap();
+        // Across the end of a table, and far behind it.
+        let bytes: Vec<u8> = (0..4 * CLUSTER)
+            .map(|at| (at / CLUSTER) as u8 + 1)
+            .collect();
+        image.write(table - 2 * CLUSTER, &bytes).unwrap();
+        image.zero(5 * table - CLUSTER, 2 * CLUSTER).unwrap();
+        image.write(70 * TIB, &[7; 512]).unwrap();
+        let written = image.finish().unwrap();
+        let mut image = Reader::open(&path, size, None, written.file_bytes).unwrap();
+        let mut found = vec![9; bytes.len() + 2 * CLUSTER as usize];
+        image.read(table - 3 * CLUSTER, &mut found).unwrap();
+        let (before, rest) = found.split_at(CLUSTER as usize);
+        assert!(before.iter().all(|byte| *byte == 0));
+        assert!(rest[..bytes.len()] == bytes);
+        assert!(rest[bytes.len()..].iter().all(|byte| *byte == 0));
+        let mut found = [0; 512];
+        image.read(70 * TIB, &mut found).unwrap();
+        assert_eq!(found, [7; 512]);
+        check_with_qemu(&path);
+    }
+
+    fn check_with_qemu(path: &Path) {
+        let check = std::process::Command::new("qemu-img")
+            .arg("check")
+            .arg(path)
+            .output();
+        if let Ok(output) = check {
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+
+    #[test]
+    fn refcounts_count_themselves() {
+        for before in [
+            1,
+            2,
+            1000,
+            32_765,
+            32_766,
+            32_767,
+            65_532,
+            65_533,
+            1 << 28,
+            (1 << 28) + 7,
+        ] {
+            let (table, blocks) = refcount_clusters(before);
+            let total = before + table + blocks;
+            assert!(blocks * REFCOUNTS >= total);
+            assert!((blocks - 1) * REFCOUNTS < total);
+            assert_eq!(table, (blocks * 8).div_ceil(CLUSTER));
         }
     }
 

@@ -17,6 +17,7 @@ pub mod manifest;
 pub mod plan;
 pub mod prune;
 pub mod restore;
+pub mod sink;
 pub mod source;
 pub mod store;
 pub mod sums;

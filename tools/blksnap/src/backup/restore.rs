@@ -7,15 +7,12 @@ use std::fs::File;
 use std::io;
 use std::io::Seek;
 use std::io::SeekFrom;
-use std::os::unix::fs::FileExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
-use rustix::fs::fadvise;
 use rustix::fs::fallocate;
-use rustix::fs::Advice;
 use rustix::fs::FallocateFlags;
 use rustix::fs::OFlags;
 use serde::Serialize;
@@ -27,16 +24,13 @@ use crate::size::Bytes;
 
 use super::changes::Extent;
 use super::image::CLUSTER;
+use super::sink::Sink;
 use super::store;
 use super::store::Store;
 use super::verify::RUN;
 use super::view::View;
 use super::Progress;
 use super::Watch;
-
-/// After so many bytes what was written is brought to the medium and dropped
-/// from the page cache.
-const DIRTY: u64 = 64 << 20;
 
 /// What became of a device.
 #[derive(Debug, Serialize)]
@@ -56,14 +50,12 @@ pub struct Report {
 
 /// A device or file that is being written to.
 struct Target {
-    file: File,
-    path: PathBuf,
+    sink: Sink,
     size: u64,
     /// Whether it read as zeroes before.
     is_zero: bool,
     /// To be removed if it is not completed.
     is_new: bool,
-    dirty: u64,
 }
 
 fn is_device_name(path: &Path) -> bool {
@@ -90,7 +82,7 @@ pub fn restore(
     let result = write(view, device, &mut target, watch);
     if result.is_err() && target.is_new {
         // The error that led here is the one to tell.
-        let _ = fs::remove_file(&target.path);
+        let _ = fs::remove_file(target.sink.path());
     }
     result
 }
@@ -104,7 +96,7 @@ fn write(
     let size = view.size();
     let mut report = Report {
         device: device.to_owned(),
-        target: target.path.clone(),
+        target: target.sink.path().to_owned(),
         size,
         data_bytes: 0,
         damaged: Vec::new(),
@@ -150,12 +142,10 @@ impl Target {
                 .remedied_by(remedy))
         };
         let target = |file, size, is_zero, is_new| Self {
-            file,
-            path: path.to_owned(),
+            sink: Sink::new(file, path, Operation::Restore),
             size,
             is_zero,
             is_new,
-            dirty: 0,
         };
         let mut options = File::options();
         options.write(true).mode(0o600);
@@ -215,17 +205,7 @@ impl Target {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
         let room = self.size.saturating_sub(offset).min(bytes.len() as u64);
-        self.file
-            .write_all_at(&bytes[..room as usize], offset)
-            .map_err(|error| self.failed(&error))?;
-        self.dirty += room;
-        if self.dirty >= DIRTY {
-            self.dirty = 0;
-            self.file.sync_data().map_err(|error| self.failed(&error))?;
-            // Only advice.
-            let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
-        }
-        Ok(())
+        self.sink.write(offset, &bytes[..room as usize])
     }
 
     /// Makes all from `start` to `end` read as zeroes.
@@ -244,7 +224,7 @@ impl Target {
                 total: self.size,
             })?;
             let length = PIECE.min(end - at);
-            if fallocate(&self.file, FallocateFlags::ZERO_RANGE, at, length).is_ok() {
+            if fallocate(self.sink.file(), FallocateFlags::ZERO_RANGE, at, length).is_ok() {
                 at += length;
                 continue;
             }
@@ -256,15 +236,10 @@ impl Target {
     }
 
     fn finish(&self) -> Result<()> {
-        self.file.sync_all().map_err(|error| self.failed(&error))?;
-        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        self.sink.sync()?;
         if self.is_new {
-            return store::sync_directory(store::parent(&self.path));
+            store::sync_directory(store::parent(self.sink.path()))?;
         }
         Ok(())
-    }
-
-    fn failed(&self, error: &io::Error) -> Error {
-        Error::from_io(Operation::Restore, error).on(&self.path)
     }
 }

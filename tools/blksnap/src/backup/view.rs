@@ -154,14 +154,14 @@ impl View {
 
     /// Reads a run into `bytes`, which then is as long; returns the clusters
     /// whose content is not what was written.
-    pub fn read(&self, run: &Run, bytes: &mut Vec<u8>) -> Result<Vec<u64>> {
+    pub fn read(&mut self, run: &Run, bytes: &mut Vec<u8>) -> Result<Vec<u64>> {
         let (offset, length) = self.range(run);
         bytes.clear();
         bytes.resize(length as usize, 0);
         if run.is_zero() {
             return Ok(Vec::new());
         }
-        let image = &self.layers[run.layer].image;
+        let image = &mut self.layers[run.layer].image;
         image.read(offset, bytes)?;
         let mut damaged = Vec::new();
         let clusters = bytes.chunks(CLUSTER as usize);
