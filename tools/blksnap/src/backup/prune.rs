@@ -18,6 +18,7 @@ use super::image;
 use super::manifest::Image;
 use super::manifest::Manifest;
 use super::manifest::Todo;
+use super::source::Buffer;
 use super::store;
 use super::store::Store;
 use super::sums;
@@ -194,7 +195,7 @@ fn merge(
     let mut image = image::Writer::create(&file("qcow2"), top.size, relative.as_deref())?;
     let mut sums = sums::Writer::create(&file("sums"))?;
     let mut data_bytes = 0;
-    let mut bytes = Vec::new();
+    let mut buffer = Buffer::new(RUN * image::CLUSTER as usize);
     while let Some(run) = view.next(RUN)? {
         watch.keep_on(*progress)?;
         let (offset, length) = view.range(&run);
@@ -205,10 +206,11 @@ fn merge(
             }
             image.zero(offset, length)?;
         } else {
-            if !view.read(&run, &mut bytes)?.is_empty() {
+            let bytes = buffer.first(length as usize);
+            if !view.read(&run, bytes)?.is_empty() {
                 return Err(damaged(view.path_of(&run), "its data has a wrong checksum"));
             }
-            image.write(offset, &bytes)?;
+            image.write(offset, bytes)?;
             data_bytes += length;
             progress.done += length;
         }

@@ -25,6 +25,7 @@ use crate::size::Bytes;
 use super::changes::Extent;
 use super::image::CLUSTER;
 use super::sink::Sink;
+use super::source::Buffer;
 use super::store;
 use super::store::Store;
 use super::verify::RUN;
@@ -103,7 +104,7 @@ fn write(
         truncated: target.size < size,
     };
     let mut at = 0;
-    let mut bytes = Vec::new();
+    let mut buffer = Buffer::new(RUN * CLUSTER as usize);
     while let Some(run) = view.next(RUN)? {
         let (offset, length) = view.range(&run);
         watch.keep_on(Progress {
@@ -114,13 +115,14 @@ fn write(
             // Together with what follows.
             continue;
         }
-        let damaged = view.read(&run, &mut bytes)?;
+        let bytes = buffer.first(length as usize);
+        let damaged = view.read(&run, bytes)?;
         report.damaged.extend(damaged.iter().map(|cluster| Extent {
             offset: cluster * CLUSTER,
             length: CLUSTER.min(size - cluster * CLUSTER),
         }));
         target.zero(at, offset, watch)?;
-        target.write(offset, &bytes)?;
+        target.write(offset, bytes)?;
         report.data_bytes += length;
         at = offset + length;
     }

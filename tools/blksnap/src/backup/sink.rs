@@ -5,11 +5,14 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
 use rustix::fs::fadvise;
 use rustix::fs::Advice;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::error::Operation;
@@ -19,9 +22,14 @@ use crate::error::Result;
 /// from the page cache.
 const DIRTY: u64 = 64 << 20;
 
+/// What direct I/O wants memory, offsets and lengths to be aligned to.
+const ALIGNMENT: u64 = 4096;
+
 /// A file or device that is written to.
 pub struct Sink {
     file: File,
+    /// The same past the page cache, for what is aligned.
+    direct: Option<File>,
     path: PathBuf,
     operation: Operation,
     dirty: u64,
@@ -30,8 +38,14 @@ pub struct Sink {
 impl Sink {
     /// Errors are those of `operation` on `path`.
     pub fn new(file: File, path: &Path, operation: Operation) -> Self {
+        // Not every filesystem does that.
+        let direct = File::options()
+            .write(true)
+            .custom_flags(OFlags::DIRECT.bits() as i32)
+            .open(path);
         Self {
             file,
+            direct: direct.ok(),
             path: path.to_owned(),
             operation,
             dirty: 0,
@@ -47,6 +61,17 @@ impl Sink {
     }
 
     pub fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<()> {
+        let is_aligned = (offset | bytes.len() as u64) % ALIGNMENT == 0
+            && bytes.as_ptr().align_offset(ALIGNMENT as usize) == 0;
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned) {
+            match direct.write_all_at(bytes, offset) {
+                // It wants more than this, or cannot do it here; the other way tells.
+                Err(error) if error.raw_os_error() == Some(Errno::INVAL.raw_os_error()) => {
+                    self.direct = None;
+                }
+                result => return result.map_err(|error| self.failed(&error)),
+            }
+        }
         self.file
             .write_all_at(bytes, offset)
             .map_err(|error| self.failed(&error))?;

@@ -15,6 +15,7 @@ use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
 use super::manifest::Manifest;
+use super::source::Buffer;
 use super::store::Store;
 use super::sums::damaged;
 use super::view::relative;
@@ -137,11 +138,13 @@ fn check(
         return Err(damaged(&path, "the checksum of its tables is wrong"));
     }
     let mut view = View::open(store, &[image])?;
-    let mut bytes = Vec::new();
+    let mut buffer = Buffer::new(RUN * CLUSTER as usize);
     while let Some(run) = view.next(RUN)? {
-        damage.clusters.extend(view.read(&run, &mut bytes)?);
         if !run.is_zero() {
-            progress.done += bytes.len() as u64;
+            let (_, length) = view.range(&run);
+            let damaged = view.read(&run, buffer.first(length as usize))?;
+            damage.clusters.extend(damaged);
+            progress.done += length;
         }
         watch.keep_on(*progress)?;
     }

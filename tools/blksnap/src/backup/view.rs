@@ -152,15 +152,10 @@ impl View {
         (offset, length.min(self.size.saturating_sub(offset)))
     }
 
-    /// Reads a run into `bytes`, which then is as long; returns the clusters
-    /// whose content is not what was written.
-    pub fn read(&mut self, run: &Run, bytes: &mut Vec<u8>) -> Result<Vec<u64>> {
-        let (offset, length) = self.range(run);
-        bytes.clear();
-        bytes.resize(length as usize, 0);
-        if run.is_zero() {
-            return Ok(Vec::new());
-        }
+    /// Reads a run, which is not of zeroes, into `bytes`, which are as many;
+    /// returns the clusters whose content is not what was written.
+    pub fn read(&mut self, run: &Run, bytes: &mut [u8]) -> Result<Vec<u64>> {
+        let (offset, _) = self.range(run);
         let image = &mut self.layers[run.layer].image;
         image.read(offset, bytes)?;
         let mut damaged = Vec::new();
