@@ -190,7 +190,7 @@ start_backup()
 {
 	copy_of "$dev" "$1"
 	command blksnap backup --json "$dev" --to "$work/backup" --store "$work" \
-		--limit "${limit:-64M}" --bandwidth 2M >"$work/report" 2>"$work/error" &
+		--limit "${limit:-64M}" --bandwidth 1M >"$work/report" 2>"$work/error" &
 	undo stop $!
 	eventually has_image
 }
@@ -229,8 +229,8 @@ backup()
 	begin
 	for point in 1 2 3 4; do
 		start_backup "$work/copy$point"
-		put direct $((point << 20)) $((3 << 20)) "$dev"
-		dd if=/dev/zero of="$dev" bs=64K seek=$((9 << 4)) count="$point" oflag=direct \
+		put direct $((point << 20)) $((6 << 20)) "$dev"
+		dd if=/dev/zero of="$dev" bs=64K seek=$((12 << 4)) count="$point" oflag=direct \
 			conv=notrunc status=none
 		image=$(blksnap image "$dev")
 		same "$image" "$work/copy$point"

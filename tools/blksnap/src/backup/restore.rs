@@ -49,6 +49,20 @@ pub struct Report {
     pub truncated: bool,
 }
 
+/// The same onto a file as if it were a device: what was in it is not known.
+#[cfg(test)]
+pub(super) fn restore_over(store: &Store, image: &str, path: &Path, watch: &mut dyn Watch) {
+    let view = View::open(store, &store.manifest().chain(image)).unwrap();
+    let file = File::options().write(true).open(path).unwrap();
+    let mut target = Target {
+        size: file.metadata().unwrap().len(),
+        sink: Sink::new(file, path, Operation::Restore),
+        is_zero: false,
+        is_new: false,
+    };
+    write(view, "", &mut target, watch).unwrap();
+}
+
 /// A device or file that is being written to.
 struct Target {
     sink: Sink,

@@ -2,7 +2,7 @@
 
 //! The digests of what an image holds, in a file beside it.
 //!
-//! The file begins with [`MAGIC`]. An entry for each cluster that the image
+//! The file begins with 16 bytes of its own. An entry for each cluster that the image
 //! itself holds follows, in ascending order: the cluster's number as 8 bytes,
 //! little endian, and the BLAKE3 digest of its content, 32 bytes. All bytes of
 //! the digest of a cluster that reads as zeroes are zero. The digest of the

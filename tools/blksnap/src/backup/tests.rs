@@ -692,6 +692,58 @@ fn targets_that_hold_something_are_refused() {
 }
 
 #[test]
+fn what_was_zero_is_made_zero() {
+    let (model, mut expected) = three_points();
+    model.write("/dev/a", UNIT, &vec![0; 2 * UNIT]);
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    note(&mut expected, &model, &report);
+    let store = Store::open(&model.backup_directory()).unwrap();
+    let path = model.directory.path().join("target");
+    for (number, image) in [(1, "000001/a"), (3, "000003/a"), (4, "000004/a")] {
+        // It is larger, and keeps its end; or it is smaller.
+        for size in [9 * UNIT, 4 * UNIT + 512] {
+            fs::write(&path, vec![0xee; size]).unwrap();
+            restore::restore_over(&store, image, &path, &mut Watcher::default());
+            let found = fs::read(&path).unwrap();
+            let wanted = &expected[&(number, "/dev/a".to_owned())];
+            let both = size.min(wanted.len());
+            assert_eq!(found.len(), size);
+            assert!(found[..both] == wanted[..both], "{image} to {size} bytes");
+            assert!(found[both..].iter().all(|byte| *byte == 0xee));
+        }
+    }
+}
+
+/// Two restore points share a full image, so that only what lies between goes
+/// into the one above it.
+#[test]
+fn zeroes_still_hide_what_a_base_has_after_a_merge() {
+    let model = Model::new(UNIT, &[("/dev/a", 8 * UNIT)]);
+    let mut expected = Expected::new();
+    model.write("/dev/a", 0, &vec![1; 8 * UNIT]);
+    for (mode, offset, byte) in [
+        (Mode::Incremental, 0, 2),
+        (Mode::Incremental, UNIT, 0),
+        (Mode::Incremental, 2 * UNIT, 3),
+        (Mode::Differential, 3 * UNIT, 0),
+    ] {
+        model.write("/dev/a", offset, &vec![byte; UNIT]);
+        let report = back_up(&model, &["/dev/a"], mode);
+        note(&mut expected, &model, &report);
+    }
+    let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
+    let report = prune::prune(&mut store, 2, &mut Watcher::default()).unwrap();
+    assert_eq!(
+        (report.kept, report.merged),
+        (vec![3, 4], vec!["000003/a".to_owned()])
+    );
+    assert_eq!(store.manifest().chain("000003/a").len(), 2);
+    drop(store);
+    check(&model.backup_directory(), &expected);
+    check_with_qemu(&model.backup_directory(), &expected);
+}
+
+#[test]
 fn a_restore_that_is_stopped_leaves_no_half_file() {
     let (model, _) = three_points();
     let store = Store::open(&model.backup_directory()).unwrap();
