@@ -447,6 +447,43 @@ changed()
 	exits 1 blksnap changed "$dev" --generation 00000000-0000-0000-0000-000000000000
 }
 
+# The recipes of the README: a file system with restic, a disk with borg
+recipe_restic()
+{
+	local where
+
+	need restic
+	null_blk 64; dev=$REPLY
+	make_fs ext4 "$dev"
+	mounted "$dev"; where=$REPLY
+	undo detach "$dev"
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	head -c 5M /dev/urandom >"$work/copy"
+	cp "$work/copy" "$where/data"
+	export RESTIC_REPOSITORY=$work/restic RESTIC_PASSWORD=x HOME=$work DATA=$where/data
+	restic init -q
+	blksnap snapshot "$dev" --store "$work" -- sh -c '
+		mkdir -p /run/image && mount -o ro,noload "$BLKSNAP_IMAGE_1" /run/image || exit
+		rm "$DATA"
+		(cd /run/image && restic backup -q .); status=$?
+		umount /run/image; exit $status'
+	restic restore -q latest --target "$work/out"
+	cmp "$work/out/data" "$work/copy"
+}
+
+recipe_borg()
+{
+	need borg
+	begin
+	export BORG_REPO=$work/borg BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK=yes HOME=$work
+	borg init -e none
+	blksnap snapshot "$dev" --store "$work" -- sh -c '
+		dd if=/dev/zero of="$BLKSNAP_DEVICE_1" bs=1M count=16 oflag=direct status=none
+		borg create --read-special ::disk "$BLKSNAP_IMAGE_1"'
+	borg extract --stdout ::disk | cmp - "$scratch/old"
+}
+
 run_cases \
 	"command: events" events \
 	"command: events end with the snapshot" events_end \
@@ -461,4 +498,6 @@ run_cases \
 	"command: backup to a full filesystem" backup_full_target \
 	"command: backup that is damaged" backup_damaged \
 	"command: restore to what is mounted" restore_mounted \
-	"command: changed" changed
+	"command: changed" changed \
+	"command: recipe with restic" recipe_restic \
+	"command: recipe with borg" recipe_borg
