@@ -528,12 +528,12 @@ impl Area {
     fn copy_ahead(this: &Arc<Self>) {
         loop {
             let space = this.storage.space();
-            if space.used >= params::max_ahead(space.total) {
-                this.state.lock().hot.clear();
-            }
             let run = {
                 let mut guard = this.state.lock();
                 let state = &mut *guard;
+                if space.used >= params::max_ahead(space.total) {
+                    state.hot.clear();
+                }
                 let Some(start) = state.hot.first().copied() else {
                     return;
                 };

@@ -226,8 +226,8 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// Those of [`Tracker::join`], [`Links::add`] and [`BlockDevice::reaches`], and [`EBUSY`] if the
-    /// snapshot was taken.
+    /// Those of [`Tracker::join`], [`Links::add`] and [`BlockDevice::reaches`], and [`EBUSY`] if it
+    /// was taken.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
         let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
         // It was removed, and another one has its number now.
