@@ -420,14 +420,13 @@ int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
 	unsigned int *levels, level, i;
 	int ret;
 
+	/* From here on: the caller may have frozen the file systems. */
+	*memflags = memalloc_noio_save();
 	levels = kcalloc(count, sizeof(*levels), GFP_KERNEL);
-	if (!levels)
-		return -ENOMEM;
-	ret = blk_filter_get_levels(bdevs, count, levels);
+	ret = levels ? blk_filter_get_levels(bdevs, count, levels) : -ENOMEM;
 	if (ret)
 		goto out;
 
-	*memflags = memalloc_noio_save();
 	for (level = 0; level < count && !ret; level++)
 		ret = blk_filter_freeze_level(bdevs, count, levels, level, end);
 	if (ret) {
@@ -435,9 +434,10 @@ int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
 		for (i = 0; i < count; i++)
 			if (levels[i] + 1 < level)
 				blk_filter_unfreeze_one(bdevs[i]);
-		memalloc_noio_restore(*memflags);
 	}
 out:
+	if (ret)
+		memalloc_noio_restore(*memflags);
 	kfree(levels);
 	return ret;
 }

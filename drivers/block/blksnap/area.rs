@@ -251,6 +251,16 @@ impl Queues {
         })
     }
 
+    /// Lets a worker look at the writes that were taken. Does not sleep.
+    fn claim(&self, area: Arc<Area>) {
+        let _ = self.writers.enqueue::<Arc<Area>, CLAIM>(area);
+    }
+
+    /// Lets a worker release the writes that may pass. Does not sleep.
+    fn release(&self, area: Arc<Area>) {
+        let _ = self.writers.enqueue::<Arc<Area>, RELEASE>(area);
+    }
+
     /// Waits until the work that is queued now is done. May sleep.
     pub(crate) fn flush(&self) {
         self.writers.flush();
@@ -431,7 +441,7 @@ impl Area {
         state.taken.push(bio);
         state.park();
         drop(state);
-        let _ = this.queues.writers.enqueue::<Arc<Self>, CLAIM>(this.into());
+        this.queues.claim(this.into());
     }
 
     /// Looks at the writes that were taken.
@@ -479,10 +489,6 @@ impl Area {
         let mut state = self.state.lock();
         state.parked -= 1;
         self.done(&mut state, 1);
-    }
-
-    fn bytes_of(&self, chunks: ChunkRange) -> usize {
-        chunks.len() as usize * self.geometry.chunk_bytes()
     }
 
     /// What is to be done about a write to `chunks`.
@@ -577,7 +583,7 @@ impl Area {
                         end: end.min(rest.start + most.max(1)),
                         ..rest
                     };
-                    let bytes = state.copy_bytes + self.bytes_of(run);
+                    let bytes = state.copy_bytes + self.geometry.bytes_of(run);
                     return (bytes <= self.max_copy_bytes / 2).then_some(run);
                 }
             }
@@ -688,7 +694,7 @@ impl Area {
                     }
                 }
             }
-            state.read_bytes += chunks.len() as usize * this.geometry.chunk_bytes();
+            state.read_bytes += this.geometry.bytes_of(chunks);
             // There is room for all copies, so this cannot fail.
             let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
             let _ = state.read.insert_within_capacity(at, start);
@@ -699,16 +705,10 @@ impl Area {
         let waiting = !state.taken.is_empty();
         drop(state);
         if ready {
-            let _ = this
-                .queues
-                .writers
-                .enqueue::<Arc<Self>, RELEASE>(this.clone());
+            this.queues.release(this.clone());
         }
         if waiting {
-            let _ = this
-                .queues
-                .writers
-                .enqueue::<Arc<Self>, CLAIM>(this.clone());
+            this.queues.claim(this.clone());
         }
         if !storing {
             let _ = this.queues.others.enqueue::<Arc<Self>, STORE>(this.clone());
@@ -726,15 +726,12 @@ impl Area {
         if let Some((chunks, Old::Reading(waiting))) = state.map.get_mut(start) {
             state.taken.append(waiting);
             state.copies -= 1;
-            state.copy_bytes -= chunks.len() as usize * this.geometry.chunk_bytes();
+            state.copy_bytes -= this.geometry.bytes_of(chunks);
             state.map.remove(start);
         }
         this.done(state, 1);
         drop(guard);
-        let _ = this
-            .queues
-            .writers
-            .enqueue::<Arc<Self>, CLAIM>(this.clone());
+        this.queues.claim(this.clone());
     }
 
     /// Moves what is in memory to the storage.
@@ -764,10 +761,7 @@ impl Area {
             let starved = core::mem::take(&mut state.starved);
             drop(state);
             if starved {
-                let _ = this
-                    .queues
-                    .writers
-                    .enqueue::<Arc<Self>, CLAIM>(this.clone());
+                this.queues.claim(this.clone());
             }
         }
     }
@@ -992,7 +986,7 @@ impl Area {
             match old {
                 Found::Memory(pages) => copy(&pages)?,
                 Found::Stored(place) => {
-                    let len = chunks.len() as usize * geometry.chunk_bytes();
+                    let len = geometry.bytes_of(chunks);
                     let mut pages = Pages::alloc(len >> PAGE_SHIFT, GFP_NOIO)?;
                     this.storage.read(place, &mut pages, len)?;
                     copy(&pages)?;
@@ -1023,7 +1017,7 @@ impl Area {
     fn read_origin(&self, chunks: ChunkRange) -> Result<UniqueArc<Pages>> {
         let sectors = self.geometry.sectors_of(chunks);
         let len = (sectors.len << SECTOR_SHIFT) as usize;
-        let count = (chunks.len() as usize * self.geometry.chunk_bytes()) >> PAGE_SHIFT;
+        let count = self.geometry.bytes_of(chunks) >> PAGE_SHIFT;
         let pages = UniqueArc::new(Pages::alloc(count, GFP_NOIO)?, GFP_NOIO)?;
         let waiter = Arc::pin_init(Waiter::new(), GFP_NOIO)?;
         let read = OriginRead::Wait(waiter.clone());
@@ -1062,10 +1056,7 @@ impl Area {
     pub(crate) fn close(this: &Arc<Self>) {
         this.shut();
         this.gathered.notify_all();
-        let _ = this
-            .queues
-            .writers
-            .enqueue::<Arc<Self>, CLAIM>(this.clone());
+        this.queues.claim(this.clone());
         let mut state = this.state.lock();
         while state.active > 0 {
             this.idle.wait(&mut state);
@@ -1100,7 +1091,7 @@ impl State {
     }
 
     fn is_full(&self, area: &Area, run: ChunkRange) -> bool {
-        let bytes = run.len() as usize * area.geometry.chunk_bytes();
+        let bytes = area.geometry.bytes_of(run);
         self.copies > 0
             && (self.copies >= area.max_copies || self.copy_bytes + bytes > area.max_copy_bytes)
     }
@@ -1126,7 +1117,7 @@ struct Copy<'a> {
 
 impl<'a> Copy<'a> {
     fn new(area: &'a Area, run: ChunkRange, flags: Flags) -> Result<Self> {
-        let bytes = run.len() as usize * area.geometry.chunk_bytes();
+        let bytes = area.geometry.bytes_of(run);
         let sectors = area.geometry.sectors_of(run);
         let len = (sectors.len << SECTOR_SHIFT) as usize;
         // What the last chunk has past the end of the device goes to the storage too.
@@ -1268,7 +1259,7 @@ impl HrTimerCallback for Area {
             return HrTimerRestart::Restart;
         }
         this.fail_io(ETIMEDOUT);
-        let _ = this.queues.writers.enqueue::<Arc<Self>, CLAIM>(this.into());
+        this.queues.claim(this.into());
         HrTimerRestart::NoRestart
     }
 }

@@ -49,34 +49,42 @@ module! {
         diff_storage_minimum: u32 {
             default: 2097152,
             description: "By how many sectors a difference storage in a file grows at a time",
+            perm: 0o444,
         },
         chunk_minimum_shift: u32 {
             default: 14,
             description: "Binary logarithm of the bytes that are copied at a time",
+            perm: 0o444,
         },
         copy_memory: u32 {
             default: 32,
             description: "MiB of a snapshot's copies that may be in memory at a time",
+            perm: 0o444,
         },
         copy_ahead: u32 {
             default: 50,
             description: "Percentage of the storage up to which data is copied ahead of writes",
+            perm: 0o444,
         },
         storage_timeout: u32 {
             default: 30,
             description: "Seconds that writers wait for the storage until the snapshot is given up",
+            perm: 0o444,
         },
         tracking_block_minimum_shift: u32 {
             default: 16,
             description: "Binary logarithm of the smallest tracked block in bytes",
+            perm: 0o444,
         },
         tracking_block_maximum_shift: u32 {
             default: 26,
             description: "Binary logarithm of the largest tracked block in bytes",
+            perm: 0o444,
         },
         tracking_block_maximum_count: u32 {
             default: 2097152,
             description: "Number of tracked blocks of a device, unless they were too large",
+            perm: 0o444,
         },
     },
 }

@@ -119,6 +119,11 @@ impl Geometry {
         }
     }
 
+    /// How many bytes chunks have, the last one with what it has past the end of the device.
+    pub(crate) fn bytes_of(self, chunks: ChunkRange) -> usize {
+        chunks.len() as usize * self.chunk_bytes()
+    }
+
     /// The first byte of a chunk on the device.
     pub(crate) fn byte_of(self, chunk: u64) -> u64 {
         chunk << self.shift

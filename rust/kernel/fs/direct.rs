@@ -347,12 +347,11 @@ impl DirectFile {
             // Pages that are next to each other in memory share a vector.
             // SAFETY: The page is valid.
             let pfn = unsafe { bindings::page_to_pfn(page.as_ptr()) };
-            if let Some(vec) = vecs.last_mut().filter(|_| next == Some(pfn)) {
+            let joins = next.replace(pfn + 1) == Some(pfn);
+            if let Some(vec) = vecs.last_mut().filter(|_| joins) {
                 vec.bv_len += n as u32;
-                next = Some(pfn + 1);
                 continue;
             }
-            next = Some(pfn + 1);
             vecs.push(
                 bindings::bio_vec {
                     bv_page: page.as_ptr(),

@@ -45,6 +45,36 @@ info()
 	done
 }
 
+# limit NAME: a module parameter
+limit()
+{
+	cat "/sys/module/blksnap/parameters/tracking_block_$1"
+}
+
+# Nobody has to guess the limits, and the smallest block that keeps to them is taken.
+limits()
+{
+	local size min max most block
+
+	min=$((1 << $(limit minimum_shift)))
+	max=$((1 << $(limit maximum_shift)))
+	most=$(limit maximum_count)
+	if (echo 12 >/sys/module/blksnap/parameters/tracking_block_minimum_shift) 2>/dev/null; then
+		wrong "a parameter can be written"
+	fi
+	# 1 TiB has more blocks than that of the smallest size; nothing is written.
+	for size in 1 16 1048576; do
+		null_blk "$size" memory_backed=0
+		attach "$REPLY"
+		block=$min
+		while [ "$block" -lt "$max" ] && [ $((((size << 20) + block - 1) / block)) -gt "$most" ]; do
+			block=$((block * 2))
+		done
+		equal "$block" "$(cbt "$REPLY" block_size)" "the block of $size MiB"
+		ctl detach "$REPLY"
+	done
+}
+
 marks()
 {
 	local dev block last generation
@@ -266,6 +296,7 @@ rollover()
 
 run_cases \
 	"numbers of the map" info \
+	"limits of the blocks" limits \
 	"writes are marked, and the map is frozen at take" marks \
 	"all operations are marked" operations \
 	"a copy is brought up to date by the map" restored \

@@ -10,19 +10,17 @@
 
 readonly MIB=1048576
 
-# begin STORAGE_MIB [ATTRIBUTE=VALUE...]: a disk of 8 MiB in a snapshot
+# begin STORAGE_MIB: a disk of 8 MiB in a snapshot
 begin()
 {
-	local mib=$1 store
-
 	[ -d /sys/kernel/debug/blksnap ] || skip "no debugfs"
-	shift
-	null_blk 8 "$@"; dev=$REPLY
+	null_blk 8; dev=$REPLY
 	filled "$dev" 8 "$scratch/old"
 	attach "$dev"
-	null_blk "$mib"; store=$REPLY
-	create "$store" 0
+	null_blk "$1"
+	create "$REPLY" 0
 	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
 }
 
 # touch_chunks REGION COUNT: 4 KiB in every other chunk of a MiB
@@ -60,7 +58,6 @@ cold()
 	local dev region
 
 	begin 64
-	ctl take "$snapshot"
 	for region in 0 1 2 3 4 5 6 7; do
 		touch_chunks "$region" 4
 	done
@@ -74,7 +71,6 @@ hot()
 	local dev
 
 	begin 64
-	ctl take "$snapshot"
 	# Half of its chunks, by every other one, and one more that tells
 	touch_chunks 3 32
 	put direct $((3 * MIB + 16384)) 4096 "$dev"
@@ -92,7 +88,6 @@ scarce()
 	local dev region
 
 	begin 4
-	ctl take "$snapshot"
 	for region in 0 1 2; do
 		touch_chunks "$region" 32
 		put direct $((region * MIB + 16384)) 4096 "$dev"
@@ -111,7 +106,6 @@ unreadable()
 	begin 64
 	config=/sys/kernel/config/nullb/$(basename "$dev")
 	[ -w "$config/badblocks" ] || skip "no bad blocks in null_blk"
-	ctl take "$snapshot"
 	# Sectors of one of the chunks that nobody writes
 	echo "+$((3 * 2048 + 1056))-$((3 * 2048 + 1063))" >"$config/badblocks"
 	touch_chunks 3 32
