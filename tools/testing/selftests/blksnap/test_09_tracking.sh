@@ -67,7 +67,7 @@ limits()
 		null_blk "$size" memory_backed=0
 		attach "$REPLY"
 		block=$min
-		while [ "$block" -lt "$max" ] && [ $((((size << 20) + block - 1) / block)) -gt "$most" ]; do
+		while [ "$block" -lt "$max" ] && [ $(((size << 20) / block)) -gt "$most" ]; do
 			block=$((block * 2))
 		done
 		equal "$block" "$(cbt "$REPLY" block_size)" "the block of $size MiB"
