@@ -6,6 +6,8 @@
 //! This test program starts itself again in the role of one of them; [`role`] is
 //! what those processes run.
 
+mod common;
+
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
@@ -35,19 +37,20 @@ use blksnap::Error;
 use blksnap::Result;
 use blksnap::Sectors;
 use blksnap::Uuid;
-use rustix::process::kill_process;
-use rustix::process::Pid;
 use rustix::process::Signal;
 use serde_json::Value;
 
-const ROLE: &str = "BLKSNAP_TEST_ROLE";
-const DIRECTORY: &str = "BLKSNAP_TEST_DIRECTORY";
+use common::kill;
+use common::start_role;
+use common::DIRECTORY;
+use common::ID;
+use common::PATIENCE;
+use common::ROLE;
+
 const BANDWIDTH: &str = "BLKSNAP_TEST_BANDWIDTH";
 
-const ID: Uuid = Uuid::from_bytes([0x42; 16]);
 const SIZE: usize = 2 << 20;
 const BLOCK: usize = 64 << 10;
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A kernel of files: "disk" is the device, "held" its image while there is a
 /// snapshot, "number" that of the newest. Everything counts as changed.
@@ -134,14 +137,6 @@ impl Watch for Watcher {
     }
 
     fn tell(&mut self, _note: &str) {}
-}
-
-fn start_role(role: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "role", "--nocapture", "--test-threads=1"])
-        .env(ROLE, role);
-    command
 }
 
 /// Not a test, but what the processes started by the tests run.
@@ -298,10 +293,6 @@ impl Disk {
             assert!(fs::read(&target).unwrap() == *content, "{number}");
         }
     }
-}
-
-fn kill(child: &Child, signal: Signal) {
-    kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
 }
 
 #[test]

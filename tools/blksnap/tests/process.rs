@@ -6,6 +6,8 @@
 //! This test program starts itself again in the role of one of them; [`role`] is
 //! what those processes run.
 
+mod common;
+
 use std::fs;
 use std::fs::File;
 use std::io::Write;
@@ -42,13 +44,14 @@ use rustix::process::kill_process;
 use rustix::process::Pid;
 use rustix::process::Signal;
 
-const ROLE: &str = "BLKSNAP_TEST_ROLE";
-const DIRECTORY: &str = "BLKSNAP_TEST_DIRECTORY";
+use common::start_role;
+use common::DIRECTORY;
+use common::ID;
+use common::PATIENCE;
+use common::ROLE;
+
 const SCRIPT: &str = "BLKSNAP_TEST_SCRIPT";
 const BEHAVIOUR: &str = "BLKSNAP_TEST_BEHAVIOUR";
-
-const ID: Uuid = Uuid::from_bytes([0x42; 16]);
-const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A kernel of files: "log" has the calls, "held" exists while the snapshot
 /// does, "limit" and "used" are the sectors of its storage.
@@ -204,14 +207,6 @@ fn start(files: &Files) -> Result<()> {
     }
 }
 
-fn start_role(role: &str) -> Command {
-    let mut command = Command::new(std::env::current_exe().unwrap());
-    command
-        .args(["--exact", "role", "--nocapture", "--test-threads=1"])
-        .env(ROLE, role);
-    command
-}
-
 /// Not a test, but what the processes started by the tests run.
 #[test]
 fn role() {
@@ -323,8 +318,7 @@ impl Holder {
     }
 
     fn kill(&self, signal: Signal) {
-        let pid = Pid::from_raw(self.child.id() as i32).unwrap();
-        kill_process(pid, signal).unwrap();
+        common::kill(&self.child, signal);
     }
 
     fn end(&mut self) -> ExitStatus {

@@ -25,14 +25,14 @@ struct Watcher<'a> {
     notes: Vec<String>,
     calls: usize,
     stop_at: Option<usize>,
-    at_call: Option<&'a dyn Fn()>,
+    at_call: Option<Box<dyn Fn() + 'a>>,
 }
 
 impl Watch for Watcher<'_> {
     fn keep_on(&mut self, progress: Progress) -> Result<()> {
         assert!(progress.done <= progress.total);
         self.calls += 1;
-        if let Some(at_call) = self.at_call {
+        if let Some(at_call) = &self.at_call {
             at_call();
         }
         if self.stop_at == Some(self.calls) {
@@ -372,7 +372,7 @@ fn a_snapshot_that_broke_is_discarded() {
         });
     };
     let mut watcher = Watcher {
-        at_call: Some(&breaks),
+        at_call: Some(Box::new(breaks)),
         ..Watcher::default()
     };
     let request = request(&model, &["/dev/a"], Mode::Incremental);
@@ -464,19 +464,25 @@ impl Camera {
     }
 }
 
+/// A backup to be changed, and a camera that shoots at every step and call.
+fn filmed(directory: &Path) -> (Rc<Camera>, Store, Watcher<'static>) {
+    let camera = Camera::new(directory);
+    let mut store = Store::open_to_change(directory, false).unwrap();
+    let at_step = Rc::clone(&camera);
+    store.at_step = Some(Box::new(move || at_step.shoot()));
+    let at_call = Rc::clone(&camera);
+    let watcher = Watcher {
+        at_call: Some(Box::new(move || at_call.shoot())),
+        ..Watcher::default()
+    };
+    (camera, store, watcher)
+}
+
 #[test]
 fn a_power_cut_loses_at_most_the_backup_at_work() {
     let (model, mut expected) = three_points();
     model.write("/dev/a", 0, &[5; 512]);
-    let camera = Camera::new(&model.backup_directory());
-    let shoot = || camera.shoot();
-    let mut watcher = Watcher {
-        at_call: Some(&shoot),
-        ..Watcher::default()
-    };
-    let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
-    let other = Rc::clone(&camera);
-    store.at_step = Some(Box::new(move || other.shoot()));
+    let (camera, mut store, mut watcher) = filmed(&model.backup_directory());
     let request = request(&model, &["/dev/a", "/dev/b"], Mode::Incremental);
     let report = run_in(&mut store, &model, &request, &mut watcher).unwrap();
     note(&mut expected, &model, &report);
@@ -525,15 +531,7 @@ fn a_power_cut_while_pruning_loses_nothing_that_stays() {
         let (model, mut expected) = three_points();
         let report = back_up(&model, &["/dev/a"], Mode::Differential);
         note(&mut expected, &model, &report);
-        let camera = Camera::new(&model.backup_directory());
-        let shoot = || camera.shoot();
-        let mut watcher = Watcher {
-            at_call: Some(&shoot),
-            ..Watcher::default()
-        };
-        let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
-        let other = Rc::clone(&camera);
-        store.at_step = Some(Box::new(move || other.shoot()));
+        let (camera, mut store, mut watcher) = filmed(&model.backup_directory());
         let report = prune::prune(&mut store, keep, &mut watcher).unwrap();
         assert_eq!(report.kept, [1, 2, 3, 4][4 - keep..]);
         drop(store);

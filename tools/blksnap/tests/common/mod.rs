@@ -1,0 +1,35 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What tests with real processes share: the test program starts itself again,
+//! with its test `role` as what that process runs.
+
+use std::process::Child;
+use std::process::Command;
+use std::time::Duration;
+
+use blksnap::Uuid;
+use rustix::process::kill_process;
+use rustix::process::Pid;
+use rustix::process::Signal;
+
+/// Names the role in the environment.
+pub const ROLE: &str = "BLKSNAP_TEST_ROLE";
+/// Names the directory of the kernel of files.
+pub const DIRECTORY: &str = "BLKSNAP_TEST_DIRECTORY";
+
+/// The snapshot of a kernel of files.
+pub const ID: Uuid = Uuid::from_bytes([0x42; 16]);
+/// How long something is waited for that must happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub fn start_role(role: &str) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--exact", "role", "--nocapture", "--test-threads=1"])
+        .env(ROLE, role);
+    command
+}
+
+pub fn kill(child: &Child, signal: Signal) {
+    kill_process(Pid::from_raw(child.id() as i32).unwrap(), signal).unwrap();
+}
