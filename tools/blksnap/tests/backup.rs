@@ -160,6 +160,7 @@ fn role() {
                 store: store.to_owned(),
                 limit: Sectors(1),
                 to: directory.join("backup"),
+                existing: false,
                 mode: Mode::Incremental,
                 bandwidth: std::env::var(BANDWIDTH)
                     .ok()
@@ -378,7 +379,11 @@ fn the_command_restores_verifies_and_prunes() {
         "{text}"
     );
 
-    let pruned = disk.json(&["prune", "--keep", "2"]);
+    let pruned = disk.json(&["prune", "--keep", "2", "--slack", "2"]);
+    assert_eq!(pruned["kept"], serde_json::json!([1, 2, 3, 4]));
+    assert_eq!(pruned["merged"], serde_json::json!([]));
+    disk.check();
+    let pruned = disk.json(&["prune", "--keep", "2", "--slack", "1"]);
     assert_eq!(pruned["kept"], serde_json::json!([3, 4]));
     assert_eq!(pruned["merged"], serde_json::json!(["000003/disk"]));
     let target = disk.path("restored");

@@ -76,6 +76,26 @@ fn help_has_examples_and_exit_codes() {
     }
 }
 
+/// What the help says of exit codes is in the README, too.
+#[test]
+fn exit_codes_are_documented_in_the_same_words() {
+    let readme = include_str!("../README.md");
+    for (args, count) in [(&["--help"][..], 6), (&["snapshot", "--help"], 2)] {
+        let help = blksnap(args).stdout;
+        let (_, list) = help.split_once("Exit codes:\n").unwrap();
+        let rows: Vec<String> = list
+            .lines()
+            .take_while(|line| line.starts_with("  "))
+            .filter_map(|line| line.trim().split_once("  "))
+            .map(|(code, text)| format!("| {code} | {text} |\n"))
+            .collect();
+        assert_eq!(rows.len(), count, "{list}");
+        for row in rows {
+            assert!(readme.contains(&row), "{row}");
+        }
+    }
+}
+
 #[test]
 fn snapshot_documents_the_environment() {
     let help = blksnap(&["snapshot", "--help"]).stdout;
@@ -310,9 +330,21 @@ fn completions_and_man_pages_know_the_commands() {
     let outcome = blksnap(&["man".as_ref(), temp.path().as_os_str()]);
     assert_eq!(outcome.code, 0, "{}", outcome.stderr);
     let page = |name: &str| std::fs::read_to_string(temp.path().join(name)).unwrap();
-    assert!(page("blksnap.1").contains("Exit codes"));
-    assert!(page("blksnap-backup.1").contains("bandwidth"));
-    assert!(!temp.path().join("blksnap-guard.1").exists());
+    let main = page("blksnap.8");
+    for text in [
+        ".SH \"EXIT CODES\"",
+        ".SH NOTES",
+        ".SH EXAMPLES",
+        "blksnap\\-prune(8)",
+    ] {
+        assert!(main.contains(text), "{text}");
+    }
+    // What stands in the help is there once, and after its own heading.
+    assert_eq!(main.matches("Exit codes").count(), 0);
+    let backup = page("blksnap-backup.8");
+    assert!(backup.contains("[OPTIONS] \\-\\-to <DIR> \\-\\-store <PATH> <DEV>..."));
+    assert!(backup.contains(".SH EXAMPLES\n.nf\n  blksnap backup"));
+    assert!(!temp.path().join("blksnap-guard.8").exists());
     let outcome = blksnap(&["man", "/nonexistent"]);
     assert_eq!(outcome.code, 1);
     assert!(

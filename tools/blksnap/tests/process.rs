@@ -225,6 +225,7 @@ fn role() {
             0
         }
         "holder" => {
+            let behaviour = files.behaviour.clone();
             let guarded = Guarded::new(files, |_, _| start_role("guardian"));
             let request = run::Request {
                 devices: vec!["/dev/a".into(), "/dev/b".into()],
@@ -232,6 +233,7 @@ fn role() {
                 limit: Sectors(2048),
                 detach: false,
                 command: match std::env::var_os(SCRIPT) {
+                    Some(script) if behaviour == "bare" => vec![script],
                     Some(script) => vec!["sh".into(), "-c".into(), script],
                     None => vec!["/nonexistent/command".into()],
                 },
@@ -426,6 +428,14 @@ fn a_missing_command_releases() {
     assert_eq!(holder.code(), 127);
     holder.assert_log(&RELEASED);
     assert!(holder.read("stderr").contains("/nonexistent/command"));
+}
+
+#[test]
+fn a_command_that_cannot_be_run_releases() {
+    // A directory is no program.
+    let mut holder = Holder::start(Some("/dev"), "bare");
+    assert_eq!(holder.code(), 126);
+    holder.assert_log(&RELEASED);
 }
 
 #[test]

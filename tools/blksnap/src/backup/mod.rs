@@ -29,6 +29,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::device::Tracking;
@@ -65,6 +66,8 @@ pub struct Request {
     pub limit: Sectors,
     /// The directory of the backup.
     pub to: PathBuf,
+    /// Whether it must have a backup already.
+    pub existing: bool,
     pub mode: Mode,
     /// How many bytes may be read in a second.
     pub bandwidth: Option<Bytes>,
@@ -123,7 +126,15 @@ pub struct DeviceReport {
 /// Whatever goes wrong or whoever stops it: the restore points there were stay
 /// as they were, and the snapshot is released.
 pub fn run(kernel: &dyn Kernel, request: &Request, watch: &mut dyn Watch) -> Result<Report> {
-    let mut store = Store::open_to_change(&request.to, true)?;
+    let mut store = Store::open_to_change(&request.to, !request.existing).map_err(|error| {
+        if request.existing && error.errno() == Some(Errno::NOENT) {
+            error.remedied_by(
+                "mount the filesystem that it is on, or make the first backup without --existing",
+            )
+        } else {
+            error
+        }
+    })?;
     run_in(&mut store, kernel, request, watch)
 }
 

@@ -110,6 +110,15 @@ fn plan(manifest: &Manifest, keep: usize) -> Plan {
     plan
 }
 
+/// How many restore points there are of the device that has the most.
+pub fn most(manifest: &Manifest) -> usize {
+    let mut count: HashMap<&str, usize> = HashMap::new();
+    for device in manifest.points.iter().flat_map(|point| &point.devices) {
+        *count.entry(&device.device).or_default() += 1;
+    }
+    count.into_values().max().unwrap_or(0)
+}
+
 /// Keeps the newest `keep` restore points of each device, at least 1, and
 /// removes the others. Until all is written nothing is changed.
 pub fn prune(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Report> {
@@ -295,8 +304,11 @@ mod tests {
 
     #[test]
     fn a_device_left_out_lately_keeps_its_own() {
+        assert_eq!(most(&Manifest::default()), 0);
         let mut manifest = chain();
+        assert_eq!(most(&manifest), 5);
         manifest.points[0].devices[0].device = "/dev/rare".to_owned();
+        assert_eq!(most(&manifest), 4);
         let plan = plan(&manifest, 2);
         assert_eq!(plan.kept, [1, 4, 5]);
         assert_eq!(

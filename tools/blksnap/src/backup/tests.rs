@@ -52,6 +52,7 @@ fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
         store: "/store".into(),
         limit: Sectors(1),
         to: model.backup_directory(),
+        existing: false,
         mode,
         bandwidth: None,
     }
@@ -272,6 +273,30 @@ fn three_points() -> (Model, Expected) {
         note(&mut expected, &model, &report);
     }
     (model, expected)
+}
+
+#[test]
+fn no_backup_begins_where_there_must_be_one() {
+    let model = Model::new(UNIT, &[("/dev/a", UNIT)]);
+    let again = Request {
+        existing: true,
+        ..request(&model, &["/dev/a"], Mode::Incremental)
+    };
+    let refused = || {
+        let error = run(&model, &again, &mut Watcher::default()).unwrap_err();
+        assert_eq!(error.operation(), Operation::OpenBackup);
+        assert!(error.remedy().unwrap().starts_with("mount"), "{error}");
+    };
+    refused();
+    assert!(!model.backup_directory().exists());
+    // As a mount point is when nothing is mounted there.
+    fs::create_dir(model.backup_directory()).unwrap();
+    refused();
+    assert_eq!(all_files(&model.backup_directory()).len(), 0);
+
+    back_up(&model, &["/dev/a"], Mode::Incremental);
+    let report = run(&model, &again, &mut Watcher::default()).unwrap();
+    assert_eq!((report.point, report.devices[0].base), (2, Some(1)));
 }
 
 #[test]

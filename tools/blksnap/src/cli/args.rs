@@ -24,10 +24,10 @@ Exit codes:
   2  the command line makes no sense
   3  a snapshot is corrupted, its images cannot be trusted
   4  a backup is damaged
-  128 + N  signal N ended it
-  \"blksnap snapshot\" else ends with the exit code of the command that it ran.
+  128 + N  ended by signal N
+  \"blksnap snapshot\" has more, see there.
 
-It needs root.
+It needs root, and the driver: \"modprobe blksnap\" loads it.
 
 With --json there is one JSON document on standard output (of \"events\" one
 for each event), and every error is a line of JSON on standard error: {\"error\":
@@ -289,11 +289,13 @@ pub enum Subcommand {
 
     /// Remove old restore points
     ///
-    /// Of every device, by its name, the newest N stay. What they need of older ones is merged
-    /// into the oldest that stays, for which about the size of a full backup is
+    /// Of every device, by its name, the newest N stay. What they need of older ones
+    /// is merged into the oldest that stays, for which about the size of a full backup is
     /// written; the space for that must be there. If it is interrupted, all is
     /// as it was.
-    #[command(after_help = "Examples:\n  blksnap prune /backup --keep 7")]
+    #[command(after_help = "Examples:\n  \
+        blksnap prune /backup --keep 7\n  \
+        blksnap prune /backup --keep 30 --slack 7")]
     Prune {
         /// The directory of the backup
         #[arg(value_name = "DIR")]
@@ -302,6 +304,12 @@ pub enum Subcommand {
         /// How many restore points stay of every device, at least 1
         #[arg(long, value_name = "N")]
         keep: NonZeroUsize,
+
+        /// Do nothing until a device has more than M restore points too many
+        ///
+        /// So that old ones are merged M at a time, and not one after every backup.
+        #[arg(long, value_name = "M", default_value_t = 0)]
+        slack: usize,
     },
 
     /// Print what changed on a device between two snapshots, as JSON
@@ -514,9 +522,11 @@ Environment of COMMAND:
   BLKSNAP_DEVICE_1  the first DEV as it was named; _2 and so on
   BLKSNAP_IMAGES    all images in the order of the DEVs, one a line
 
-Exit codes: that of COMMAND, 128 + N if signal N ended it, 127 if it was not
-found, 126 if it could not be run; 3 if the snapshot is corrupted; 128 + N if
-signal N came before COMMAND was started; 1 and 2 as elsewhere if it was not run.
+Exit codes:
+  that of COMMAND, or 128 + N if signal N ended it or came before it was run
+  126  COMMAND could not be run
+  127  COMMAND was not found
+  1, 2 and 3 as of every \"blksnap\"; 3 whatever COMMAND said
 
 With --json the standard output of COMMAND goes to standard error, and the
 report is printed when all is over.
@@ -576,7 +586,8 @@ Examples:
   blksnap backup /dev/sda /dev/sdb --to /backup --store /var/tmp
   blksnap backup /dev/sda --to /backup --store /var/tmp --grow 2G \\
       --bandwidth 50M
-  blksnap backup /dev/sda --to /backup --store /var/tmp --full";
+  blksnap backup /dev/sda --to /backup --store /var/tmp --full
+  blksnap backup /dev/sda --to /backup --store /var/tmp --existing";
 
 #[derive(Debug, clap::Args)]
 pub struct Backup {
@@ -587,6 +598,13 @@ pub struct Backup {
     /// The directory of the backup; it is created if it is not there
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
+
+    /// Refuse to begin a backup: DIR must have one already
+    ///
+    /// For what runs on its own. If the filesystem with DIR is not mounted, nothing
+    /// is written to the directory below it.
+    #[arg(long)]
+    pub existing: bool,
 
     #[command(flatten)]
     pub store: Store,

@@ -56,7 +56,11 @@ pub fn main() -> u8 {
         Subcommand::Restore(args) => backup::restore(&output, &args),
         Subcommand::Verify { directory, point } => backup::verify(&output, &directory, point),
         Subcommand::List { directory } => backup::list(&output, &directory),
-        Subcommand::Prune { directory, keep } => backup::prune(&output, &directory, keep),
+        Subcommand::Prune {
+            directory,
+            keep,
+            slack,
+        } => backup::prune(&output, &directory, keep, slack),
         Subcommand::Changed {
             device,
             since,
