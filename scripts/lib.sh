@@ -112,5 +112,13 @@ toolchain() {
 	export KBUILD_BUILD_USER=blksnap KBUILD_BUILD_HOST=blksnap
 }
 
+# How the command is compiled, so that nothing is compiled twice: in one directory, from
+# crates in one place, whose path does not get into the result.
+cargo_environment() {
+	export CARGO_HOME=${CARGO_HOME:-$HOME/.cargo}
+	export CARGO_TARGET_DIR=$B/cargo CARGO_TERM_COLOR=never
+	export RUSTFLAGS="--remap-path-prefix=$CARGO_HOME=/cargo"
+}
+
 # The first thing on standard input that looks like a version.
 version_in() { grep -oE '[0-9]+(\.[0-9]+)+' | head -n 1 || true; }
