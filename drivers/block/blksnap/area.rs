@@ -11,13 +11,12 @@
 //!
 //! `Reading` -> `Memory` -> `Stored`
 //!
-//! A write is released only when all of its chunks are saved, and a chunk is saved only after it
-//! was claimed. So as long as a chunk is not claimed, the origin has its old data. An image read
-//! from the origin is looked at again when it is done: if one of its chunks was claimed meanwhile
-//! it is done over.
+//! A write is released only when all of its chunks are saved. So as long as a chunk is not saved,
+//! the origin has its old data. An image read from the origin is looked at again when it is done:
+//! if one of its chunks was saved meanwhile it is done over.
 //!
-//! Where a region of the device is written again and again, the rest of it is copied ahead of the
-//! writes, in larger pieces.
+//! Where a region of the device is written again and again, more is copied at a time: what is around
+//! the chunk that is written, ahead of the writes to it.
 //!
 //! If anything goes wrong the area fails for good: writes pass, image reads give an error. That
 //! there is no end to a write to the storage, while others wait for it to the origin, is wrong too.
@@ -25,7 +24,7 @@
 //! # Locking
 //!
 //! `state` is a leaf lock, taken also where bios end. The saved bits are set under it, and read
-//! without it.
+//! without it: neither a write to saved chunks nor an image read of others takes a lock.
 
 use crate::{
     chunk::{
@@ -79,8 +78,13 @@ use kernel::{
         atomic::{
             Acquire,
             Atomic,
+            Full,
             Relaxed,
             Release, //
+        },
+        barrier::{
+            smp_mb,
+            Read, //
         },
         Arc,
         ArcBorrow,
@@ -115,12 +119,11 @@ use kernel::{
 const STORE_BYTES: usize = 1 << 20;
 const GATHER_MSECS: u32 = 10;
 
-/// So many chunks of a region must be saved, at least, before the others are copied ahead.
+/// So many chunks of a region must be saved, at least, before more than what is written is copied.
 const REGION_TOUCHES: u64 = 4;
 
-/// The most regions that wait for that, and the most bytes that are copied ahead at a time.
-const HOT_REGIONS: usize = 64;
-const AHEAD_BYTES: u64 = 256 << 10;
+/// The most that is copied then at a time, and what it is aligned to.
+const GROWN_BYTES: u64 = 256 << 10;
 
 /// Where the old data of an extent is.
 enum Old {
@@ -149,8 +152,6 @@ struct State {
     taken: BioList,
     /// Writes that were taken and may pass now.
     ready: BioList,
-    /// First chunks of the regions that are copied ahead of writes to them.
-    hot: KVec<u64>,
     /// First chunks of the extents in memory that are to be stored, in order, so that neighbours
     /// can become one extent. Has room for all copies.
     read: KVec<u64>,
@@ -161,8 +162,10 @@ struct State {
     read_bytes: usize,
     /// The bytes that were stored so far.
     stored_bytes: u64,
-    /// The bytes that were read ahead of writes so far.
+    /// The bytes that were claimed ahead of writes so far.
     ahead_bytes: usize,
+    /// How many bytes may be in memory for more to be claimed ahead of writes.
+    ahead_room: u64,
     /// Writes that were taken and not released yet.
     parked: usize,
     /// The most there were of these at a time.
@@ -174,7 +177,7 @@ struct State {
     starved: bool,
     /// Image reads that need more than the origin.
     images: BioList,
-    /// Bios, copies and batches that have to end before the area can be closed.
+    /// Writes, copies and batches that have to end before the area can be closed.
     active: usize,
 }
 
@@ -194,6 +197,8 @@ pub(crate) struct Area {
     idle: CondVar,
     /// 0, or the negative error number of the failure.
     error: Atomic<i32>,
+    /// Image reads that have to end before the area can be closed.
+    reading: Atomic<usize>,
     /// Image reads that were done over.
     repeated: Atomic<u64>,
     storage: Arc<Storage>,
@@ -207,8 +212,6 @@ pub(crate) struct Area {
     #[pin]
     store_work: Work<Area, STORE>,
     #[pin]
-    ahead_work: Work<Area, AHEAD>,
-    #[pin]
     image_work: Work<Area, IMAGE>,
     /// Runs while the storage is written.
     #[pin]
@@ -218,15 +221,13 @@ pub(crate) struct Area {
 const CLAIM: u64 = 0;
 const RELEASE: u64 = 1;
 const STORE: u64 = 2;
-const AHEAD: u64 = 3;
-const IMAGE: u64 = 4;
+const IMAGE: u64 = 3;
 
 impl_has_work! {
     impl HasWork<Self, 0> for Area { self.claim_work }
     impl HasWork<Self, 1> for Area { self.release_work }
     impl HasWork<Self, 2> for Area { self.store_work }
-    impl HasWork<Self, 3> for Area { self.ahead_work }
-    impl HasWork<Self, 4> for Area { self.image_work }
+    impl HasWork<Self, 3> for Area { self.image_work }
 }
 
 impl_has_hr_timer! {
@@ -287,8 +288,8 @@ impl Area {
         let max_copy_bytes = config.max_copy_bytes.max(geometry.chunk_bytes());
         let max_copies = max_copy_bytes / geometry.chunk_bytes();
         let saved = SavedMap::new(geometry.nr_chunks())?;
-        let hot = KVec::with_capacity(HOT_REGIONS, GFP_KERNEL)?;
         let read = KVec::with_capacity(max_copies, GFP_KERNEL)?;
+        let ahead_room = params::ahead_room(&config.storage.space());
         let reads = BioSet::new(Self::RESERVE)?;
         let forwards = BioSet::new(Self::RESERVE)?;
         Arc::pin_init(
@@ -302,13 +303,13 @@ impl Area {
                     map: ExtentMap::new(),
                     taken: BioList::new(),
                     ready: BioList::new(),
-                    hot,
                     read,
                     copies: 0,
                     copy_bytes: 0,
                     read_bytes: 0,
                     stored_bytes: 0,
                     ahead_bytes: 0,
+                    ahead_room,
                     parked: 0,
                     peak_copy_bytes: 0,
                     peak_parked: 0,
@@ -320,6 +321,7 @@ impl Area {
                 gathered <- new_condvar!("blksnap_area_gathered"),
                 idle <- new_condvar!("blksnap_area_idle"),
                 error: Atomic::new(0),
+                reading: Atomic::new(0),
                 repeated: Atomic::new(0),
                 storage: config.storage,
                 queues: config.queues,
@@ -328,7 +330,6 @@ impl Area {
                 claim_work <- new_work!("blksnap_claim"),
                 release_work <- new_work!("blksnap_release"),
                 store_work <- new_work!("blksnap_store"),
-                ahead_work <- new_work!("blksnap_ahead"),
                 image_work <- new_work!("blksnap_image"),
                 store_timer <- HrTimer::new(),
             }),
@@ -367,7 +368,8 @@ impl Area {
 
     /// Ends the image: it can only be closed from now on. Does not sleep.
     pub(crate) fn shut(&self) {
-        let _ = self.error.cmpxchg(0, ESHUTDOWN.to_errno(), Release);
+        // Fully ordered: with what `end_image` does, one of the two sees the other.
+        let _ = self.error.cmpxchg(0, ESHUTDOWN.to_errno(), Full);
     }
 
     fn fail_io(&self, error: Error) {
@@ -413,19 +415,21 @@ impl Area {
             if chunks.end > run.end || state.is_full(&this, run) {
                 break;
             }
-            if let Some(copy) = prepared.take_if(|copy| copy.run == run) {
+            let fits =
+                |copy: &mut Copy<'_>| copy.run.contains(run) && !state.map.overlaps(copy.run);
+            if let Some(copy) = prepared.take_if(fits) {
+                let start = copy.run.start;
                 state.claim(copy.extent, copy.bytes);
-                let hot = this.note_region(&mut state, run);
+                state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
                 drop(state);
-                if hot {
-                    let _ = this.queues.others.enqueue::<Arc<Self>, AHEAD>(this.into());
-                }
-                let data = OriginRead::Behind(this.into(), run.start);
-                bio.read_behind(copy.read, data);
+                bio.read_behind(copy.read, OriginRead::Behind(this.into(), start));
                 continue;
             }
+            let grown = this.grown(&state, run);
             drop(state);
-            prepared = Copy::new(&this, run, GFP_NOWAIT).ok();
+            prepared = Copy::new(&this, grown, GFP_NOWAIT)
+                .or_else(|_| Copy::new(&this, run, GFP_NOWAIT))
+                .ok();
             if prepared.is_none() {
                 break;
             }
@@ -513,82 +517,36 @@ impl Area {
         }
     }
 
-    /// Remembers the region of `run`, which is claimed now, if it is written again and again: a
-    /// worker copies its other chunks ahead of their writes. Returns whether there is something for
-    /// it to do. The more writes wait, the less it takes to be such a region: then it is the number
+    /// What to copy when `run` is written, which can be claimed: more than that if its region is
+    /// written again and again, as long as that takes neither the memory nor the storage that writes
+    /// may need. The more writes wait, the less it takes to be such a region: then it is the number
     /// of copies that limits them, not the time of one.
-    fn note_region(&self, state: &mut State, run: ChunkRange) -> bool {
+    fn grown(&self, state: &State, run: ChunkRange) -> ChunkRange {
         let Some(region) = self.geometry.region_of(run) else {
-            return false;
+            return run;
         };
         let enough = (region.len() / 2 / (state.parked as u64 + 1)).max(REGION_TOUCHES);
-        if self.saved.count(region) < enough || state.hot.contains(&region.start) {
-            return false;
+        if self.saved.count(region) < enough {
+            return run;
         }
-        // Where there is no room, the next write to the region comes here again.
-        state.hot.push_within_capacity(region.start).is_ok()
-    }
-
-    /// Copies what is not claimed of the regions that are written again and again, as long as that
-    /// takes neither the memory nor the storage that writes may need.
-    fn copy_ahead(this: &Arc<Self>) {
-        loop {
-            let space = this.storage.space();
-            let run = {
-                let mut guard = this.state.lock();
-                let state = &mut *guard;
-                if space.used >= params::max_ahead(space.total) {
-                    state.hot.clear();
-                }
-                let Some(start) = state.hot.first().copied() else {
-                    return;
-                };
-                match this.next_ahead(state, start) {
-                    Some(run) => run,
-                    None => {
-                        let _ = state.hot.remove(0);
-                        continue;
-                    }
-                }
-            };
-            let copy = Copy::new(this, run, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN);
-            let mut state = this.state.lock();
-            match copy {
-                // Under the lock, so that nobody closes the area meanwhile.
-                Ok(copy) if this.error() == 0 && !state.map.overlaps(run) => {
-                    state.claim(copy.extent, copy.bytes);
-                    state.ahead_bytes += copy.bytes;
-                    drop(state);
-                    copy.read.submit(OriginRead::Ahead(this.clone(), run.start));
-                }
-                Ok(_) if this.error() == 0 => {}
-                _ => state.hot.clear(),
-            }
-        }
-    }
-
-    /// What is to be copied next of the region that starts at `start`.
-    fn next_ahead(&self, state: &State, start: u64) -> Option<ChunkRange> {
-        let chunk = ChunkRange {
+        let unit = (GROWN_BYTES >> self.geometry.chunk_shift()).max(1);
+        let start = run.start / unit * unit;
+        let mut rest = ChunkRange {
             start,
-            end: start + 1,
+            end: (start + unit).clamp(run.end, region.end),
         };
-        let mut rest = self.geometry.region_of(chunk)?;
-        while rest.start < rest.end {
+        let hole = loop {
             match state.map.lookup(rest) {
+                Piece::Hole(end) if end > run.start => break ChunkRange { end, ..rest },
+                Piece::Hole(end) => rest.start = end,
                 Piece::Extent(found, _) => rest.start = found.end,
-                Piece::Hole(end) => {
-                    let most = AHEAD_BYTES >> self.geometry.chunk_shift();
-                    let run = ChunkRange {
-                        end: end.min(rest.start + most.max(1)),
-                        ..rest
-                    };
-                    let bytes = state.copy_bytes + self.geometry.bytes_of(run);
-                    return (bytes <= self.max_copy_bytes / 2).then_some(run);
-                }
             }
+        };
+        let bytes = state.copy_bytes + self.geometry.bytes_of(hole);
+        if bytes as u64 > state.ahead_room || bytes > self.max_copy_bytes / 2 {
+            return run;
         }
-        None
+        hole
     }
 
     /// Claims what `bio` is going to overwrite, and releases it or lets it wait for a copy. Gives
@@ -718,8 +676,8 @@ impl Area {
     }
 
     /// The old data of the extent at `start` could not be read without waiting, which its writer
-    /// must not, or not ahead of a write: for what waits for it the worker claims it anew. Does not
-    /// sleep.
+    /// must not, or there was an error, which may be that of a chunk that nobody writes: for what
+    /// waits for it the worker claims it anew. Does not sleep.
     fn not_copied(this: Arc<Self>, start: u64) {
         let mut guard = this.state.lock();
         let state = &mut *guard;
@@ -799,7 +757,9 @@ impl Area {
             }
         })?;
 
+        let ahead_room = params::ahead_room(&self.storage.space());
         let mut state = self.state.lock();
+        state.ahead_room = ahead_room;
         state
             .read
             .retain(|start| starts.binary_search(start).is_err());
@@ -850,11 +810,17 @@ impl Area {
             start: bio.sector(),
             len: bio.sectors(),
         });
+        this.reading.fetch_add(1, Relaxed);
+        if !this.saved.intersects(chunks) {
+            let read = ImageRead::Origin(this.into(), chunks);
+            let sector = bio.sector();
+            return this
+                .forwards
+                .forward(&this.origin, sector, bio, read, GFP_NOIO);
+        }
         let found = {
-            let mut state = this.state.lock();
-            state.active += 1;
+            let state = this.state.lock();
             match state.map.lookup(chunks) {
-                Piece::Hole(end) if end == chunks.end => Some((chunks, Found::Origin)),
                 Piece::Extent(found, old) if found.end >= chunks.end => match old {
                     Old::Reading(_) => None,
                     Old::Memory(pages) => Some((found, Found::Memory(pages.clone()))),
@@ -873,12 +839,6 @@ impl Area {
             _ => None,
         };
         match (found, stored) {
-            (Some((_, Found::Origin)), _) => {
-                let read = ImageRead::Origin(this.into(), chunks);
-                let sector = bio.sector();
-                this.forwards
-                    .forward(&this.origin, sector, bio, read, GFP_NOIO);
-            }
             (Some((found, Found::Memory(pages))), _) => {
                 let result = bio.copy_from_pages(0, &pages, offset(found) as usize, bio.size());
                 this.end_image(bio, result);
@@ -909,14 +869,25 @@ impl Area {
 
     fn end_image(&self, bio: OwnedBio, result: Result) {
         bio.end(result.and_then(|()| self.check()));
-        self.done(&mut self.state.lock(), 1);
+        if self.reading.fetch_sub(1, Full) == 1 && self.error() != 0 {
+            // Under the lock, so that who closes the area does not miss it.
+            let _state = self.state.lock();
+            self.idle.notify_all();
+        }
+    }
+
+    /// Whether a read of `chunks` from the origin, which is done, may have got new data.
+    fn is_overtaken(&self, chunks: ChunkRange) -> bool {
+        // The bits are set before a write is released. So if that was early enough for the read to
+        // get what it wrote, they are seen here. In an area that has failed they are not set any
+        // more, but there the error is seen.
+        smp_mb(Read);
+        self.error() == 0 && self.saved.intersects(chunks)
     }
 
     /// An image read from the origin is done. Does not sleep.
     fn forwarded(this: Arc<Self>, chunks: ChunkRange, bio: OwnedBio, result: Result) {
-        // The error is set before a write is released that it is about.
-        let claimed = this.error() == 0 && this.state.lock().map.overlaps(chunks);
-        if claimed && !debug::trusts_reads() {
+        if this.is_overtaken(chunks) && !debug::trusts_reads() {
             this.repeated.fetch_add(1, Relaxed);
             Self::put_off(this, bio);
         } else {
@@ -959,7 +930,7 @@ impl Area {
                             start: rest.start,
                             end: found.end.min(rest.end),
                         },
-                        Found::Claimed,
+                        Found::Origin,
                     ),
                     Piece::Extent(found, Old::Memory(pages)) => {
                         (found, Found::Memory(pages.clone()))
@@ -991,18 +962,10 @@ impl Area {
                     this.storage.read(place, &mut pages, len)?;
                     copy(&pages)?;
                 }
-                // What is claimed now was old when it was found to be, unless its write was
-                // released since; then it is in memory or stored at the next look.
-                Found::Origin | Found::Claimed => {
+                Found::Origin => {
                     let pages = this.read_origin(chunks)?;
-                    let state = this.state.lock();
-                    let changed = match state.map.lookup(chunks) {
-                        Piece::Hole(end) => end != chunks.end,
-                        Piece::Extent(found, Old::Reading(_)) => found.end < chunks.end,
-                        Piece::Extent(..) => true,
-                    };
-                    drop(state);
-                    if changed {
+                    // What was saved meanwhile is in memory or stored at the next look.
+                    if this.is_overtaken(chunks) {
                         continue;
                     }
                     copy(&pages)?;
@@ -1058,7 +1021,7 @@ impl Area {
         this.gathered.notify_all();
         this.queues.claim(this.clone());
         let mut state = this.state.lock();
-        while state.active > 0 {
+        while state.active > 0 || this.reading.load(Relaxed) > 0 {
             this.idle.wait(&mut state);
         }
     }
@@ -1143,7 +1106,6 @@ impl<'a> Copy<'a> {
 /// Where a piece of an image read was found.
 enum Found {
     Origin,
-    Claimed,
     Memory(Arc<Pages>),
     Stored(u64),
 }
@@ -1172,8 +1134,6 @@ enum OriginRead {
     Behind(Arc<Area>, u64),
     /// The same, by a worker.
     Copy(Arc<Area>, u64),
-    /// The same, ahead of a write.
-    Ahead(Arc<Area>, u64),
     Wait(Arc<Waiter>),
 }
 
@@ -1183,17 +1143,10 @@ impl EndIo for OriginRead {
 
     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
         match self {
-            OriginRead::Behind(area, start) if result == Err(EAGAIN) => {
-                Area::not_copied(area, start)
+            OriginRead::Behind(area, start) if result.is_err() => Area::not_copied(area, start),
+            OriginRead::Behind(area, start) | OriginRead::Copy(area, start) => {
+                Area::copied(area, start, pages, result)
             }
-            // Nobody needs it yet, and perhaps nobody ever will.
-            OriginRead::Ahead(area, start) if result.is_err() => {
-                area.state.lock().hot.clear();
-                Area::not_copied(area, start)
-            }
-            OriginRead::Behind(area, start)
-            | OriginRead::Copy(area, start)
-            | OriginRead::Ahead(area, start) => Area::copied(area, start, pages, result),
             OriginRead::Wait(waiter) => {
                 *waiter.result.lock() = Some((pages, result));
                 waiter.done.complete_all();
@@ -1261,14 +1214,6 @@ impl HrTimerCallback for Area {
         this.fail_io(ETIMEDOUT);
         this.queues.claim(this.into());
         HrTimerRestart::NoRestart
-    }
-}
-
-impl WorkItem<AHEAD> for Area {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        Self::copy_ahead(&this);
     }
 }
 

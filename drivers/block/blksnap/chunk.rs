@@ -26,6 +26,11 @@ impl ChunkRange {
     pub(crate) fn len(self) -> u64 {
         self.end - self.start
     }
+
+    /// Whether all of `other` is in it.
+    pub(crate) fn contains(self, other: ChunkRange) -> bool {
+        self.start <= other.start && other.end <= self.end
+    }
 }
 
 /// How a device is divided into chunks.

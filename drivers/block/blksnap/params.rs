@@ -4,7 +4,8 @@
 
 use crate::{
     change_map::Limits,
-    module_parameters, //
+    module_parameters,
+    storage::Space, //
 };
 use kernel::{
     block::SECTOR_SHIFT,
@@ -25,10 +26,10 @@ pub(crate) fn max_copy_bytes() -> usize {
     (module_parameters::copy_memory.value().clamp(1, 1 << 10) as usize) << 20
 }
 
-/// How many bytes of a storage of `total` bytes may be used for copies ahead of writes to go on.
-pub(crate) fn max_ahead(total: u64) -> u64 {
+/// How many bytes of a storage are left for copies ahead of writes.
+pub(crate) fn ahead_room(space: &Space) -> u64 {
     let percent = module_parameters::copy_ahead.value().min(100);
-    total / 100 * u64::from(percent)
+    (space.total / 100 * u64::from(percent)).saturating_sub(space.used)
 }
 
 /// The binary logarithm of a chunk's size in bytes.

@@ -108,6 +108,16 @@ impl SavedMap {
         count
     }
 
+    /// Whether one of `chunks` is saved.
+    #[inline]
+    pub(crate) fn intersects(&self, chunks: ChunkRange) -> bool {
+        Self::words(chunks, |index, mask| {
+            let saved = self.word(index).map_or(0, |word| word.load(Acquire));
+            (saved & mask != 0).then_some(())
+        })
+        .is_some()
+    }
+
     /// The first of `chunks` that is not saved.
     #[inline]
     pub(crate) fn first_unsaved(&self, chunks: ChunkRange) -> Option<u64> {
@@ -137,6 +147,9 @@ mod tests {
         assert_eq!(map.first_unsaved(chunks(2, 200)), Some(2));
         assert_eq!(map.first_unsaved(chunks(64, 201)), Some(200));
         assert_eq!(map.first_unsaved(chunks(5, 5)), None);
+        assert!(!map.intersects(chunks(0, 3)) && !map.intersects(chunks(200, 1000)));
+        assert!(map.intersects(chunks(0, 4)) && map.intersects(chunks(199, 1000)));
+        assert!(!map.intersects(chunks(5, 5)));
         assert_eq!(map.count(chunks(0, 1000)), 197);
         assert_eq!(map.count(chunks(60, 130)), 70);
         assert_eq!(map.count(chunks(199, 201)), 1);
