@@ -15,8 +15,8 @@
 //! the origin has its old data. An image read from the origin is looked at again when it is done:
 //! if one of its chunks was saved meanwhile it is done over.
 //!
-//! Where a region of the device is written again and again, more is copied at a time: what is around
-//! the chunk that is written, ahead of the writes to it.
+//! Where a region of the device is written again and again, more is copied at a time: what is
+//! around the chunk that is written, ahead of the writes to it.
 //!
 //! If anything goes wrong the area fails for good: writes pass, image reads give an error. That
 //! there is no end to a write to the storage, while others wait for it to the origin, is wrong too.
@@ -518,9 +518,9 @@ impl Area {
     }
 
     /// What to copy when `run` is written, which can be claimed: more than that if its region is
-    /// written again and again, as long as that takes neither the memory nor the storage that writes
-    /// may need. The more writes wait, the less it takes to be such a region: then it is the number
-    /// of copies that limits them, not the time of one.
+    /// written again and again, as long as that takes neither the memory nor the storage that
+    /// writes may need. The more writes wait, the less it takes to be such a region: then it is the
+    /// number of copies that limits them, not the time of one.
     fn grown(&self, state: &State, run: ChunkRange) -> ChunkRange {
         let Some(region) = self.geometry.region_of(run) else {
             return run;
