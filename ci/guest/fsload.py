@@ -44,6 +44,7 @@ class Load:
 
     def run(self):
         signal.signal(signal.SIGTERM, self.stop)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         operations = [getattr(self, name) for name in dir(self) if name.startswith("op_")]
         while self.going_on:
             operation = self.random.choice(operations)
@@ -145,7 +146,7 @@ class Load:
 
     def op_attribute(self):
         # All of them fit in a block.
-        os.setxattr(self.some_file(), f"user.{self.random.randrange(4)}", self.some_bytes(1)[:900])
+        os.setxattr(self.some_file(), f"user.{self.random.randrange(4)}", self.some_bytes(1)[:400])
 
     def op_rename(self):
         # Over another one, half of the time
@@ -204,8 +205,8 @@ class Descriptor:
 
 def main():
     seed, roots = sys.argv[1], sys.argv[2:]
-    # Those who come get the signal that ends this one.
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    # Nobody gets it before it is waited for.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     children = []
     for root in roots:
         pid = os.fork()
@@ -215,7 +216,7 @@ def main():
             print(root, *(f"{name} {count}" for name, count in sorted(load.counts.items())), flush=True)
             os._exit(0)
         children.append(pid)
-    signal.pause()
+    signal.sigwait({signal.SIGTERM})
     for pid in children:
         os.kill(pid, signal.SIGTERM)
     failed = [pid for pid in children if os.waitpid(pid, 0)[1]]

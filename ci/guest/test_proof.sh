@@ -24,7 +24,7 @@ readonly KINDS=(ext4 xfs)
 # By kind of file system
 declare -A devices=() places=()
 
-# Where backups and copies of images go
+# Where backups, storages and copies of images go
 work=''
 
 set_up()
@@ -35,17 +35,17 @@ set_up()
 	for each in "${KINDS[@]}"; do
 		disk "$kind"; disk=$REPLY
 		kind=$((kind + 1))
-		printf ',%uM\n,\n' "${SIZES[$each]}" | sfdisk -q "$disk"
+		echo ",${SIZES[$each]}M" | sfdisk -q "$disk"
 		undo wipefs -qaf "$disk"
-		eventually test -b "${disk}2"
+		eventually test -b "${disk}1"
 		devices[$each]=${disk}1
 		make_fs "$each" "${disk}1"
 		mounted "${disk}1"
 		places[$each]=$REPLY
+		# What backups but the first need not have
+		head -c 24M /dev/urandom >"$REPLY/still"
 		undo detach "${disk}1"
 	done
-	# The rest of the first disk takes what is overwritten.
-	store=${devices[ext4]%1}2
 	disk 2
 	make_fs xfs "$REPLY"
 	mounted "$REPLY"
@@ -62,19 +62,22 @@ begin_load()
 	"$here/fsload.py" "$SRANDOM" "${roots[@]}" >"$scratch/load" 2>&1 &
 	load=$!
 	undo stop_load
+	for kind in "${KINDS[@]}"; do
+		eventually test -d "${places[$kind]}/b"
+	done
 }
 
 # Not by SIGKILL, which would leave its children.
 stop_load()
 {
 	kill -TERM "$load" 2>/dev/null || return 0
-	wait "$load"
+	wait "$load" || { cat "$scratch/load"; return 1; }
 }
 
 # back_up POINT ARGUMENT...: in the background; its process is in $!
 back_up()
 {
-	command blksnap backup --json "${devices[@]}" --to "$work/backup" --store "$store" \
+	command blksnap backup --json "${devices[@]}" --to "$work/backup" --store "$work" \
 		"${@:2}" >"$scratch/report.$1" 2>"$scratch/error" &
 }
 
@@ -93,7 +96,7 @@ backup_and_copies()
 	kill -STOP "$pid"
 	stopped=$(milliseconds)
 	for kind in "${KINDS[@]}"; do
-		dd if="$(image_of "${devices[$kind]}")" of="$work/$kind.$point" bs=1M \
+		dd if="$(image_of "${devices[$kind]}")" of="$work/$kind.$point" bs=64K \
 			iflag=direct conv=sparse status=none
 		# The end may be a hole.
 		truncate -s "${SIZES[$kind]}M" "$work/$kind.$point"
@@ -137,8 +140,7 @@ tell()
 	result "$(<"$scratch/line")"
 }
 
-# A restore point is what the images were, and what file systems and qemu make of it is
-# right. Point 0 stands for none.
+# A restore point is what the images were, and its file systems are right.
 restored()
 {
 	local point=$1 kind target
