@@ -23,7 +23,7 @@ MAX_FILES = 48
 MAX_BLOCKS = 128
 MAX_DIRECTORIES = 8
 # Between two operations; others want the processor, too.
-PAUSE = 0.002
+PAUSE = 0.01
 
 libc = ctypes.CDLL("libc.so.6", use_errno=True)
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -145,8 +145,8 @@ class Load:
             os.fsync(fd)
 
     def op_attribute(self):
-        # All of them fit in a block.
-        os.setxattr(self.some_file(), f"user.{self.random.randrange(4)}", self.some_bytes(1)[:400])
+        # All of them fit in a block, which may be one of 1 KiB.
+        os.setxattr(self.some_file(), f"user.{self.random.randrange(4)}", self.some_bytes(1)[:100])
 
     def op_rename(self):
         # Over another one, half of the time
@@ -205,8 +205,9 @@ class Descriptor:
 
 def main():
     seed, roots = sys.argv[1], sys.argv[2:]
-    # Nobody gets it before it is waited for.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    # Nobody gets one before it is waited for.
+    ends = {signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, ends)
     children = []
     for root in roots:
         pid = os.fork()
@@ -216,7 +217,8 @@ def main():
             print(root, *(f"{name} {count}" for name, count in sorted(load.counts.items())), flush=True)
             os._exit(0)
         children.append(pid)
-    signal.sigwait({signal.SIGTERM})
+    # A process that fails ends all.
+    signal.sigwait(ends)
     for pid in children:
         os.kill(pid, signal.SIGTERM)
     failed = [pid for pid in children if os.waitpid(pid, 0)[1]]
