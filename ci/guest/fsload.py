@@ -214,7 +214,8 @@ def main():
         if pid == 0:
             load = Load(root, seed)
             load.run()
-            print(root, *(f"{name} {count}" for name, count in sorted(load.counts.items())), flush=True)
+            counts = (f"{name} {count}" for name, count in sorted(load.counts.items()))
+            print(root, *counts, flush=True)
             os._exit(0)
         children.append(pid)
     # A process that fails ends all.
