@@ -20,10 +20,10 @@ from pathlib import Path
 
 BLOCK = 4096
 MAX_FILES = 48
-MAX_BLOCKS = 128
+MAX_BLOCKS = 64
 MAX_DIRECTORIES = 8
 # Between two operations; others want the processor, too.
-PAUSE = 0.01
+PAUSE = 0.04
 
 libc = ctypes.CDLL("libc.so.6", use_errno=True)
 libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -214,7 +214,8 @@ def main():
         if pid == 0:
             load = Load(root, seed)
             load.run()
-            print(root, *(f"{name} {count}" for name, count in sorted(load.counts.items())), flush=True)
+            counts = (f"{name} {count}" for name, count in sorted(load.counts.items()))
+            print(root, *counts, flush=True)
             os._exit(0)
         children.append(pid)
     # A process that fails ends all.

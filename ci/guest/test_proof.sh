@@ -18,7 +18,7 @@
 readonly BACKUPS=${BLKSNAP_BACKUPS:-12}
 
 # MiB
-declare -rA SIZES=([ext4]=96 [xfs]=128)
+declare -rA SIZES=([ext4]=64 [xfs]=96)
 readonly KINDS=(ext4 xfs)
 
 # By kind of file system: where it is, where that is mounted, and what it is restored to
@@ -44,7 +44,7 @@ set_up()
 		mounted "${disk}1"
 		places[$each]=$REPLY
 		# What backups but the first need not have
-		head -c 24M /dev/urandom >"$REPLY/still"
+		head -c 16M /dev/urandom >"$REPLY/still"
 		undo detach "${disk}1"
 	done
 	disk 2
