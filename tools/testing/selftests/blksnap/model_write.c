@@ -191,6 +191,11 @@ static int perform(const struct write *w)
 	case NR_WAYS:
 		break;
 	}
+	/* Where a dm device has the disk, a page that is just written is in the way of these. */
+	if (error == EBUSY) {
+		usleep(1000);
+		return perform(w);
+	}
 	if (done < 0)
 		error = errno;
 	else if (done != (ssize_t)len)
