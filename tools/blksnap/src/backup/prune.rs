@@ -50,8 +50,15 @@ struct Plan {
     obsolete: Vec<String>,
 }
 
-/// Keeps the newest `keep` restore points of each device.
-fn plan(manifest: &Manifest, keep: usize) -> Plan {
+/// Keeps the newest `keep` restore points of each device, or all of them as long as no device has
+/// more than `slack` beyond that.
+fn plan(manifest: &Manifest, keep: usize, slack: usize) -> Plan {
+    let most = most(manifest);
+    let keep = if most.saturating_sub(keep) <= slack {
+        keep.max(most)
+    } else {
+        keep
+    };
     let mut count: HashMap<&str, usize> = HashMap::new();
     let mut plan = Plan::default();
     let mut images: HashSet<&str> = HashSet::new();
@@ -111,7 +118,7 @@ fn plan(manifest: &Manifest, keep: usize) -> Plan {
 }
 
 /// How many restore points there are of the device that has the most.
-pub fn most(manifest: &Manifest) -> usize {
+fn most(manifest: &Manifest) -> usize {
     let mut count: HashMap<&str, usize> = HashMap::new();
     for device in manifest.points.iter().flat_map(|point| &point.devices) {
         *count.entry(&device.device).or_default() += 1;
@@ -120,9 +127,15 @@ pub fn most(manifest: &Manifest) -> usize {
 }
 
 /// Keeps the newest `keep` restore points of each device, at least 1, and
-/// removes the others. Until all is written nothing is changed.
-pub fn prune(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Report> {
-    let result = prune_in(store, keep.max(1), watch);
+/// removes the others, but none as long as no device has more than `slack`
+/// others. Until all is written nothing is changed.
+pub fn prune(
+    store: &mut Store,
+    keep: usize,
+    slack: usize,
+    watch: &mut dyn Watch,
+) -> Result<Report> {
+    let result = prune_in(store, keep.max(1), slack, watch);
     if result.is_err() && store.manifest().todo.is_empty() {
         // The error that led here is the one to tell.
         let _ = store.remove_partial();
@@ -130,9 +143,9 @@ pub fn prune(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Re
     result
 }
 
-fn prune_in(store: &mut Store, keep: usize, watch: &mut dyn Watch) -> Result<Report> {
+fn prune_in(store: &mut Store, keep: usize, slack: usize, watch: &mut dyn Watch) -> Result<Report> {
     let mut manifest = store.manifest().clone();
-    let plan = plan(&manifest, keep);
+    let plan = plan(&manifest, keep, slack);
     let report = Report {
         kept: plan.kept.clone(),
         removed: plan.removed.clone(),
@@ -261,7 +274,7 @@ mod tests {
 
     #[test]
     fn the_oldest_that_stays_takes_what_is_below() {
-        let plan = plan(&chain(), 2);
+        let plan = plan(&chain(), 2, 0);
         assert_eq!(plan.kept, [4, 5]);
         assert_eq!(plan.removed, [1, 2, 3]);
         let below = names(&[NAMES[2], NAMES[1], NAMES[0]]);
@@ -272,17 +285,24 @@ mod tests {
     #[test]
     fn nothing_is_done_if_all_stay() {
         for keep in [5, 6, 100] {
-            let plan = plan(&chain(), keep);
+            let plan = plan(&chain(), keep, 0);
             assert_eq!(plan.kept, [1, 2, 3, 4, 5]);
             assert!(plan.merges.is_empty() && plan.obsolete.is_empty());
         }
     }
 
     #[test]
+    fn none_goes_until_there_are_more_than_the_slack() {
+        let plan_with = |slack| plan(&chain(), 2, slack);
+        assert_eq!(plan_with(2).removed, [1, 2, 3]);
+        assert_eq!(plan_with(3), plan(&chain(), 5, 0));
+    }
+
+    #[test]
     fn an_old_chain_goes_as_a_whole() {
         let mut manifest = chain();
         manifest.images[3].base = None;
-        let plan = plan(&manifest, 2);
+        let plan = plan(&manifest, 2, 0);
         assert!(plan.merges.is_empty());
         assert_eq!(plan.obsolete, names(&NAMES[..3]));
     }
@@ -293,12 +313,12 @@ mod tests {
         for image in &mut manifest.images[1..] {
             image.base = Some(NAMES[0].to_owned());
         }
-        let two = plan(&manifest, 2);
+        let two = plan(&manifest, 2, 0);
         assert_eq!(two.removed, [1, 2, 3]);
         assert!(two.merges.is_empty());
         assert_eq!(two.obsolete, names(&NAMES[1..3]));
         // The last one takes it.
-        let one = plan(&manifest, 1);
+        let one = plan(&manifest, 1, 0);
         assert_eq!(one.merges, [(NAMES[4].to_owned(), names(&[NAMES[0]]))]);
     }
 
@@ -309,7 +329,7 @@ mod tests {
         assert_eq!(most(&manifest), 5);
         manifest.points[0].devices[0].device = "/dev/rare".to_owned();
         assert_eq!(most(&manifest), 4);
-        let plan = plan(&manifest, 2);
+        let plan = plan(&manifest, 2, 0);
         assert_eq!(plan.kept, [1, 4, 5]);
         assert_eq!(
             plan.merges,

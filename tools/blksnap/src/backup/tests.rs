@@ -221,7 +221,8 @@ fn restore_points_are_what_the_devices_were() {
                     let mut store =
                         Store::open_to_change(&model.backup_directory(), false).unwrap();
                     let keep = random.below(4) + 1;
-                    let report = prune::prune(&mut store, keep, &mut Watcher::default()).unwrap();
+                    let report =
+                        prune::prune(&mut store, keep, 0, &mut Watcher::default()).unwrap();
                     assert!(!report.kept.is_empty());
                 }
                 5..=8 => {
@@ -557,7 +558,7 @@ fn a_power_cut_while_pruning_loses_nothing_that_stays() {
         let report = back_up(&model, &["/dev/a"], Mode::Differential);
         note(&mut expected, &model, &report);
         let (camera, mut store, mut watcher) = filmed(&model.backup_directory());
-        let report = prune::prune(&mut store, keep, &mut watcher).unwrap();
+        let report = prune::prune(&mut store, keep, 0, &mut watcher).unwrap();
         assert_eq!(report.kept, [1, 2, 3, 4][4 - keep..]);
         drop(store);
         check(&model.backup_directory(), &expected);
@@ -570,7 +571,7 @@ fn a_power_cut_while_pruning_loses_nothing_that_stays() {
             // Whatever was left is finished or undone, and then it goes on.
             let mut store = Store::open_to_change(&picture, false).unwrap();
             assert_eq!(points(&store_directory(&store)), before);
-            prune::prune(&mut store, keep, &mut Watcher::default()).unwrap();
+            prune::prune(&mut store, keep, 0, &mut Watcher::default()).unwrap();
             drop(store);
             assert_eq!(points(&picture), report.kept);
             check(&picture, &expected);
@@ -603,7 +604,7 @@ fn whoever_stops_pruning_leaves_all_as_it_was() {
             stop_at: Some(stop_at),
             ..Watcher::default()
         };
-        if prune::prune(&mut store, 1, &mut watcher).is_ok() {
+        if prune::prune(&mut store, 1, 0, &mut watcher).is_ok() {
             assert!(stop_at > 1);
             break;
         }
@@ -684,7 +685,7 @@ fn damage_is_not_merged() {
     bytes[data + 5] = 12;
     fs::write(&path, bytes).unwrap();
     let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
-    let error = prune::prune(&mut store, 1, &mut Watcher::default()).unwrap_err();
+    let error = prune::prune(&mut store, 1, 0, &mut Watcher::default()).unwrap_err();
     assert_eq!(error.exit().code(), 4);
     drop(store);
     assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
@@ -755,7 +756,7 @@ fn zeroes_still_hide_what_a_base_has_after_a_merge() {
         note(&mut expected, &model, &report);
     }
     let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
-    let report = prune::prune(&mut store, 2, &mut Watcher::default()).unwrap();
+    let report = prune::prune(&mut store, 2, 0, &mut Watcher::default()).unwrap();
     assert_eq!(
         (report.kept, report.merged),
         (vec![3, 4], vec!["000003/a".to_owned()])

@@ -275,14 +275,8 @@ pub fn list(output: &Output, directory: &Path) -> Result<u8> {
 
 pub fn prune(output: &Output, directory: &Path, keep: NonZeroUsize, slack: usize) -> Result<u8> {
     let mut store = Store::open_to_change(directory, false)?;
-    let most = backup::prune::most(store.manifest());
-    let keep = match keep.get() {
-        // Then none is removed.
-        keep if most.saturating_sub(keep) <= slack => keep.max(most),
-        keep => keep,
-    };
     let mut attendant = Attendant::new(*output, Operation::Prune, directory)?;
-    let report = backup::prune::prune(&mut store, keep, &mut attendant)?;
+    let report = backup::prune::prune(&mut store, keep.get(), slack, &mut attendant)?;
     drop(attendant);
     let text = format!(
         "restore points removed: {}, kept: {}",
