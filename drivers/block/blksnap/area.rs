@@ -368,8 +368,7 @@ impl Area {
 
     /// Ends the image: it can only be closed from now on. Does not sleep.
     pub(crate) fn shut(&self) {
-        // Fully ordered: with what `end_image` does, one of the two sees the other.
-        let _ = self.error.cmpxchg(0, ESHUTDOWN.to_errno(), Full);
+        let _ = self.error.cmpxchg(0, ESHUTDOWN.to_errno(), Release);
     }
 
     fn fail_io(&self, error: Error) {
@@ -1018,6 +1017,8 @@ impl Area {
     /// and the image's disk have no use of it any more. May sleep.
     pub(crate) fn close(this: &Arc<Self>) {
         this.shut();
+        // With the full order in `end_image`: it sees that, or its read is seen to have ended.
+        smp_mb(Full);
         this.gathered.notify_all();
         this.queues.claim(this.clone());
         let mut state = this.state.lock();
