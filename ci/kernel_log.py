@@ -13,12 +13,24 @@ BAD = re.compile(
     r"|list_add corruption|list_del corruption|Bad page state|Slab corruption|unreferenced object"
     r"|rust_kernel: panicked|panicked at|Segfault with no mm|Objects remaining on)")
 
+# The kernel has races that it lives with: counted are those on whose way there is code of ours.
+RACE = "KCSAN: data-race"
+OURS = re.compile(r"blk_filter|blksnap|kernel::block")
+
+
+def concerns_us(report):
+    """Whether what begins a report of KCSAN, which ends with a ruler, is about our code."""
+    end = next((n for n, line in enumerate(report) if "======" in line), len(report))
+    return any(OURS.search(line) for line in report[:end])
+
 
 def splats(lines, allow=()):
     """The bad lines, each with a little of what follows it; `allow` are patterns to accept."""
     found = []
     last = -100
     for number, line in enumerate(lines):
+        if RACE in line and not concerns_us(lines[number:number + 100]):
+            continue
         if BAD.search(line) and not any(re.search(a, line) for a in allow):
             if number - last > 30:
                 found.append("the kernel log has:\n" + "\n".join("     " + x.rstrip() for x in lines[number:number + 25]))
