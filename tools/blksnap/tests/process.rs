@@ -324,7 +324,17 @@ impl Holder {
     }
 
     fn end(&mut self) -> ExitStatus {
-        self.child.wait().unwrap()
+        let start = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            if start.elapsed() > PATIENCE {
+                self.kill(Signal::KILL);
+                panic!("it does not end; log {:?}", self.read("log"));
+            }
+            sleep(Duration::from_millis(10));
+        }
     }
 
     fn code(&mut self) -> i32 {

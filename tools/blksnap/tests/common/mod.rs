@@ -23,10 +23,11 @@ pub const ID: Uuid = Uuid::from_bytes([0x42; 16]);
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn start_role(role: &str) -> Command {
-    // Under nohup a SIGHUP is ignored, and would be by all processes started from there.
+    // Under nohup, or in the background of a script, signals are ignored, and would be by all
+    // processes started from there.
     let mut command = Command::new("env");
     command
-        .arg("--default-signal=HUP")
+        .arg("--default-signal=HUP,INT,QUIT")
         .arg(std::env::current_exe().unwrap())
         .args(["--exact", "role", "--nocapture", "--test-threads=1"])
         .env(ROLE, role);
