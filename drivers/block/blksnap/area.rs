@@ -542,7 +542,7 @@ impl Area {
             }
         };
         let bytes = state.copy_bytes + self.geometry.bytes_of(hole);
-        if bytes as u64 > state.ahead_room || bytes > self.max_copy_bytes / 2 {
+        if bytes as u64 > state.ahead_room || bytes > self.max_copy_bytes / 8 * 7 {
             return run;
         }
         hole
