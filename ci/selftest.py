@@ -72,6 +72,14 @@ class KernelLog(unittest.TestCase):
         self.assertEqual(kernel_log.splats(["[ 1.0] blksnap: snapshot taken", "[ 1.0] EXT4-fs warning"]), [])
         self.assertEqual(kernel_log.splats(["[ 1.0] WARNING: expected one"], ["expected one"]), [])
 
+    def test_data_races_of_ours_only(self):
+        ruler = "[ 1.0] " + 66 * "="
+        race = [ruler, "[ 1.0] BUG: KCSAN: data-race in a / b", "[ 1.0] write to 0x0 by task 1:"]
+        others, ours = [*race, "[ 1.0]  vfs_write+0x1/0x2", ruler], [*race, "[ 1.0]  blk_filter_attach+0x1/0x2", ruler]
+        self.assertEqual(kernel_log.splats(others), [])
+        self.assertEqual(len(kernel_log.splats(others + ours)), 1)
+        self.assertEqual(len(kernel_log.splats(ours + others)), 1)
+
 
 class Workload(unittest.TestCase):
     """Writers run for a moment on a directory, which then stands for the image."""

@@ -15,9 +15,6 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
-use std::thread::sleep;
-use std::time::Duration;
-use std::time::Instant;
 
 use blksnap::backup;
 use blksnap::backup::plan::Mode;
@@ -44,7 +41,6 @@ use common::kill;
 use common::start_role;
 use common::DIRECTORY;
 use common::ID;
-use common::PATIENCE;
 use common::ROLE;
 
 const BANDWIDTH: &str = "BLKSNAP_TEST_BANDWIDTH";
@@ -237,11 +233,7 @@ impl Disk {
     }
 
     fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !done() {
-            assert!(start.elapsed() < PATIENCE, "{what}: {}", self.stderr());
-            sleep(Duration::from_millis(10));
-        }
+        common::wait_until(done, || format!("{what}: {}", self.stderr()));
     }
 
     fn stderr(&self) -> String {

@@ -43,11 +43,11 @@ use rustix::io::Errno;
 use rustix::process::kill_process;
 use rustix::process::Pid;
 use rustix::process::Signal;
+use tempfile::TempDir;
 
 use common::start_role;
 use common::DIRECTORY;
 use common::ID;
-use common::PATIENCE;
 use common::ROLE;
 
 const SCRIPT: &str = "BLKSNAP_TEST_SCRIPT";
@@ -259,7 +259,16 @@ fn role() {
 /// directory.
 struct Holder {
     child: Child,
-    directory: tempfile::TempDir,
+    directory: TempDir,
+}
+
+fn read(directory: &TempDir, name: &str) -> String {
+    fs::read_to_string(directory.path().join(name)).unwrap_or_default()
+}
+
+fn late(directory: &TempDir, what: &str) -> String {
+    let (log, stderr) = (read(directory, "log"), read(directory, "stderr"));
+    format!("{what}; log {log:?}, stderr {stderr:?}")
 }
 
 impl Holder {
@@ -282,7 +291,7 @@ impl Holder {
     }
 
     fn spawn(mut command: Command, behaviour: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = TempDir::new().unwrap();
         if behaviour == "grower" {
             File::create(directory.path().join("held")).unwrap();
         }
@@ -298,20 +307,11 @@ impl Holder {
     }
 
     fn read(&self, name: &str) -> String {
-        fs::read_to_string(self.directory.path().join(name)).unwrap_or_default()
+        read(&self.directory, name)
     }
 
     fn wait_until(&self, what: &str, done: impl Fn() -> bool) {
-        let start = Instant::now();
-        while !done() {
-            assert!(
-                start.elapsed() < PATIENCE,
-                "{what}; log {:?}, stderr {:?}",
-                self.read("log"),
-                self.read("stderr")
-            );
-            sleep(Duration::from_millis(10));
-        }
+        common::wait_until(done, || late(&self.directory, what));
     }
 
     fn wait_for_file(&self, name: &str) -> String {
@@ -324,17 +324,12 @@ impl Holder {
     }
 
     fn end(&mut self) -> ExitStatus {
-        let start = Instant::now();
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            if start.elapsed() > PATIENCE {
-                self.kill(Signal::KILL);
-                panic!("it does not end; log {:?}", self.read("log"));
-            }
-            sleep(Duration::from_millis(10));
-        }
+        let child = &mut self.child;
+        common::wait_until(
+            || child.try_wait().unwrap().is_some(),
+            || late(&self.directory, "the end"),
+        );
+        child.wait().unwrap()
     }
 
     fn code(&mut self) -> i32 {

@@ -50,12 +50,11 @@ struct Plan {
     obsolete: Vec<String>,
 }
 
-/// Keeps the newest `keep` restore points of each device, or all of them as long as no device has
-/// more than `slack` beyond that.
+/// Keeps the newest `keep` restore points of each device, or all of them as
+/// long as no device has more than `slack` others.
 fn plan(manifest: &Manifest, keep: usize, slack: usize) -> Plan {
-    let most = most(manifest);
-    let keep = if most.saturating_sub(keep) <= slack {
-        keep.max(most)
+    let keep = if most(manifest) <= keep.saturating_add(slack) {
+        usize::MAX
     } else {
         keep
     };

@@ -5,7 +5,9 @@
 
 use std::process::Child;
 use std::process::Command;
+use std::thread::sleep;
 use std::time::Duration;
+use std::time::Instant;
 
 use blksnap::Uuid;
 use rustix::process::kill_process;
@@ -20,7 +22,7 @@ pub const DIRECTORY: &str = "BLKSNAP_TEST_DIRECTORY";
 /// The snapshot of a kernel of files.
 pub const ID: Uuid = Uuid::from_bytes([0x42; 16]);
 /// How long something is waited for that must happen.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(20);
 
 pub fn start_role(role: &str) -> Command {
     // Under nohup, or in the background of a script, signals are ignored, and would be by all
@@ -32,6 +34,15 @@ pub fn start_role(role: &str) -> Command {
         .args(["--exact", "role", "--nocapture", "--test-threads=1"])
         .env(ROLE, role);
     command
+}
+
+/// Waits until something is done, and fails with what `otherwise` says if that takes too long.
+pub fn wait_until(mut done: impl FnMut() -> bool, otherwise: impl Fn() -> String) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < PATIENCE, "{}", otherwise());
+        sleep(Duration::from_millis(10));
+    }
 }
 
 pub fn kill(child: &Child, signal: Signal) {
