@@ -143,7 +143,7 @@ static ssize_t vectored(int fd, __u8 *data, size_t len, off_t at)
 }
 
 /* Returns an error number. Only what is not there must not change anything. */
-static int perform(const struct write *w)
+static int try_write(const struct write *w)
 {
 	int direct = w->path->direct, buffered = w->path->buffered;
 	off_t at = (w->span.at - w->path->span.at) * SECTOR;
@@ -191,11 +191,6 @@ static int perform(const struct write *w)
 	case NR_WAYS:
 		break;
 	}
-	/* Where a dm device has the disk, a page that is just written is in the way of these. */
-	if (error == EBUSY) {
-		usleep(1000);
-		return perform(w);
-	}
 	if (done < 0)
 		error = errno;
 	else if (done != (ssize_t)len)
@@ -203,6 +198,16 @@ static int perform(const struct write *w)
 	/* The other path must not see what was there once. */
 	if (w->way == BUFFERED)
 		posix_fadvise(buffered, 0, 0, POSIX_FADV_DONTNEED);
+	return error;
+}
+
+static int perform(const struct write *w)
+{
+	int error;
+
+	/* Where a dm device has the disk, a page that is just written is in the way of zeroes. */
+	while ((error = try_write(w)) == EBUSY)
+		usleep(1000);
 	return error;
 }
 
