@@ -198,7 +198,8 @@ static int blk_filter_wait_writes(struct gendisk *disk, unsigned long end)
 	return left > 0 ? 0 : left ? -EINTR : -ETIMEDOUT;
 }
 
-static bool blk_filter_takes(struct blk_filter *filter, struct bio *bio)
+static enum blk_filter_verdict blk_filter_show_bio(struct blk_filter *filter,
+						   struct bio *bio)
 {
 	struct block_device *bdev = filter->bdev;
 	sector_t start, end;
@@ -207,15 +208,16 @@ static bool blk_filter_takes(struct blk_filter *filter, struct bio *bio)
 	end = min(bio_end_sector(bio),
 		  bdev->bd_start_sect + bdev_nr_sectors(bdev));
 	if (start >= end)
-		return false;
+		return BLK_FILTER_PASS;
 
 	return filter->ops->submit_bio(filter, bio, start - bdev->bd_start_sect,
-				       end - start) == BLK_FILTER_TAKEN;
+				       end - start);
 }
 
 bool __blk_filter_bio(struct bio *bio)
 {
 	struct gendisk *disk = bio->bi_bdev->bd_disk;
+	enum blk_filter_verdict verdict = BLK_FILTER_PASS;
 	struct blk_filter *filter;
 
 	if (!bio_sectors(bio))
@@ -223,12 +225,17 @@ bool __blk_filter_bio(struct bio *bio)
 
 	rcu_read_lock();
 	hlist_for_each_entry_rcu(filter, &disk->filters, node) {
-		if (blk_filter_takes(filter, bio)) {
-			rcu_read_unlock();
-			return true;
-		}
+		verdict = blk_filter_show_bio(filter, bio);
+		if (verdict != BLK_FILTER_PASS)
+			break;
 	}
 	rcu_read_unlock();
+
+	/* There is a list as long as a bio is being submitted. */
+	if (verdict == BLK_FILTER_AGAIN)
+		bio_list_add(&current->bio_list[0], bio);
+	if (verdict != BLK_FILTER_PASS)
+		return true;
 
 	if (!bdev_test_flag(bio->bi_bdev, BD_HAS_SUBMIT_BIO))
 		return false;

@@ -20,10 +20,14 @@ struct module;
  * @BLK_FILTER_TAKEN: the filter owns the bio now. It either ends it or, later
  *	and from a context that may sleep, gives it to
  *	blk_filter_resubmit_bio().
+ * @BLK_FILTER_AGAIN: the bio is to come again, in the same task and behind the
+ *	reads that were submitted for it. Those that their device has served at
+ *	once are done by then; for others it is not waited.
  */
 enum blk_filter_verdict {
 	BLK_FILTER_PASS,
 	BLK_FILTER_TAKEN,
+	BLK_FILTER_AGAIN,
 };
 
 /**

@@ -2,12 +2,12 @@
 
 //! The difference area: what keeps the content that one device had when its snapshot was taken.
 //!
-//! A write to chunks that are not saved is taken from the device's filter. The chunks are claimed,
-//! which makes an extent of them, and their old data is read from the origin: right in the filter,
-//! behind the write that was taken, or by a worker if the write is large, memory is short or there
-//! are too many copies. When the read is done the chunks count as saved, and a worker releases the
-//! write. The data goes from memory to the difference storage afterwards, gathered into large
-//! writes. So an extent goes through these places:
+//! The chunks of a write that are not saved are claimed, which makes an extent of them, and their
+//! old data is read from the origin: right in the filter, after which the write comes again, or by
+//! a worker if the write is large, memory is short or there are too many copies. When the read is
+//! done the chunks count as saved. A write that comes before that is taken, and a worker releases
+//! it. The data goes from memory to the difference storage afterwards, gathered into large writes.
+//! So an extent goes through these places:
 //!
 //! `Reading` -> `Memory` -> `Stored`
 //!
@@ -154,7 +154,7 @@ struct State {
     ready: BioList,
     /// First chunks of the extents in memory that are to be stored, in order, so that neighbours
     /// can become one extent. Has room for all copies.
-    read: KVec<u64>,
+    read: KVVec<u64>,
     /// Extents that are claimed and not stored, and the bytes in them.
     copies: usize,
     copy_bytes: usize,
@@ -175,6 +175,9 @@ struct State {
     storing: bool,
     /// Writes wait until there are fewer copies.
     starved: bool,
+    /// Reads by writers that have failed: so many writes are left to the worker. They come again,
+    /// and would read again.
+    failed_reads: usize,
     /// Image reads that need more than the origin.
     images: BioList,
     /// Writes, copies and batches that have to end before the area can be closed.
@@ -288,7 +291,7 @@ impl Area {
         let max_copy_bytes = config.max_copy_bytes.max(geometry.chunk_bytes());
         let max_copies = max_copy_bytes / geometry.chunk_bytes();
         let saved = SavedMap::new(geometry.nr_chunks())?;
-        let read = KVec::with_capacity(max_copies, GFP_KERNEL)?;
+        let read = KVVec::with_capacity(max_copies, GFP_KERNEL)?;
         let ahead_room = params::ahead_room(&config.storage.space());
         let reads = BioSet::new(Self::RESERVE)?;
         let forwards = BioSet::new(Self::RESERVE)?;
@@ -315,6 +318,7 @@ impl Area {
                     peak_parked: 0,
                     storing: false,
                     starved: false,
+                    failed_reads: 0,
                     images: BioList::new(),
                     active: 0,
                 }, "blksnap_area"),
@@ -389,8 +393,9 @@ impl Area {
         self.saved.first_unsaved(chunks).is_none() || self.error() != 0
     }
 
-    /// Decides on a write that may not pass right away: claims what it overwrites and lets it wait
-    /// for the copy. What cannot be had without sleeping is left to the worker. Does not sleep.
+    /// Decides on a write that may not pass right away: claims what it overwrites, and lets it wait
+    /// for the copy when it comes again. What cannot be had without sleeping is left to the worker.
+    /// Does not sleep.
     pub(crate) fn intercept<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
@@ -411,7 +416,7 @@ impl Area {
                 Look::Claims(run) => run,
             };
             // A large one keeps the worker busy, not the writer.
-            if chunks.end > run.end || state.is_full(&this, run) {
+            if chunks.end > run.end || state.is_full(&this, run) || state.must_not_read() {
                 break;
             }
             let fits =
@@ -422,7 +427,8 @@ impl Area {
                 state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
                 drop(state);
                 bio.read_behind(copy.read, OriginRead::Behind(this.into(), start));
-                continue;
+                // A device that is memory has done that then, and nobody has to wait.
+                return bio.again();
             }
             let grown = this.grown(&state, run);
             drop(state);
@@ -524,7 +530,7 @@ impl Area {
         let Some(region) = self.geometry.region_of(run) else {
             return run;
         };
-        let enough = (region.len() / 2 / (state.parked as u64 + 1)).max(REGION_TOUCHES);
+        let enough = (region.len() / 8 / (state.parked as u64 + 1)).max(REGION_TOUCHES);
         if self.saved.count(region) < enough {
             return run;
         }
@@ -680,6 +686,7 @@ impl Area {
     fn not_copied(this: Arc<Self>, start: u64) {
         let mut guard = this.state.lock();
         let state = &mut *guard;
+        state.failed_reads += 1;
         if let Some((chunks, Old::Reading(waiting))) = state.map.get_mut(start) {
             state.taken.append(waiting);
             state.copies -= 1;
@@ -759,9 +766,11 @@ impl Area {
         let ahead_room = params::ahead_room(&self.storage.space());
         let mut state = self.state.lock();
         state.ahead_room = ahead_room;
+        // They are in the same order.
+        let mut gone = starts.iter().peekable();
         state
             .read
-            .retain(|start| starts.binary_search(start).is_err());
+            .retain(|start| gone.next_if_eq(&&*start).is_none());
         for (start, pages) in starts.iter().zip(&pages) {
             if let Some((_, place)) = state.map.get_mut(*start) {
                 *place = Old::Stored {
@@ -1052,6 +1061,13 @@ impl State {
             // Saved in the meantime, which the lock does not allow.
             _ => self.taken.push(bio),
         }
+    }
+
+    /// Whether the worker is to read what the next write needs.
+    fn must_not_read(&mut self) -> bool {
+        let must_not = self.failed_reads > 0;
+        self.failed_reads -= usize::from(must_not);
+        must_not
     }
 
     fn is_full(&self, area: &Area, run: ChunkRange) -> bool {

@@ -52,7 +52,7 @@ module! {
             perm: 0o444,
         },
         chunk_minimum_shift: u32 {
-            default: 14,
+            default: 12,
             description: "Binary logarithm of the bytes that are copied at a time",
             perm: 0o444,
         },

@@ -124,10 +124,10 @@ pub struct FilteredBio<'a> {
 ///
 /// # Invariants
 ///
-/// `taken` says whether the bio was made an [`OwnedBio`].
+/// `raw` says whether the bio was made an [`OwnedBio`], and is one of the verdicts of C.
 #[must_use]
 pub struct Verdict<'a> {
-    taken: bool,
+    raw: bindings::blk_filter_verdict,
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
 
@@ -137,7 +137,21 @@ impl<'a> FilteredBio<'a> {
     pub fn pass(self) -> Verdict<'a> {
         // INVARIANT: The bio is not used any more.
         Verdict {
-            taken: false,
+            raw: bindings::blk_filter_verdict_BLK_FILTER_PASS,
+            _call: PhantomData,
+        }
+    }
+
+    /// Lets the bio come again, to all filters, in the same task and behind what was submitted by
+    /// [`Self::read_behind`]. A read that the device has served at once is done then; for another
+    /// one it is not waited.
+    ///
+    /// That there is an end to this is up to the filter.
+    #[inline]
+    pub fn again(self) -> Verdict<'a> {
+        // INVARIANT: The bio is not used any more.
+        Verdict {
+            raw: bindings::blk_filter_verdict_BLK_FILTER_AGAIN,
             _call: PhantomData,
         }
     }
@@ -154,7 +168,7 @@ impl<'a> FilteredBio<'a> {
         let bio = unsafe { OwnedBio::from_raw(self.bio) };
         // INVARIANT: It was made one.
         let verdict = Verdict {
-            taken: true,
+            raw: bindings::blk_filter_verdict_BLK_FILTER_TAKEN,
             _call: PhantomData,
         };
         (bio, verdict)
@@ -393,11 +407,7 @@ impl<T: Filter> Instance<T> {
             bio,
             _call: PhantomData,
         };
-        if T::submit_bio(this.data.as_arc_borrow(), bio, range).taken {
-            bindings::blk_filter_verdict_BLK_FILTER_TAKEN
-        } else {
-            bindings::blk_filter_verdict_BLK_FILTER_PASS
-        }
+        T::submit_bio(this.data.as_arc_borrow(), bio, range).raw
     }
 
     /// # Safety
@@ -488,7 +498,7 @@ mod tests {
 
     static DROPPED: Atomic<u32> = Atomic::new(0);
 
-    /// Takes writes, and ends discards.
+    /// Takes writes, ends discards, and lets zeroes come again.
     #[pin_data(PinnedDrop)]
     struct Probe {
         #[pin]
@@ -539,6 +549,7 @@ mod tests {
                     verdict
                 }
                 Op::Discard => bio.take().1,
+                Op::WriteZeroes => bio.again(),
                 _ => bio.pass(),
             }
         }
@@ -590,6 +601,7 @@ mod tests {
     fn calls_reach_the_filter() -> Result {
         const PASS: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_PASS;
         const TAKEN: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_TAKEN;
+        const AGAIN: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_AGAIN;
         type Probed = Instance<Probe>;
 
         let (disk, _store) = memory_disk()?;
@@ -597,6 +609,7 @@ mod tests {
         let read = TestBio::without_data(bindings::req_op_REQ_OP_READ, 0, 8)?;
         let write = TestBio::without_data(bindings::req_op_REQ_OP_WRITE, 0, 8)?;
         let discard = TestBio::without_data(bindings::req_op_REQ_OP_DISCARD, 0, 8)?;
+        let zeroes = TestBio::without_data(bindings::req_op_REQ_OP_WRITE_ZEROES, 0, 8)?;
         let dropped = DROPPED.load(Relaxed);
 
         // SAFETY: The device is valid.
@@ -617,10 +630,12 @@ mod tests {
         assert_eq!(submit(&read, 1, 2), PASS);
         assert_eq!(submit(&write, 3, 4), TAKEN);
         assert_eq!(submit(&discard, 7, 1), TAKEN);
-        assert_eq!(this.sectors.load(Relaxed), 7);
+        assert_eq!(submit(&zeroes, 8, 1), AGAIN);
+        assert_eq!(this.sectors.load(Relaxed), 8);
         // The one that was dropped in the hook has ended.
         assert_eq!(read.ended(), (0, 0));
         assert_eq!(write.ended(), (0, 0));
+        assert_eq!(zeroes.ended(), (0, 0));
         assert_eq!(discard.ended(), (1, EIO.to_errno()));
 
         // What it has not got.

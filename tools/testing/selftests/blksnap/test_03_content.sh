@@ -67,6 +67,35 @@ on_slow_null_blk()
 	check "$REPLY"
 }
 
+# Other chunks than a page
+with_large_chunks()
+{
+	is_module || skip "the driver is built in"
+	unload blksnap
+	undo load
+	undo unload blksnap
+	modprobe -q blksnap chunk_minimum_shift=16 || skip "modprobe does not find the driver"
+	null_blk "$SIZE" irqmode=2 completion_nsec=1000000
+	check "$REPLY"
+	equal 65536 "$(figure "$image" chunk_bytes)" "the size of a chunk"
+}
+
+# The copy is done when the writer's own task has submitted the read.
+at_once()
+{
+	local dev at
+
+	[ -d /sys/kernel/debug/blksnap ] || skip "no debugfs"
+	null_blk 4 irqmode=0; dev=$REPLY
+	filled "$dev" 4 "$scratch/old"
+	snapshot_of "$dev"
+	for ((at = 0; at < 4 << 20; at += 20480)); do
+		put direct $at 4096 "$dev"
+	done
+	equal 0 "$(figure "$(image_of "$dev")" parked_writes_peak)" "writes that waited"
+	same "$(image_of "$dev")" "$scratch/old"
+}
+
 on_brd()
 {
 	brd "$SIZE"
@@ -133,6 +162,8 @@ run_cases \
 	"null_blk" on_null_blk \
 	"null_blk with blocks of 4096 bytes" on_null_blk_4k \
 	"null_blk that takes its time" on_slow_null_blk \
+	"null_blk, in chunks of 64 KiB" with_large_chunks \
+	"null_blk that is done at once" at_once \
 	"brd" on_brd \
 	"loop" on_loop \
 	"dm-linear" on_dm \

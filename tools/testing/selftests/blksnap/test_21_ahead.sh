@@ -8,13 +8,13 @@
 # shellcheck source=blksnap_lib.sh
 . "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
 
-readonly MIB=1048576 CHUNK=16384
+readonly MIB=1048576 CHUNK=4096
 
-# begin STORAGE_MIB: a disk of 8 MiB in a snapshot
+# begin STORAGE_MIB [ATTRIBUTE=VALUE]...: a disk of 8 MiB in a snapshot
 begin()
 {
 	[ -d /sys/kernel/debug/blksnap ] || skip "no debugfs"
-	null_blk 8; dev=$REPLY
+	null_blk 8 "${@:2}"; dev=$REPLY
 	filled "$dev" 8 "$scratch/old"
 	attach "$dev"
 	null_blk "$1"
@@ -23,7 +23,7 @@ begin()
 	ctl take "$snapshot"
 }
 
-# touch_chunks REGION COUNT [STEP]: 4 KiB in so many of a MiB's chunks, one in STEP of them
+# touch_chunks REGION COUNT [STEP]: so many of a MiB's chunks, one in STEP of them
 touch_chunks()
 {
 	local i
@@ -66,18 +66,17 @@ hot()
 	local dev
 
 	begin 64
-	# Half of its chunks, and one more in the third quarter of it
+	# An eighth of its chunks, and one more in the third quarter of it
 	touch_chunks 3 32
-	put direct $((3 * MIB + 40 * CHUNK)) 4096 "$dev"
-	eventually stored_is $((48 * CHUNK))
-	equal $((15 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
-	# As far as somebody else has it not: two chunks from the end of the last quarter
-	touch_chunks 3 48
-	put direct $((3 * MIB + 61 * CHUNK)) $((2 * CHUNK)) "$dev"
-	eventually stored_is $((64 * CHUNK))
-	equal $((29 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
+	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
+	eventually stored_is $((96 * CHUNK))
+	equal $((63 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
+	# Two chunks near the end of the last quarter
+	put direct $((3 * MIB + 253 * CHUNK)) $((2 * CHUNK)) "$dev"
+	eventually stored_is $((160 * CHUNK))
+	equal $((125 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
 	put direct $((3 * MIB)) $MIB "$dev"
-	equal $MIB "$(stored)" "bytes that were stored"
+	eventually stored_is $MIB
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
@@ -94,42 +93,68 @@ holes()
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
-# Half of the storage is for what must be copied: that is enough for two regions, with 48 chunks
+# Half of the storage is for what must be copied: that is enough for five regions, with 96 chunks
 # of each.
 scarce()
 {
 	local dev region sum=0
 
 	begin 4
-	for region in 0 1 2 3; do
+	for region in 0 1 2 3 4 5 6; do
 		touch_chunks "$region" 32
-		put direct $((region * MIB + 40 * CHUNK)) 4096 "$dev"
-		sum=$((sum + (region < 2 ? 48 : 33)))
+		put direct $((region * MIB + 160 * CHUNK)) 4096 "$dev"
+		sum=$((sum + (region < 5 ? 96 : 33)))
 		eventually stored_is $((sum * CHUNK))
 	done
-	equal $((2 * 15 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
+	equal $((5 * 63 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
+# bad_sectors +|- FIRST LAST: of a MiB, with what follows in it
+bad_sectors()
+{
+	local attribute
+
+	attribute=/sys/kernel/config/nullb/$(basename "$dev")/badblocks
+	[ -w "$attribute" ] || skip "no bad blocks in null_blk"
+	echo "$1$((3 * 2048 + $2))-$((3 * 2048 + $3))" >"$attribute"
+}
+
+# Those of a chunk that nobody writes
 unreadable()
 {
-	local dev config
+	local dev
 
-	begin 64
-	config=/sys/kernel/config/nullb/$(basename "$dev")
-	[ -w "$config/badblocks" ] || skip "no bad blocks in null_blk"
-	# Sectors of one of the chunks that nobody writes
-	echo "+$((3 * 2048 + 1056))-$((3 * 2048 + 1063))" >"$config/badblocks"
+	begin 64 "$@"
+	bad_sectors + 1056 1063
 	touch_chunks 3 32
-	put direct $((3 * MIB + 40 * CHUNK)) 4096 "$dev"
+	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
 	eventually stored_is $((33 * CHUNK))
 	# What follows can be read.
-	put direct $((3 * MIB + 41 * CHUNK)) 4096 "$dev"
-	eventually stored_is $((40 * CHUNK))
+	put direct $((3 * MIB + 161 * CHUNK)) 4096 "$dev"
+	eventually stored_is $((64 * CHUNK))
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
-	echo "-$((3 * 2048 + 1056))-$((3 * 2048 + 1063))" >"$config/badblocks"
+	bad_sectors - 1056 1063
 	same "$(image_of "$dev")" "$scratch/old"
+}
+
+# The writer's own task is told of the error, and must not try again and again.
+unreadable_at_once()
+{
+	unreadable irqmode=0
+}
+
+# Those of the chunk that is written, next to what is written
+broken_at_once()
+{
+	local dev
+
+	begin 64 irqmode=0
+	bad_sectors + 1056 1059
+	put direct $((3 * MIB + 1060 * 512)) 2048 "$dev"
+	equal -5 "$(error_of "$dev")" "the snapshot's error"
+	put direct $((3 * MIB)) 4096 "$dev"
 }
 
 run_cases \
@@ -137,4 +162,6 @@ run_cases \
 	"a region that is written again and again" hot \
 	"chunks between claimed ones" holes \
 	"a storage that is nearly full" scarce \
-	"a chunk that cannot be read" unreadable
+	"a chunk that cannot be read" unreadable \
+	"a chunk that cannot be read, which is known at once" unreadable_at_once \
+	"a chunk that is written and cannot be read" broken_at_once
