@@ -89,7 +89,7 @@ at_once()
 	null_blk 4 irqmode=0; dev=$REPLY
 	filled "$dev" 4 "$scratch/old"
 	snapshot_of "$dev"
-	for ((at = 0; at < 4 << 20; at += 20480)); do
+	for ((at = 0; at < 4 << 20; at += 128 << 10)); do
 		put direct $at 4096 "$dev"
 	done
 	equal 0 "$(figure "$(image_of "$dev")" parked_writes_peak)" "writes that waited"

@@ -23,13 +23,13 @@ begin()
 	ctl take "$snapshot"
 }
 
-# touch_chunks REGION COUNT [STEP]: so many of a MiB's chunks, one in STEP of them
+# touch_chunks REGION COUNT STEP: so many of a MiB's chunks, one in STEP of them
 touch_chunks()
 {
 	local i
 
 	for ((i = 0; i < $2; i++)); do
-		put direct $(($1 * MIB + i * ${3:-1} * CHUNK)) 4096 "$dev"
+		put direct $(($1 * MIB + i * $3 * CHUNK)) 4096 "$dev"
 	done
 }
 
@@ -67,7 +67,7 @@ hot()
 
 	begin 64
 	# An eighth of its chunks, and one more in the third quarter of it
-	touch_chunks 3 32
+	put direct $((3 * MIB)) $((32 * CHUNK)) "$dev"
 	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
 	eventually stored_is $((96 * CHUNK))
 	equal $((63 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
@@ -101,7 +101,7 @@ scarce()
 
 	begin 4
 	for region in 0 1 2 3 4 5 6; do
-		touch_chunks "$region" 32
+		put direct $((region * MIB)) $((32 * CHUNK)) "$dev"
 		put direct $((region * MIB + 160 * CHUNK)) 4096 "$dev"
 		sum=$((sum + (region < 5 ? 96 : 33)))
 		eventually stored_is $((sum * CHUNK))
@@ -128,7 +128,7 @@ unreadable()
 
 	begin 64 "$@"
 	bad_sectors + 1056 1063
-	touch_chunks 3 32
+	put direct $((3 * MIB)) $((32 * CHUNK)) "$dev"
 	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
 	eventually stored_is $((33 * CHUNK))
 	# What follows can be read.
