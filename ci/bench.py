@@ -54,7 +54,7 @@ def one_boot(args, boot, lengths, known, out, keep):
     plan.write_text(json.dumps(boot))
     order, last = list(bench_plan.sessions(boot)), time.monotonic()
     command = [REPO / "ci/boot", "--kernel", args.kernel, "--name", "bench", "--memory", args.memory,
-               "--timeout", str(int(600 + 5 * lengths[0])), "--", REPO / "ci/guest/bench", plan, out / "blksnap_ctl"]
+               "--timeout", str(int(600 + 5 * lengths[0])), *(["--icount"] if args.icount else []), "--", REPO / "ci/guest/bench", plan, out / "blksnap_ctl"]
     machine = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True, errors="replace")
     try:
         for line in machine.stdout:
@@ -93,7 +93,7 @@ def measure(args, plan, out):
     count = sum(len(list(bench_plan.sessions(p))) for p in boots)
     say(f"{args.boots} boots, {plan['rounds']} rounds in each, {count} sessions: about {in_words(sum(lengths))}")
     load = os.getloadavg()[0]
-    if load > 0.5:
+    if load > 0.5 and not args.icount:
         say(f"NOTE: this machine has other work to do (load {load:.1f}): the figures will be noise")
     records = []
     with open(out / "records.jsonl", "w") as journal:
@@ -124,10 +124,10 @@ def about(args):
     linux = BUILD / "linux"
     model = next((line.split(": ")[1] for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "?")
     try:
-        kvm = (BUILD / "stamps/kvm").read_text().split()[1] == "yes"
+        kvm = not args.icount and (BUILD / "stamps/kvm").read_text().split()[1] == "yes"
     except (OSError, IndexError):
         kvm = False
-    return {"date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "processor": model, "processors": os.cpu_count(),
+    return {"icount": args.icount, "date": time.strftime("%Y-%m-%d %H:%M", time.gmtime()), "processor": model, "processors": os.cpu_count(),
             "kvm": kvm if args.kvm == "auto" else args.kvm == "yes", "kernel": args.kernel,
             "series": output("git", "-C", str(linux), "describe", "--always", "--dirty", "--exclude=*")}
 
@@ -348,6 +348,7 @@ def report(data):
     lines = [f"scripts/bench, {meta['date']} UTC: {len(loads)} boots, {plan['rounds']} rounds each; series {meta['series']}",
              f"kernel {boots[0]['kernel'] if boots else '?'} ({meta['kernel']}), {boots[0]['fio'] if boots else 'fio ?'}; "
              f"{boots[0]['cpus'] if boots else '?'} processors, {'KVM' if meta['kvm'] else 'software emulation'} on {meta['processor']}",
+             *(["the clock counts instructions, 1 ns for each, of one processor at a time (QEMU's -icount)"] if meta.get("icount") else []),
              "load of the host at the beginning and end of each boot: " +
              ", ".join(f"{r['before'][0]:.1f}→{r['after'][0]:.1f}" for r in loads),
              f"null_blk: {', '.join(f'{k}={v}' for k, v in plan['null_blk']) or 'defaults'}; "
@@ -435,6 +436,7 @@ def main():
     for name in ("only", "with", "latency"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--icount", action="store_true")
     parser.add_argument("--readme", action="store_true")
     parser.add_argument("--report", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=BUILD / "bench-results")

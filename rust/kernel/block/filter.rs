@@ -265,8 +265,8 @@ pub trait Filter: Send + Sync + Sized + 'static {
     ///
     /// Process context, but must not sleep, nor submit I/O but by [`FilteredBio::read_behind`]: the
     /// caller holds the RCU read lock and the queue's usage counter. A bio may come again, whole or
-    /// in pieces: when it was resubmitted, and what remains of it when it was split to the limits
-    /// of the device.
+    /// in pieces: when it was resubmitted or [was to](FilteredBio::again), and what remains of it
+    /// when it was split to the limits of the device.
     fn submit_bio<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
