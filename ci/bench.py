@@ -54,7 +54,8 @@ def one_boot(args, boot, lengths, known, out, keep):
     plan.write_text(json.dumps(boot))
     order, last = list(bench_plan.sessions(boot)), time.monotonic()
     command = [REPO / "ci/boot", "--kernel", args.kernel, "--name", "bench", "--memory", args.memory,
-               "--timeout", str(int(600 + 5 * lengths[0])), *(["--icount"] if args.icount else []), "--", REPO / "ci/guest/bench", plan, out / "blksnap_ctl"]
+               "--timeout", str(int(600 + 5 * lengths[0])), *(["--icount"] if args.icount else []),
+               "--", REPO / "ci/guest/bench", plan, out / "blksnap_ctl"]
     machine = subprocess.Popen([str(c) for c in command], stdout=subprocess.PIPE, text=True, errors="replace")
     try:
         for line in machine.stdout:
@@ -465,6 +466,8 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     if args.report:
         parts, records = [json.loads(p.read_text()) for p in args.report], []
+        if len({part["about"].get("icount", False) for part in parts}) > 1:
+            parser.error("--report: results with --icount and without it cannot be one")
         for part in parts:
             # Boots of several runs are all different ones.
             first = 1 + max((r["boot"] for r in records), default=-1)

@@ -271,6 +271,14 @@ fn late(directory: &TempDir, what: &str) -> String {
     format!("{what}; log {log:?}, stderr {stderr:?}")
 }
 
+impl Drop for Holder {
+    fn drop(&mut self) {
+        // Where the test has failed it may still run.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 impl Holder {
     fn start(script: Option<&str>, behaviour: &str) -> Self {
         let mut command = start_role("holder");
