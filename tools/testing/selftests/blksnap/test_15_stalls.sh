@@ -74,7 +74,9 @@ limited()
 	exec "$@"
 }
 
-# memory_group MEBIBYTES
+# memory_group MEBIBYTES: a group that may have so much, and half as much again while what it
+# has more is written: with a hard limit alone a disk that stands still for a second is
+# enough for the kernel to kill what is in the group, whether there is a snapshot or not.
 memory_group()
 {
 	mkdir "$scratch/group"
@@ -85,7 +87,8 @@ memory_group()
 		skip "no memory groups"
 	mkdir "$scratch/group/blksnap"
 	undo eventually rmdir "$scratch/group/blksnap"
-	echo "$1M" >"$scratch/group/blksnap/memory.max"
+	echo "$1M" >"$scratch/group/blksnap/memory.high"
+	echo "$(($1 * 3 / 2))M" >"$scratch/group/blksnap/memory.max"
 }
 
 begin_writers()

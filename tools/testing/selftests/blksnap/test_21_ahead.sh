@@ -111,7 +111,7 @@ scarce()
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
-# bad_sectors +|- FIRST LAST: of a MiB, with what follows in it
+# bad_sectors +|- FIRST LAST: these of the fourth MiB are bad from now on, or not any more
 bad_sectors()
 {
 	local attribute
