@@ -7,9 +7,8 @@
 //! a worker if the write is large, memory is short or there are too many copies. When the read is
 //! done the chunks count as saved. A write that comes before that is taken, and a worker releases
 //! it. The data goes from memory to the difference storage afterwards, gathered into large writes.
-//! So an extent goes through these places:
-//!
-//! `Reading` -> `Memory` -> `Stored`
+//! So chunks are a [`Claim`] first, then an extent whose old data is in memory, [`Old::Memory`],
+//! and at last on the storage, [`Old::Stored`].
 //!
 //! A write is released only when all of its chunks are saved. So as long as a chunk is not saved,
 //! the origin has its old data. An image read from the origin is looked at again when it is done:
@@ -122,13 +121,22 @@ const GATHER_MSECS: u32 = 10;
 /// So many chunks of a region must be saved, at least, before more than what is written is copied.
 const REGION_TOUCHES: u64 = 4;
 
+/// Where reads take time, one of so many is given the chance to be done at once.
+const AT_ONCE_TRIES: u8 = 64;
+
 /// The most that is copied then at a time, and what it is aligned to.
 const GROWN_BYTES: u64 = 256 << 10;
 
+/// Chunks whose old data is on its way from the origin.
+struct Claim {
+    /// These writes wait for it.
+    waiting: BioList,
+    /// For when it is there.
+    extent: NewExtent<Old>,
+}
+
 /// Where the old data of an extent is.
 enum Old {
-    /// On its way from the origin. These writes wait for it.
-    Reading(KBox<BioList>),
     /// In memory.
     Memory(Arc<Pages>),
     /// At this byte of the storage. A chunk has as many bytes as `chunk_shift` says.
@@ -147,6 +155,9 @@ impl Place for Old {
 }
 
 struct State {
+    /// What is claimed and not saved.
+    claims: ExtentMap<Claim>,
+    /// What is saved.
     map: ExtentMap<Old>,
     /// Writes that were taken and not looked at yet.
     taken: BioList,
@@ -175,8 +186,13 @@ struct State {
     storing: bool,
     /// Writes wait until there are fewer copies.
     starved: bool,
-    /// Reads by writers that have failed: so many writes are left to the worker. They come again,
-    /// and would read again.
+    /// The last read by a writer that could be done at once was: a device that is memory has done
+    /// it before the write comes again, and nobody has to wait.
+    at_once: bool,
+    /// Counts the reads by writers.
+    behind: u8,
+    /// Such reads that have failed before their writes came again: so many are left to the worker.
+    /// They would read again.
     failed_reads: usize,
     /// Image reads that need more than the origin.
     images: BioList,
@@ -303,6 +319,7 @@ impl Area {
                 max_copy_bytes,
                 saved,
                 state <- new_spinlock_irq!(State {
+                    claims: ExtentMap::new(),
                     map: ExtentMap::new(),
                     taken: BioList::new(),
                     ready: BioList::new(),
@@ -318,6 +335,8 @@ impl Area {
                     peak_parked: 0,
                     storing: false,
                     starved: false,
+                    at_once: true,
+                    behind: 0,
                     failed_reads: 0,
                     images: BioList::new(),
                     active: 0,
@@ -394,8 +413,8 @@ impl Area {
     }
 
     /// Decides on a write that may not pass right away: claims what it overwrites, and lets it wait
-    /// for the copy when it comes again. What cannot be had without sleeping is left to the worker.
-    /// Does not sleep.
+    /// for the copy, or come again where the origin has read at once what the last one needed. What
+    /// cannot be had without sleeping is left to the worker. Does not sleep.
     pub(crate) fn intercept<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
@@ -420,15 +439,21 @@ impl Area {
                 break;
             }
             let fits =
-                |copy: &mut Copy<'_>| copy.run.contains(run) && !state.map.overlaps(copy.run);
+                |copy: &mut Copy<'_>| copy.run.contains(run) && this.is_free(&state, copy.run);
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
-                state.claim(copy.extent, copy.bytes);
+                state.claim(copy.claim, copy.run, copy.bytes);
                 state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
-                drop(state);
+                // It begins after this.
                 bio.read_behind(copy.read, OriginRead::Behind(this.into(), start));
-                // A device that is memory has done that then, and nobody has to wait.
-                return bio.again();
+                state.behind = state.behind.wrapping_add(1);
+                if state.at_once || state.behind % AT_ONCE_TRIES == 0 {
+                    return bio.again();
+                }
+                let (bio, verdict) = bio.take();
+                state.park();
+                state.wait_for(copy.run, bio);
+                return verdict;
             }
             let grown = this.grown(&state, run);
             drop(state);
@@ -505,20 +530,33 @@ impl Area {
         if self.error() != 0 {
             return Look::Passes;
         }
-        let Some(first) = self.saved.first_unsaved(chunks) else {
-            return Look::Passes;
-        };
-        let rest = ChunkRange {
-            start: first,
-            ..chunks
-        };
-        match state.map.lookup(rest) {
-            // What is claimed and not saved is being read.
-            Piece::Extent(found, _) => Look::Waits(found),
-            Piece::Hole(end) => Look::Claims(ChunkRange {
-                start: first,
-                end: end.min(first + self.geometry.max_run()),
-            }),
+        match self.unsaved(state, chunks) {
+            None => Look::Passes,
+            Some((_, Piece::Extent(found, _))) => Look::Waits(found),
+            Some((start, Piece::Hole(end))) => Look::Claims(ChunkRange { start, end }),
+        }
+    }
+
+    /// The first of `chunks` that is not saved. It is in a claim, or free, with those after it that
+    /// are free too, as far as one bio can read.
+    fn unsaved<'a>(&self, state: &'a State, chunks: ChunkRange) -> Option<(u64, Piece<'a, Claim>)> {
+        let start = self.saved.first_unsaved(chunks)?;
+        let end = chunks.end.min(start + self.geometry.max_run());
+        let mut piece = state.claims.lookup(ChunkRange { start, end });
+        if let Piece::Hole(end) = &mut piece {
+            *end = self
+                .saved
+                .first_saved(ChunkRange { start, end: *end })
+                .unwrap_or(*end);
+        }
+        Some((start, piece))
+    }
+
+    /// Whether `chunks`, which one bio can read, are neither saved nor claimed.
+    fn is_free(&self, state: &State, chunks: ChunkRange) -> bool {
+        match self.unsaved(state, chunks) {
+            Some((start, Piece::Hole(end))) => ChunkRange { start, end } == chunks,
+            _ => false,
         }
     }
 
@@ -530,7 +568,7 @@ impl Area {
         let Some(region) = self.geometry.region_of(run) else {
             return run;
         };
-        let enough = (region.len() / 8 / (state.parked as u64 + 1)).max(REGION_TOUCHES);
+        let enough = (region.len() / 2 / (state.parked as u64 + 1)).max(REGION_TOUCHES);
         if self.saved.count(region) < enough {
             return run;
         }
@@ -541,10 +579,13 @@ impl Area {
             end: (start + unit).clamp(run.end, region.end),
         };
         let hole = loop {
-            match state.map.lookup(rest) {
-                Piece::Hole(end) if end > run.start => break ChunkRange { end, ..rest },
-                Piece::Hole(end) => rest.start = end,
-                Piece::Extent(found, _) => rest.start = found.end,
+            match self.unsaved(state, rest) {
+                None => return run,
+                Some((start, Piece::Hole(end))) if end > run.start => {
+                    break ChunkRange { start, end };
+                }
+                Some((_, Piece::Hole(end))) => rest.start = end,
+                Some((_, Piece::Extent(found, _))) => rest.start = found.end,
             }
         };
         let bytes = state.copy_bytes + self.geometry.bytes_of(hole);
@@ -589,8 +630,8 @@ impl Area {
             let run = copy.run;
             let mut state = this.state.lock();
             // A writer may have been faster.
-            if !state.map.overlaps(run) {
-                state.claim(copy.extent, copy.bytes);
+            if this.is_free(&state, run) {
+                state.claim(copy.claim, run, copy.bytes);
                 drop(state);
                 copy.read.submit(OriginRead::Copy(this.clone(), run.start));
                 rest.start = run.end;
@@ -638,23 +679,22 @@ impl Area {
             .is_none_or(|range| self.may_pass(range))
     }
 
-    /// The old data of the extent at `start` was read, or not. Does not sleep.
-    fn copied(this: Arc<Self>, start: u64, pages: UniqueArc<Pages>, result: Result) {
-        // Ahead of the release of the writes, so that no image read misses it.
-        if let Err(e) = result {
-            this.fail_io(e);
-        }
+    /// The old data of the claim at `start` was read, for a writer or by a worker, or the area has
+    /// failed. Does not sleep.
+    fn copied(this: Arc<Self>, start: u64, pages: UniqueArc<Pages>, for_writer: bool) {
         let mut state = this.state.lock();
-        if let Some((chunks, place)) = state.map.get_mut(start) {
-            let old = core::mem::replace(place, Old::Memory(pages.into()));
+        if let Some((chunks, mut claim)) = state.claims.remove(start) {
+            if for_writer {
+                state.at_once = claim.waiting.is_empty();
+            }
+            let old = Old::Memory(pages.into());
+            state.map.insert(claim.extent, chunks, old);
             this.saved.set(chunks);
-            if let Old::Reading(mut waiting) = old {
-                while let Some(bio) = waiting.pop() {
-                    if this.is_saved(&bio) {
-                        state.ready.push(bio);
-                    } else {
-                        state.taken.push(bio);
-                    }
+            while let Some(bio) = claim.waiting.pop() {
+                if this.is_saved(&bio) {
+                    state.ready.push(bio);
+                } else {
+                    state.taken.push(bio);
                 }
             }
             state.read_bytes += this.geometry.bytes_of(chunks);
@@ -686,12 +726,11 @@ impl Area {
     fn not_copied(this: Arc<Self>, start: u64) {
         let mut guard = this.state.lock();
         let state = &mut *guard;
-        state.failed_reads += 1;
-        if let Some((chunks, Old::Reading(waiting))) = state.map.get_mut(start) {
-            state.taken.append(waiting);
+        if let Some((chunks, mut claim)) = state.claims.remove(start) {
+            state.failed_reads += usize::from(claim.waiting.is_empty());
+            state.taken.append(&mut claim.waiting);
             state.copies -= 1;
             state.copy_bytes -= this.geometry.bytes_of(chunks);
-            state.map.remove(start);
         }
         this.done(state, 1);
         drop(guard);
@@ -798,7 +837,7 @@ impl Area {
                 return;
             };
             let old = state.map.remove(start);
-            if let Some(Old::Memory(pages)) = &old {
+            if let Some((_, Old::Memory(pages))) = &old {
                 state.copies -= 1;
                 state.copy_bytes -= pages.len();
                 state.read_bytes -= pages.len();
@@ -819,7 +858,7 @@ impl Area {
             len: bio.sectors(),
         });
         this.reading.fetch_add(1, Relaxed);
-        if !this.saved.intersects(chunks) {
+        if this.saved.first_saved(chunks).is_none() {
             let read = ImageRead::Origin(this.into(), chunks);
             let sector = bio.sector();
             return this
@@ -830,7 +869,6 @@ impl Area {
             let state = this.state.lock();
             match state.map.lookup(chunks) {
                 Piece::Extent(found, old) if found.end >= chunks.end => match old {
-                    Old::Reading(_) => None,
                     Old::Memory(pages) => Some((found, Found::Memory(pages.clone()))),
                     Old::Stored { at, .. } => Some((found, Found::Stored(*at))),
                 },
@@ -890,7 +928,7 @@ impl Area {
         // get what it wrote, they are seen here. In an area that has failed they are not set any
         // more, but there the error is seen.
         smp_mb(Read);
-        self.error() == 0 && self.saved.intersects(chunks)
+        self.error() == 0 && self.saved.first_saved(chunks).is_some()
     }
 
     /// An image read from the origin is done. Does not sleep.
@@ -933,13 +971,6 @@ impl Area {
                 let state = this.state.lock();
                 match state.map.lookup(rest) {
                     Piece::Hole(end) => (ChunkRange { end, ..rest }, Found::Origin),
-                    Piece::Extent(found, Old::Reading(_)) => (
-                        ChunkRange {
-                            start: rest.start,
-                            end: found.end.min(rest.end),
-                        },
-                        Found::Origin,
-                    ),
                     Piece::Extent(found, Old::Memory(pages)) => {
                         (found, Found::Memory(pages.clone()))
                     }
@@ -1038,9 +1069,11 @@ impl Area {
 }
 
 impl State {
-    /// Claims the chunks of an extent that is being read. They were not claimed.
-    fn claim(&mut self, extent: NewExtent<Old>, bytes: usize) {
-        self.map.insert(extent);
+    /// Claims chunks that are going to be read. They are free.
+    fn claim(&mut self, claim: NewClaim, chunks: ChunkRange, bytes: usize) {
+        let NewClaim { claim, extent } = claim;
+        let waiting = BioList::new();
+        self.claims.insert(claim, chunks, Claim { waiting, extent });
         self.copies += 1;
         self.copy_bytes += bytes;
         self.peak_copy_bytes = self.peak_copy_bytes.max(self.copy_bytes);
@@ -1056,10 +1089,10 @@ impl State {
 
     /// Lets a write wait for an extent that is being read.
     fn wait_for(&mut self, found: ChunkRange, bio: OwnedBio) {
-        match self.map.get_mut(found.start) {
-            Some((_, Old::Reading(waiting))) => waiting.push(bio),
+        match self.claims.get_mut(found.start) {
+            Some((_, claim)) => claim.waiting.push(bio),
             // Saved in the meantime, which the lock does not allow.
-            _ => self.taken.push(bio),
+            None => self.taken.push(bio),
         }
     }
 
@@ -1087,11 +1120,17 @@ enum Look {
     Claims(ChunkRange),
 }
 
+/// Memory for a claim, and for the extent that it becomes.
+struct NewClaim {
+    claim: NewExtent<Claim>,
+    extent: NewExtent<Old>,
+}
+
 /// All that is needed to claim chunks and read them, allocated ahead.
 struct Copy<'a> {
     run: ChunkRange,
     bytes: usize,
-    extent: NewExtent<Old>,
+    claim: NewClaim,
     read: BioRead<'a, OriginRead>,
 }
 
@@ -1108,11 +1147,13 @@ impl<'a> Copy<'a> {
         };
         area.saved.reserve(run, flags)?;
         let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, page_flags)?, flags)?;
-        let place = Old::Reading(KBox::new(BioList::new(), flags)?);
         Ok(Self {
             run,
             bytes,
-            extent: ExtentMap::new_extent(run, place, flags)?,
+            claim: NewClaim {
+                claim: NewExtent::new(flags)?,
+                extent: NewExtent::new(flags)?,
+            },
             read: area
                 .reads
                 .prepare_read(&area.origin, sectors.start, pages, len, flags)?,
@@ -1161,8 +1202,13 @@ impl EndIo for OriginRead {
     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
         match self {
             OriginRead::Behind(area, start) if result.is_err() => Area::not_copied(area, start),
-            OriginRead::Behind(area, start) | OriginRead::Copy(area, start) => {
-                Area::copied(area, start, pages, result)
+            OriginRead::Behind(area, start) => Area::copied(area, start, pages, true),
+            OriginRead::Copy(area, start) => {
+                // Ahead of the release of the writes, so that no image read misses it.
+                if let Err(e) = result {
+                    area.fail_io(e);
+                }
+                Area::copied(area, start, pages, false)
             }
             OriginRead::Wait(waiter) => {
                 *waiter.result.lock() = Some((pages, result));

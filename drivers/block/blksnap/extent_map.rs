@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Where the old data of claimed chunks is: extents, sorted by chunk, without overlaps.
+//! What is known of runs of chunks: extents, sorted by chunk, without overlaps.
 
 use crate::chunk::ChunkRange;
 use kernel::{
+    alloc::Flags,
     prelude::*,
     rbtree::{
         RBTree,
-        RBTreeNode, //
+        RBTreeNode,
+        RBTreeNodeReservation, //
     }, //
 };
 
@@ -23,42 +25,43 @@ pub(crate) struct Extent<P> {
     place: P,
 }
 
-/// A new extent, allocated before the map is locked.
-pub(crate) type NewExtent<P> = RBTreeNode<u64, Extent<P>>;
+/// Memory for an extent, allocated before the map is locked.
+pub(crate) struct NewExtent<P>(RBTreeNodeReservation<u64, Extent<P>>);
+
+impl<P> NewExtent<P> {
+    pub(crate) fn new(flags: Flags) -> Result<Self> {
+        Ok(Self(RBTreeNodeReservation::new(flags)?))
+    }
+
+    fn fill(self, chunks: ChunkRange, place: P) -> RBTreeNode<u64, Extent<P>> {
+        let extent = Extent {
+            len: chunks.len(),
+            place,
+        };
+        self.0.into_node(chunks.start, extent)
+    }
+}
 
 /// What [`ExtentMap::lookup`] finds.
 pub(crate) enum Piece<'a, P> {
-    /// Chunks that are not claimed, up to this one.
+    /// Chunks that are in no extent, up to this one.
     Hole(u64),
     /// An extent: its chunks, and their place.
     Extent(ChunkRange, &'a P),
 }
 
-/// The claimed chunks of a device.
+/// Extents of a device.
 pub(crate) struct ExtentMap<P> {
     tree: RBTree<u64, Extent<P>>,
     count: usize,
 }
 
-impl<P: Place> ExtentMap<P> {
+impl<P> ExtentMap<P> {
     pub(crate) fn new() -> Self {
         Self {
             tree: RBTree::new(),
             count: 0,
         }
-    }
-
-    /// Allocates an extent for [`Self::insert`].
-    pub(crate) fn new_extent(
-        chunks: ChunkRange,
-        place: P,
-        flags: kernel::alloc::Flags,
-    ) -> Result<NewExtent<P>> {
-        let extent = Extent {
-            len: chunks.len(),
-            place,
-        };
-        Ok(RBTreeNode::new(chunks.start, extent, flags)?)
     }
 
     /// The first extent that ends after `chunk`.
@@ -85,14 +88,14 @@ impl<P: Place> ExtentMap<P> {
         }
     }
 
-    /// Whether one of `chunks` is claimed.
+    /// Whether one of `chunks` is in an extent.
     pub(crate) fn overlaps(&self, chunks: ChunkRange) -> bool {
         !matches!(self.lookup(chunks), Piece::Hole(end) if end == chunks.end)
     }
 
-    /// Adds an extent, whose chunks are not claimed yet.
-    pub(crate) fn insert(&mut self, extent: NewExtent<P>) {
-        self.tree.insert(extent);
+    /// Adds an extent, whose chunks are in no other.
+    pub(crate) fn insert(&mut self, extent: NewExtent<P>, chunks: ChunkRange, place: P) {
+        self.tree.insert(extent.fill(chunks, place));
         self.count += 1;
     }
 
@@ -112,12 +115,18 @@ impl<P: Place> ExtentMap<P> {
     }
 
     /// Removes the extent that starts at `start`.
-    pub(crate) fn remove(&mut self, start: u64) -> Option<P> {
+    pub(crate) fn remove(&mut self, start: u64) -> Option<(ChunkRange, P)> {
         let extent = self.tree.remove(&start)?;
         self.count -= 1;
-        Some(extent.place)
+        let chunks = ChunkRange {
+            start,
+            end: start + extent.len,
+        };
+        Some((chunks, extent.place))
     }
+}
 
+impl<P: Place> ExtentMap<P> {
     /// Makes one of the extent that starts at `start` and its neighbours, where their places allow.
     pub(crate) fn merge(&mut self, start: u64) {
         let Some(mut cursor) = self.tree.cursor_lower_bound_mut(&start) else {
@@ -180,11 +189,7 @@ mod tests {
     }
 
     fn add(map: &mut ExtentMap<At>, start: u64, end: u64, at: u64) -> Result {
-        map.insert(ExtentMap::new_extent(
-            chunks(start, end),
-            At(at),
-            GFP_KERNEL,
-        )?);
+        map.insert(NewExtent::new(GFP_KERNEL)?, chunks(start, end), At(at));
         map.merge(start);
         Ok(())
     }

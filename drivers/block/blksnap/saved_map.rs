@@ -108,24 +108,26 @@ impl SavedMap {
         count
     }
 
-    /// Whether one of `chunks` is saved.
+    /// The first of `chunks` whose bit is set in a word of them as `f` sees it.
     #[inline]
-    pub(crate) fn intersects(&self, chunks: ChunkRange) -> bool {
+    fn first(&self, chunks: ChunkRange, f: impl Fn(u64) -> u64) -> Option<u64> {
         Self::words(chunks, |index, mask| {
             let saved = self.word(index).map_or(0, |word| word.load(Acquire));
-            (saved & mask != 0).then_some(())
+            let found = mask & f(saved);
+            (found != 0).then(|| index * WORD_BITS + u64::from(found.trailing_zeros()))
         })
-        .is_some()
+    }
+
+    /// The first of `chunks` that is saved.
+    #[inline]
+    pub(crate) fn first_saved(&self, chunks: ChunkRange) -> Option<u64> {
+        self.first(chunks, |saved| saved)
     }
 
     /// The first of `chunks` that is not saved.
     #[inline]
     pub(crate) fn first_unsaved(&self, chunks: ChunkRange) -> Option<u64> {
-        Self::words(chunks, |index, mask| {
-            let saved = self.word(index).map_or(0, |word| word.load(Acquire));
-            let unsaved = mask & !saved;
-            (unsaved != 0).then(|| index * WORD_BITS + u64::from(unsaved.trailing_zeros()))
-        })
+        self.first(chunks, |saved| !saved)
     }
 }
 
@@ -147,9 +149,12 @@ mod tests {
         assert_eq!(map.first_unsaved(chunks(2, 200)), Some(2));
         assert_eq!(map.first_unsaved(chunks(64, 201)), Some(200));
         assert_eq!(map.first_unsaved(chunks(5, 5)), None);
-        assert!(!map.intersects(chunks(0, 3)) && !map.intersects(chunks(200, 1000)));
-        assert!(map.intersects(chunks(0, 4)) && map.intersects(chunks(199, 1000)));
-        assert!(!map.intersects(chunks(5, 5)));
+        assert_eq!(map.first_saved(chunks(0, 3)), None);
+        assert_eq!(map.first_saved(chunks(200, 1000)), None);
+        assert_eq!(map.first_saved(chunks(0, 4)), Some(3));
+        assert_eq!(map.first_saved(chunks(64, 1000)), Some(64));
+        assert_eq!(map.first_saved(chunks(199, 1000)), Some(199));
+        assert_eq!(map.first_saved(chunks(5, 5)), None);
         assert_eq!(map.count(chunks(0, 1000)), 197);
         assert_eq!(map.count(chunks(60, 130)), 70);
         assert_eq!(map.count(chunks(199, 201)), 1);

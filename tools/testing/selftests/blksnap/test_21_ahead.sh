@@ -66,17 +66,17 @@ hot()
 	local dev
 
 	begin 64
-	# An eighth of its chunks, and one more in the third quarter of it
-	put direct $((3 * MIB)) $((32 * CHUNK)) "$dev"
+	# Half of its chunks, and one more in the third quarter of it
+	put direct $((3 * MIB)) $((128 * CHUNK)) "$dev"
 	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
-	eventually stored_is $((96 * CHUNK))
+	eventually stored_is $((192 * CHUNK))
 	equal $((63 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
 	# Two chunks near the end of the last quarter
 	put direct $((3 * MIB + 253 * CHUNK)) $((2 * CHUNK)) "$dev"
-	eventually stored_is $((160 * CHUNK))
+	eventually stored_is $MIB
 	equal $((125 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
 	put direct $((3 * MIB)) $MIB "$dev"
-	eventually stored_is $MIB
+	equal $MIB "$(stored)" "bytes that were stored"
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
@@ -87,26 +87,27 @@ holes()
 
 	begin 64
 	touch_chunks 3 32 2
+	put direct $((3 * MIB + 128 * CHUNK)) $((96 * CHUNK)) "$dev"
 	put direct $((3 * MIB + CHUNK)) 4096 "$dev"
-	eventually stored_is $((33 * CHUNK))
+	eventually stored_is $((129 * CHUNK))
 	equal 0 "$(ahead)" "bytes that were copied ahead"
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
-# Half of the storage is for what must be copied: that is enough for five regions, with 96 chunks
+# Half of the storage is for what must be copied: that is enough for two regions, with 192 chunks
 # of each.
 scarce()
 {
 	local dev region sum=0
 
 	begin 4
-	for region in 0 1 2 3 4 5 6; do
-		put direct $((region * MIB)) $((32 * CHUNK)) "$dev"
+	for region in 0 1 2 3 4; do
+		put direct $((region * MIB)) $((128 * CHUNK)) "$dev"
 		put direct $((region * MIB + 160 * CHUNK)) 4096 "$dev"
-		sum=$((sum + (region < 5 ? 96 : 33)))
+		sum=$((sum + (region < 2 ? 192 : 129)))
 		eventually stored_is $((sum * CHUNK))
 	done
-	equal $((5 * 63 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
+	equal $((2 * 63 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
 	same "$(image_of "$dev")" "$scratch/old"
 }
@@ -128,12 +129,12 @@ unreadable()
 
 	begin 64 "$@"
 	bad_sectors + 1056 1063
-	put direct $((3 * MIB)) $((32 * CHUNK)) "$dev"
+	put direct $((3 * MIB)) $((128 * CHUNK)) "$dev"
 	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
-	eventually stored_is $((33 * CHUNK))
+	eventually stored_is $((129 * CHUNK))
 	# What follows can be read.
 	put direct $((3 * MIB + 161 * CHUNK)) 4096 "$dev"
-	eventually stored_is $((64 * CHUNK))
+	eventually stored_is $((160 * CHUNK))
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
 	bad_sectors - 1056 1063
 	same "$(image_of "$dev")" "$scratch/old"
