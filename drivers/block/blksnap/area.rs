@@ -444,16 +444,15 @@ impl Area {
                 let start = copy.run.start;
                 state.claim(copy.claim, copy.run, copy.bytes);
                 state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
-                // It begins after this.
-                bio.read_behind(copy.read, OriginRead::Behind(this.into(), start));
                 state.behind = state.behind.wrapping_add(1);
-                if state.at_once || state.behind % AT_ONCE_TRIES == 0 {
+                let at_once = state.at_once || state.behind % AT_ONCE_TRIES == 0;
+                drop(state);
+                bio.read_behind(copy.read, OriginRead::Behind(this.into(), start));
+                if at_once {
                     return bio.again();
                 }
-                let (bio, verdict) = bio.take();
-                state.park();
-                state.wait_for(copy.run, bio);
-                return verdict;
+                // Now it waits for that, unless the read has failed.
+                continue;
             }
             let grown = this.grown(&state, run);
             drop(state);
