@@ -259,7 +259,7 @@ mod tests {
         }
         assert_eq!(count(&map), 1);
         assert_eq!(find(&map, 999), Some((0, 1000, 7)));
-        assert_eq!(map.remove(0), Some(At(7)));
+        assert_eq!(map.remove(0), Some((chunks(0, 1000), At(7))));
         assert_eq!(count(&map), 0);
         Ok(())
     }
