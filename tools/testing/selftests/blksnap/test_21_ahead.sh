@@ -122,13 +122,26 @@ bad_sectors()
 	echo "$1$((3 * 2048 + $2))-$((3 * 2048 + $3))" >"$attribute"
 }
 
-# Those of a chunk that nobody writes
+# refused +|- FIRST LAST: the same, but reads of them end before they reach the disk
+refused()
+{
+	local rules
+
+	rules=/sys/kernel/debug/block/$(basename "$dev")/error_injection
+	[ -w "$rules" ] || skip "no error injection in this kernel"
+	case $1 in
+	+) echo "add,op=READ,start=$((3 * 2048 + $2)),nr_sectors=$(($3 - $2 + 1)),status=IOERR" ;;
+	-) echo removeall ;;
+	esac >"$rules"
+}
+
+# unreadable bad_sectors|refused [ATTRIBUTE=VALUE]...: those of a chunk that nobody writes
 unreadable()
 {
 	local dev
 
-	begin 64 "$@"
-	bad_sectors + 1056 1063
+	begin 64 "${@:2}"
+	"$1" + 1056 1063
 	put direct $((3 * MIB)) $((128 * CHUNK)) "$dev"
 	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
 	eventually stored_is $((129 * CHUNK))
@@ -136,14 +149,20 @@ unreadable()
 	put direct $((3 * MIB + 161 * CHUNK)) 4096 "$dev"
 	eventually stored_is $((160 * CHUNK))
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
-	bad_sectors - 1056 1063
+	"$1" - 1056 1063
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
 # The writer's own task is told of the error, and must not try again and again.
 unreadable_at_once()
 {
-	unreadable irqmode=0
+	unreadable bad_sectors irqmode=0
+}
+
+# The same, while it waits for the read
+unreadable_at_submission()
+{
+	unreadable refused irqmode=2 completion_nsec=1000000
 }
 
 # Those of the chunk that is written, next to what is written
@@ -163,6 +182,7 @@ run_cases \
 	"a region that is written again and again" hot \
 	"chunks between claimed ones" holes \
 	"a storage that is nearly full" scarce \
-	"a chunk that cannot be read" unreadable \
+	"a chunk that cannot be read" "unreadable bad_sectors" \
 	"a chunk that cannot be read, which is known at once" unreadable_at_once \
+	"a chunk that cannot be read, which is known before" unreadable_at_submission \
 	"a chunk that is written and cannot be read" broken_at_once
