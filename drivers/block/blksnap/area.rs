@@ -121,11 +121,11 @@ const GATHER_MSECS: u32 = 10;
 /// So many chunks of a region must be saved, at least, before more than what is written is copied.
 const REGION_TOUCHES: u64 = 4;
 
-/// Where reads take time, one of so many is given the chance to be done at once.
-const AT_ONCE_TRIES: u8 = 64;
-
 /// The most that is copied then at a time, and what it is aligned to.
 const GROWN_BYTES: u64 = 256 << 10;
+
+/// Where reads take time, one of so many is given the chance to be done at once.
+const AT_ONCE_TRIES: u8 = 64;
 
 /// Chunks whose old data is on its way from the origin.
 struct Claim {
@@ -1086,7 +1086,7 @@ impl State {
         self.active += 1;
     }
 
-    /// Lets a write wait for an extent that is being read.
+    /// Lets a write wait for a claim.
     fn wait_for(&mut self, found: ChunkRange, bio: OwnedBio) {
         match self.claims.get_mut(found.start) {
             Some((_, claim)) => claim.waiting.push(bio),
@@ -1113,7 +1113,7 @@ impl State {
 enum Look {
     /// Nothing.
     Passes,
-    /// It waits for this extent, which is being read.
+    /// It waits for this claim.
     Waits(ChunkRange),
     /// These chunks have to be claimed, first of all.
     Claims(ChunkRange),
@@ -1187,7 +1187,7 @@ impl Waiter {
 
 /// A read from the origin into memory of ours.
 enum OriginRead {
-    /// Of the extent that starts at this chunk, by the task that writes.
+    /// Of the claim that starts at this chunk, by the task that writes.
     Behind(Arc<Area>, u64),
     /// The same, by a worker.
     Copy(Arc<Area>, u64),

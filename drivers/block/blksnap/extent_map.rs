@@ -88,11 +88,6 @@ impl<P> ExtentMap<P> {
         }
     }
 
-    /// Whether one of `chunks` is in an extent.
-    pub(crate) fn overlaps(&self, chunks: ChunkRange) -> bool {
-        !matches!(self.lookup(chunks), Piece::Hole(end) if end == chunks.end)
-    }
-
     /// Adds an extent, whose chunks are in no other.
     pub(crate) fn insert(&mut self, extent: NewExtent<P>, chunks: ChunkRange, place: P) {
         self.tree.insert(extent.fill(chunks, place));
@@ -194,6 +189,11 @@ mod tests {
         Ok(())
     }
 
+    /// Whether one of `chunks` is in an extent.
+    fn overlaps(map: &ExtentMap<At>, chunks: ChunkRange) -> bool {
+        !matches!(map.lookup(chunks), Piece::Hole(end) if end == chunks.end)
+    }
+
     fn find(map: &ExtentMap<At>, chunk: u64) -> Option<(u64, u64, u64)> {
         match map.lookup(chunks(chunk, chunk + 1)) {
             Piece::Extent(found, at) => Some((found.start, found.end, at.0)),
@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn lookup() -> Result {
         let mut map = ExtentMap::new();
-        assert!(!map.overlaps(chunks(0, u64::MAX)));
+        assert!(!overlaps(&map, chunks(0, u64::MAX)));
         add(&mut map, 10, 20, 100)?;
         add(&mut map, 30, 31, 500)?;
         assert_eq!(find(&map, 9), None);
@@ -222,11 +222,11 @@ mod tests {
         assert!(matches!(map.lookup(chunks(0, 5)), Piece::Hole(5)));
         assert!(matches!(map.lookup(chunks(20, 50)), Piece::Hole(30)));
         assert!(matches!(map.lookup(chunks(31, 50)), Piece::Hole(50)));
-        assert!(map.overlaps(chunks(0, 11)));
-        assert!(!map.overlaps(chunks(0, 10)));
-        assert!(map.overlaps(chunks(19, 30)));
-        assert!(!map.overlaps(chunks(20, 30)));
-        assert!(map.overlaps(chunks(0, 40)));
+        assert!(overlaps(&map, chunks(0, 11)));
+        assert!(!overlaps(&map, chunks(0, 10)));
+        assert!(overlaps(&map, chunks(19, 30)));
+        assert!(!overlaps(&map, chunks(20, 30)));
+        assert!(overlaps(&map, chunks(0, 40)));
         Ok(())
     }
 
