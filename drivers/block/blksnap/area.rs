@@ -426,33 +426,29 @@ impl Area {
             let mut state = this.state.lock();
             let run = match this.look_at(&state, chunks) {
                 Look::Passes => return bio.pass(),
-                Look::Waits(found) => {
-                    let (bio, verdict) = bio.take();
-                    state.park();
-                    state.wait_for(found, bio);
-                    return verdict;
-                }
+                Look::Waits(found) => return state.park_behind(found.start, bio),
                 Look::Claims(run) => run,
             };
             // A large one keeps the worker busy, not the writer.
             if chunks.end > run.end || state.is_full(&this, run) || state.must_not_read() {
                 break;
             }
-            let fits =
-                |copy: &mut Copy<'_>| copy.run.contains(run) && this.is_free(&state, copy.run);
+            let fits = |copy: &mut Copy<'_>| {
+                copy.run == run || copy.run.contains(run) && this.is_free(&state, copy.run)
+            };
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
                 state.claim(copy.claim, copy.run, copy.bytes);
                 state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
                 state.behind = state.behind.wrapping_add(1);
-                let at_once = state.at_once || state.behind % AT_ONCE_TRIES == 0;
+                let verdict = if state.at_once || state.behind % AT_ONCE_TRIES == 0 {
+                    bio.again()
+                } else {
+                    state.park_behind(start, bio)
+                };
                 drop(state);
-                bio.read_behind(copy.read, OriginRead::Behind(this.into(), start));
-                if at_once {
-                    return bio.again();
-                }
-                // Now it waits for that, unless the read has failed.
-                continue;
+                verdict.read_behind(copy.read, OriginRead::Behind(this.into(), start));
+                return verdict;
             }
             let grown = this.grown(&state, run);
             drop(state);
@@ -511,17 +507,24 @@ impl Area {
             if bios.is_empty() {
                 return;
             }
+            let mut count = 0;
             while let Some(bio) = bios.pop() {
-                self.release(bio);
+                bio.resubmit();
+                count += 1;
             }
+            self.released(count);
         }
     }
 
     fn release(&self, bio: OwnedBio) {
         bio.resubmit();
+        self.released(1);
+    }
+
+    fn released(&self, count: usize) {
         let mut state = self.state.lock();
-        state.parked -= 1;
-        self.done(&mut state, 1);
+        state.parked -= count;
+        self.done(&mut state, count);
     }
 
     /// What is to be done about a write to `chunks`.
@@ -531,14 +534,14 @@ impl Area {
         }
         match self.unsaved(state, chunks) {
             None => Look::Passes,
-            Some((_, Piece::Extent(found, _))) => Look::Waits(found),
+            Some((_, Piece::Extent(found))) => Look::Waits(found),
             Some((start, Piece::Hole(end))) => Look::Claims(ChunkRange { start, end }),
         }
     }
 
     /// The first of `chunks` that is not saved. It is in a claim, or free, with those after it that
     /// are free too, as far as one bio can read.
-    fn unsaved<'a>(&self, state: &'a State, chunks: ChunkRange) -> Option<(u64, Piece<'a, Claim>)> {
+    fn unsaved(&self, state: &State, chunks: ChunkRange) -> Option<(u64, Piece)> {
         let start = self.saved.first_unsaved(chunks)?;
         let end = chunks.end.min(start + self.geometry.max_run());
         let mut piece = state.claims.lookup(ChunkRange { start, end });
@@ -584,7 +587,7 @@ impl Area {
                     break ChunkRange { start, end };
                 }
                 Some((_, Piece::Hole(end))) => rest.start = end,
-                Some((_, Piece::Extent(found, _))) => rest.start = found.end,
+                Some((_, Piece::Extent(found))) => rest.start = found.end,
             }
         };
         let bytes = state.copy_bytes + self.geometry.bytes_of(hole);
@@ -645,7 +648,7 @@ impl Area {
                 Ok(())
             }
             Look::Waits(found) => {
-                state.wait_for(found, bio);
+                state.wait_for(found.start, bio);
                 Ok(())
             }
             Look::Claims(_) => Err(bio),
@@ -867,10 +870,12 @@ impl Area {
         let found = {
             let state = this.state.lock();
             match state.map.lookup(chunks) {
-                Piece::Extent(found, old) if found.end >= chunks.end => match old {
-                    Old::Memory(pages) => Some((found, Found::Memory(pages.clone()))),
-                    Old::Stored { at, .. } => Some((found, Found::Stored(*at))),
-                },
+                Piece::Extent(found) if found.end >= chunks.end => {
+                    state.map.get(found.start).map(|old| match old {
+                        Old::Memory(pages) => (found, Found::Memory(pages.clone())),
+                        Old::Stored { at, .. } => (found, Found::Stored(*at)),
+                    })
+                }
                 _ => None,
             }
         };
@@ -970,16 +975,16 @@ impl Area {
                 let state = this.state.lock();
                 match state.map.lookup(rest) {
                     Piece::Hole(end) => (ChunkRange { end, ..rest }, Found::Origin),
-                    Piece::Extent(found, Old::Memory(pages)) => {
-                        (found, Found::Memory(pages.clone()))
-                    }
-                    Piece::Extent(found, Old::Stored { at, .. }) => (
-                        ChunkRange {
-                            start: rest.start,
-                            end: found.end.min(rest.end),
-                        },
-                        Found::Stored(*at + geometry.byte_of(rest.start - found.start)),
-                    ),
+                    Piece::Extent(found) => match state.map.get(found.start).ok_or(EIO)? {
+                        Old::Memory(pages) => (found, Found::Memory(pages.clone())),
+                        Old::Stored { at, .. } => (
+                            ChunkRange {
+                                start: rest.start,
+                                end: found.end.min(rest.end),
+                            },
+                            Found::Stored(*at + geometry.byte_of(rest.start - found.start)),
+                        ),
+                    },
                 }
             };
             let first = geometry.byte_of(chunks.start);
@@ -1086,9 +1091,17 @@ impl State {
         self.active += 1;
     }
 
-    /// Lets a write wait for a claim.
-    fn wait_for(&mut self, found: ChunkRange, bio: OwnedBio) {
-        match self.claims.get_mut(found.start) {
+    /// Takes a write over until the claim that starts at `start` is saved.
+    fn park_behind<'a>(&mut self, start: u64, bio: FilteredBio<'a>) -> Verdict<'a> {
+        let (bio, verdict) = bio.take();
+        self.park();
+        self.wait_for(start, bio);
+        verdict
+    }
+
+    /// Lets a write wait for the claim that starts at `start`.
+    fn wait_for(&mut self, start: u64, bio: OwnedBio) {
+        match self.claims.get_mut(start) {
             Some((_, claim)) => claim.waiting.push(bio),
             // Saved in the meantime, which the lock does not allow.
             None => self.taken.push(bio),

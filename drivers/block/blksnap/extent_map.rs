@@ -43,11 +43,11 @@ impl<P> NewExtent<P> {
 }
 
 /// What [`ExtentMap::lookup`] finds.
-pub(crate) enum Piece<'a, P> {
+pub(crate) enum Piece {
     /// Chunks that are in no extent, up to this one.
     Hole(u64),
-    /// An extent: its chunks, and their place.
-    Extent(ChunkRange, &'a P),
+    /// The chunks of an extent.
+    Extent(ChunkRange),
 }
 
 /// Extents of a device.
@@ -65,25 +65,24 @@ impl<P> ExtentMap<P> {
     }
 
     /// The first extent that ends after `chunk`.
-    fn next(&self, chunk: u64) -> Option<(ChunkRange, &P)> {
+    fn next(&self, chunk: u64) -> Option<ChunkRange> {
         let copy = |(start, extent): (&u64, &Extent<P>)| (*start, extent.len);
         let (before, from) = match self.tree.cursor_lower_bound(&chunk) {
             Some(cursor) => (cursor.peek_prev().map(copy), Some(copy(cursor.current()))),
             None => (self.tree.cursor_back().map(|c| copy(c.current())), None),
         };
         let (start, len) = before.filter(|(start, len)| start + len > chunk).or(from)?;
-        let chunks = ChunkRange {
+        Some(ChunkRange {
             start,
             end: start + len,
-        };
-        Some((chunks, &self.tree.get(&start)?.place))
+        })
     }
 
     /// What is at the first of `chunks`: the extent, whole, or how far the hole goes.
-    pub(crate) fn lookup(&self, chunks: ChunkRange) -> Piece<'_, P> {
+    pub(crate) fn lookup(&self, chunks: ChunkRange) -> Piece {
         match self.next(chunks.start) {
-            Some((found, place)) if found.start <= chunks.start => Piece::Extent(found, place),
-            Some((found, _)) => Piece::Hole(found.start.min(chunks.end)),
+            Some(found) if found.start <= chunks.start => Piece::Extent(found),
+            Some(found) => Piece::Hole(found.start.min(chunks.end)),
             None => Piece::Hole(chunks.end),
         }
     }
@@ -100,6 +99,11 @@ impl<P> ExtentMap<P> {
     }
 
     /// The place of the extent that starts at `start`.
+    pub(crate) fn get(&self, start: u64) -> Option<&P> {
+        Some(&self.tree.get(&start)?.place)
+    }
+
+    /// The extent that starts at `start`.
     pub(crate) fn get_mut(&mut self, start: u64) -> Option<(ChunkRange, &mut P)> {
         let extent = self.tree.get_mut(&start)?;
         let chunks = ChunkRange {
@@ -196,7 +200,7 @@ mod tests {
 
     fn find(map: &ExtentMap<At>, chunk: u64) -> Option<(u64, u64, u64)> {
         match map.lookup(chunks(chunk, chunk + 1)) {
-            Piece::Extent(found, at) => Some((found.start, found.end, at.0)),
+            Piece::Extent(found) => Some((found.start, found.end, map.get(found.start)?.0)),
             Piece::Hole(_) => None,
         }
     }

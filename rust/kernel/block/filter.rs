@@ -124,36 +124,44 @@ pub struct FilteredBio<'a> {
 ///
 /// # Invariants
 ///
-/// `raw` says whether the bio was made an [`OwnedBio`], and is one of the verdicts of C.
+/// - `raw` says whether the bio was made an [`OwnedBio`], and is one of the verdicts of C.
+/// - `nowait` is the bio's `REQ_NOWAIT`.
+/// - It stays in the task that the call of [`Filter::submit_bio`] with the lifetime `'a` runs in.
 #[must_use]
 pub struct Verdict<'a> {
     raw: bindings::blk_filter_verdict,
-    _call: PhantomData<fn(&'a ()) -> &'a ()>,
+    nowait: bindings::blk_opf_t,
+    // Invariant in 'a, as the bio, and not to be sent to other tasks.
+    _call: PhantomData<*mut &'a ()>,
 }
 
 impl<'a> FilteredBio<'a> {
-    /// Lets the bio go on, to the next filter that it concerns and to the device.
-    #[inline]
-    pub fn pass(self) -> Verdict<'a> {
-        // INVARIANT: The bio is not used any more.
+    fn verdict(&self, raw: bindings::blk_filter_verdict) -> Verdict<'a> {
+        // SAFETY: By the type invariants the bio is valid.
+        let flags = unsafe { (*self.bio).bi_opf };
+        // INVARIANT: The callers do with the bio what they say. It is made in the call with that
+        // lifetime, and no type with a raw pointer is `Send`.
         Verdict {
-            raw: bindings::blk_filter_verdict_BLK_FILTER_PASS,
+            raw,
+            nowait: flags & (1 << bindings::req_flag_bits___REQ_NOWAIT),
             _call: PhantomData,
         }
     }
 
+    /// Lets the bio go on, to the next filter that it concerns and to the device.
+    #[inline]
+    pub fn pass(self) -> Verdict<'a> {
+        self.verdict(bindings::blk_filter_verdict_BLK_FILTER_PASS)
+    }
+
     /// Lets the bio come again, to all filters, in the same task and behind what was submitted by
-    /// [`Self::read_behind`]. A read that the device has served at once is done then; for another
-    /// one it is not waited.
+    /// [`Verdict::read_behind`]. A read that the device has served at once is done then; others are
+    /// not waited for.
     ///
     /// That there is an end to this is up to the filter.
     #[inline]
     pub fn again(self) -> Verdict<'a> {
-        // INVARIANT: The bio is not used any more.
-        Verdict {
-            raw: bindings::blk_filter_verdict_BLK_FILTER_AGAIN,
-            _call: PhantomData,
-        }
+        self.verdict(bindings::blk_filter_verdict_BLK_FILTER_AGAIN)
     }
 
     /// Takes the bio over, to be ended or, later, given back by [`OwnedBio::resubmit`].
@@ -162,31 +170,28 @@ impl<'a> FilteredBio<'a> {
     /// It must not be resubmitted in the hook, since that may sleep.
     #[inline]
     pub fn take(self) -> (OwnedBio, Verdict<'a>) {
+        let verdict = self.verdict(bindings::blk_filter_verdict_BLK_FILTER_TAKEN);
         // SAFETY: By the type invariants the bio is valid, and the verdict that is returned here
         // is the only one that there can be for it. It says that the block layer has given the bio
         // away.
         let bio = unsafe { OwnedBio::from_raw(self.bio) };
-        // INVARIANT: It was made one.
-        let verdict = Verdict {
-            raw: bindings::blk_filter_verdict_BLK_FILTER_TAKEN,
-            _call: PhantomData,
-        };
         (bio, verdict)
     }
+}
 
-    /// Submits a read of the filter's own, which goes to its device right behind this bio, in the
-    /// same task. It is not throttled. Does not sleep.
+impl Verdict<'_> {
+    /// Submits a read of the filter's own, from the filter's device. It goes there right behind the
+    /// bio that the verdict is on, or ahead of it if that comes again, in the same task. It is not
+    /// throttled. Does not sleep.
     ///
-    /// Where the submitter of this bio does not want to wait it does not for the read either: if
+    /// Where the submitter of the bio does not want to wait it does not for the read either: if
     /// that had to wait, for a request for example, [`EndIo::end_io`] gets [`EAGAIN`].
     pub fn read_behind<T: EndIo<Held = UniqueArc<Pages>>>(&self, read: BioRead<'_, T>, data: T) {
-        let nowait = 1 << bindings::req_flag_bits___REQ_NOWAIT;
         let read = read.into_bio(data);
-        // SAFETY: Both bios are valid, and the read is ours as long as it is not submitted. A
-        // device that was given the one bio with the flag can be given the other.
-        unsafe { (*read).bi_opf |= (*self.bio).bi_opf & nowait };
-        // SAFETY: The bio is complete, and its end frees it. That there is `self` shows that the
-        // filter's `submit_bio` is running.
+        // SAFETY: The read is ours as long as it is not submitted.
+        unsafe { (*read).bi_opf |= self.nowait };
+        // SAFETY: The bio is complete, and its end frees it. By the type invariants the filter's
+        // `submit_bio` is running in this task.
         unsafe { bindings::blk_filter_submit_read(read) };
     }
 }
@@ -263,7 +268,7 @@ pub trait Filter: Send + Sync + Sized + 'static {
     /// A bio that touches the sectors of `range`, which count from the start of the filter's
     /// device and are cut to it. The bio itself may be for the whole disk or for another partition.
     ///
-    /// Process context, but must not sleep, nor submit I/O but by [`FilteredBio::read_behind`]: the
+    /// Process context, but must not sleep, nor submit I/O but by [`Verdict::read_behind`]: the
     /// caller holds the RCU read lock and the queue's usage counter. A bio may come again, whole or
     /// in pieces: when it was resubmitted or [was to](FilteredBio::again), and what remains of it
     /// when it was split to the limits of the device.
