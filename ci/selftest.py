@@ -75,8 +75,10 @@ class KernelLog(unittest.TestCase):
     def test_data_races_of_ours_only(self):
         ruler = "[ 1.0] " + 66 * "="
         race = [ruler, "[ 1.0] BUG: KCSAN: data-race in a / b", "[ 1.0] write to 0x0 by task 1:"]
-        others, ours = [*race, "[ 1.0]  vfs_write+0x1/0x2", ruler], [*race, "[ 1.0]  blk_filter_attach+0x1/0x2", ruler]
+        end = ["[ 1.0] CPU: 1 PID: 0 Comm: swapper/1 Not tainted 7.3.4-blksnap #2", ruler]
+        others, ours = [*race, "[ 1.0]  vfs_write+0x1/0x2", *end], [*race, "[ 1.0]  blk_filter_attach+0x1/0x2", *end]
         self.assertEqual(kernel_log.splats(others), [])
+        self.assertEqual(len(kernel_log.splats([*race, "[ 1.0]  _RNvXs_4area+0x4/0x9 [blksnap]", *end])), 1)
         self.assertEqual(len(kernel_log.splats(others + ours)), 1)
         self.assertEqual(len(kernel_log.splats(ours + others)), 1)
 
