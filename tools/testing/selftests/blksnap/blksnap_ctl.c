@@ -1191,11 +1191,13 @@ static void do_churn(void)
 	__u64 first = number(argv[2]) / unit, count = number(argv[3]) / unit;
 	__u64 max = number(argv[4]) / unit, done = 0;
 	__u64 *buffer = io_buffer(max * unit);
-	int fd, copy, progress = argc > 7 ? progress_file(argv[7]) : -1;
+	int fd, copy, progress;
 
 	if (!max || max > count)
 		die("not so many bytes");
+	/* First: who sees the file may send the signal. */
 	signal(SIGTERM, on_stop);
+	progress = argc > 7 ? progress_file(argv[7]) : -1;
 	fd = open(argv[5], O_WRONLY | way_of(argv[1]).flags);
 	copy = open(argv[6], O_WRONLY);
 	if (fd < 0 || copy < 0)
@@ -1223,9 +1225,11 @@ static void do_hog(void)
 	const size_t words = 4096 / sizeof(__u64);
 	size_t pages = number(argv[1]) << 8;
 	__u64 *memory = guarded(pages * words * sizeof(__u64));
-	int fd = progress_file(argv[2]);
+	int fd;
 
+	/* First: who sees the file may send the signal. */
 	signal(SIGTERM, on_stop);
+	fd = progress_file(argv[2]);
 	for (__u64 round = 1; ; round++) {
 		bool last = stop;
 
