@@ -15,8 +15,8 @@ BAD = re.compile(
 
 # The kernel has races that it lives with: counted are those on whose way there is code of ours.
 RACE = "KCSAN: data-race"
-# A line of the call trace, that is, not the name of the kernel.
-OURS = re.compile(r"(blk_filter|blksnap|kernel::block).*\+0x|\+0x.*\[blksnap\]")
+# A line of the call trace, that is, not the name of the kernel. Names of Rust may be mangled there.
+OURS = re.compile(r"(blk_filter|blksnap|kernel(::|5)block).*\+0x|\+0x.*\[blksnap\]")
 
 
 def concerns_us(report):

@@ -433,6 +433,7 @@ impl Area {
             if chunks.end > run.end || state.is_full(&this, run) || state.must_not_read() {
                 break;
             }
+            // That `run` is free has just been found.
             let fits = |copy: &mut Copy<'_>| {
                 copy.run == run || copy.run.contains(run) && this.is_free(&state, copy.run)
             };

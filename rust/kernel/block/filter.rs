@@ -136,6 +136,7 @@ pub struct Verdict<'a> {
 }
 
 impl<'a> FilteredBio<'a> {
+    #[inline]
     fn verdict(&self, raw: bindings::blk_filter_verdict) -> Verdict<'a> {
         // SAFETY: By the type invariants the bio is valid.
         let flags = unsafe { (*self.bio).bi_opf };
