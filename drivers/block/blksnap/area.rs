@@ -113,10 +113,13 @@ use kernel::{
     }, //
 };
 
-/// So many bytes of copies are gathered into one write to the storage, which waits for them for so
-/// many milliseconds.
-const STORE_BYTES: usize = 1 << 20;
+/// A write to the storage begins when so many bytes of copies are gathered, or after so many
+/// milliseconds.
+const GATHER_BYTES: usize = 256 << 10;
 const GATHER_MSECS: u32 = 10;
+
+/// So many bytes it takes at the most, if they came while the last one was under way.
+const STORE_BYTES: usize = 1 << 20;
 
 /// So many chunks of a region must be saved, at least, before more than what is written is copied.
 const REGION_TOUCHES: u64 = 4;
@@ -706,7 +709,7 @@ impl Area {
             let _ = state.read.insert_within_capacity(at, start);
         }
         let storing = core::mem::replace(&mut state.storing, true);
-        let enough = state.read_bytes >= STORE_BYTES;
+        let enough = state.read_bytes >= GATHER_BYTES;
         let ready = !state.ready.is_empty();
         let waiting = !state.taken.is_empty();
         drop(state);
@@ -744,7 +747,7 @@ impl Area {
     fn store_all(this: &Arc<Self>) {
         loop {
             let mut state = this.state.lock();
-            if state.read_bytes < STORE_BYTES && !state.starved && this.error() == 0 {
+            if state.read_bytes < GATHER_BYTES && !state.starved && this.error() == 0 {
                 let _ = this
                     .gathered
                     .wait_interruptible_timeout(&mut state, msecs_to_jiffies(GATHER_MSECS));
