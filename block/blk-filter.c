@@ -36,142 +36,254 @@ struct blk_filter_driver {
 static LIST_HEAD(blk_filter_drivers);
 static DEFINE_MUTEX(blk_filter_drivers_lock);
 
-/*
- * Freezing the queue of a bio-based device does not wait for the bios that its
- * ->submit_bio() has taken in. So the writes that pass the filters of such a
- * device get an end_io of ours, and the disk counts them until they are done.
- */
-struct blk_filter_write {
-	struct gendisk *disk;
-	bio_end_io_t *end_io;
-	void *private;
-};
-
 #define BLK_FILTER_MIN_WRITES	64
 
 /* How long to wait for I/O that is on its way, in jiffies. */
 #define BLK_FILTER_TIMEOUT	(30 * HZ)
 
-static mempool_t *blk_filter_writes;
-
-static void blk_filter_retry_work(struct work_struct *work);
-
 /*
- * Bios to be submitted again: there was no memory to count them, or they were
- * held back while others were waited for. The lock is also that of
- * gendisk::filtered_gate and filtered_held.
+ * Freezing the queue of a bio-based device does not wait for the bios that its
+ * ->submit_bio() has taken in. So the writes that pass the filters of such a
+ * device get an end_io of ours, and its gate counts them until they are done.
+ *
+ * There is one for each disk, so that disks do not wait for each other, be it
+ * for memory or for a driver that blocks. It stays until the disk is released:
+ * writes and bios that are held back may outlive the filters.
  */
-static struct bio_list blk_filter_retry_list;
-static DEFINE_SPINLOCK(blk_filter_retry_lock);
-static DECLARE_WORK(blk_filter_retry, blk_filter_retry_work);
+struct blk_filter_gate {
+	atomic_t writes;
+	mempool_t pool;		/* of struct blk_filter_write */
+
+	spinlock_t lock;	/* for what follows */
+	unsigned int closed;
+	struct bio_list held;
+	/*
+	 * To be submitted again: there was no memory to count them, or they
+	 * were held back while others were waited for. Whoever puts the first
+	 * one in queues the work, which takes all.
+	 */
+	struct bio_list retry;
+	struct work_struct work;
+};
+
+struct blk_filter_write {
+	struct blk_filter_gate *gate;
+	bio_end_io_t *end_io;
+	void *private;
+};
+
 static struct workqueue_struct *blk_filter_wq;
 
-static void blk_filter_uncount(struct gendisk *disk)
+static void blk_filter_retry_work(struct work_struct *work)
 {
-	if (atomic_dec_and_test(&disk->filtered_writes))
-		wake_up_var(&disk->filtered_writes);
+	struct blk_filter_gate *gate =
+		container_of(work, struct blk_filter_gate, work);
+	struct bio_list bios;
+	struct bio *bio;
+
+	spin_lock_irq(&gate->lock);
+	bios = gate->retry;
+	bio_list_init(&gate->retry);
+	spin_unlock_irq(&gate->lock);
+
+	/* The disk and the gate may go as soon as the last bio has ended. */
+	while ((bio = bio_list_pop(&bios))) {
+		/* Wait until there is one to be had, and leave it in the pool. */
+		mempool_free(mempool_alloc(&gate->pool, GFP_NOIO), &gate->pool);
+		blk_filter_resubmit_bio(bio);
+	}
+}
+
+/* Before the disk's first filter is in the list, if not earlier. */
+static int blk_filter_make_gate(struct gendisk *disk)
+{
+	struct blk_filter_gate *gate;
+
+	if (queue_is_mq(disk->queue) || READ_ONCE(disk->filter_gate))
+		return 0;
+
+	gate = kzalloc_obj(*gate);
+	if (!gate)
+		return -ENOMEM;
+	if (mempool_init_kmalloc_pool(&gate->pool, BLK_FILTER_MIN_WRITES,
+				      sizeof(struct blk_filter_write))) {
+		kfree(gate);
+		return -ENOMEM;
+	}
+	spin_lock_init(&gate->lock);
+	INIT_WORK(&gate->work, blk_filter_retry_work);
+
+	/* Not under open_mutex in blk_filter_freeze(): another may be first. */
+	if (cmpxchg(&disk->filter_gate, NULL, gate)) {
+		mempool_exit(&gate->pool);
+		kfree(gate);
+	}
+	return 0;
+}
+
+/*
+ * The disk is released: all of its bios have ended, so nothing is in the lists
+ * and the work is not queued.
+ */
+void blk_filter_release(struct gendisk *disk)
+{
+	struct blk_filter_gate *gate = disk->filter_gate;
+
+	if (gate) {
+		mempool_exit(&gate->pool);
+		kfree(gate);
+	}
+}
+
+static void blk_filter_uncount(struct blk_filter_gate *gate)
+{
+	if (atomic_dec_and_test(&gate->writes))
+		wake_up_var(&gate->writes);
 }
 
 static void blk_filter_end_write(struct bio *bio)
 {
 	struct blk_filter_write *write = bio->bi_private;
-	struct gendisk *disk = write->disk;
+	struct blk_filter_gate *gate = write->gate;
 
 	bio->bi_end_io = write->end_io;
 	bio->bi_private = write->private;
-	mempool_free(write, blk_filter_writes);
+	mempool_free(write, &gate->pool);
 
-	/* The disk may go as soon as the bio has ended. */
-	blk_filter_uncount(disk);
+	/* The disk and the gate may go as soon as the bio has ended. */
+	blk_filter_uncount(gate);
 
 	/* Not ->bi_end_io(): a chained bio is completed in bio_endio() only. */
 	bio_endio(bio);
 }
 
-static void blk_filter_put_off(struct bio *bio)
+/*
+ * The work is queued under the lock, and only for bios that no work that is
+ * queued already takes: it would find nothing, perhaps when the gate is gone.
+ */
+static void blk_filter_retry(struct blk_filter_gate *gate,
+			     struct bio_list *bios)
 {
-	unsigned long flags;
+	lockdep_assert_held(&gate->lock);
+	if (bio_list_empty(bios))
+		return;
+	if (bio_list_empty(&gate->retry))
+		queue_work(blk_filter_wq, &gate->work);
+	bio_list_merge_init(&gate->retry, bios);
+}
 
-	spin_lock_irqsave(&blk_filter_retry_lock, flags);
-	bio_list_add(&blk_filter_retry_list, bio);
-	spin_unlock_irqrestore(&blk_filter_retry_lock, flags);
-	queue_work(blk_filter_wq, &blk_filter_retry);
+static void blk_filter_put_off(struct blk_filter_gate *gate, struct bio *bio)
+{
+	struct bio_list bios;
+
+	bio_list_init(&bios);
+	bio_list_add(&bios, bio);
+	guard(spinlock_irqsave)(&gate->lock);
+	blk_filter_retry(gate, &bios);
 }
 
 /* Holds a bio back if the gate is closed. */
-static bool blk_filter_hold(struct gendisk *disk, struct bio *bio)
+static bool blk_filter_hold(struct blk_filter_gate *gate, struct bio *bio)
 {
-	guard(spinlock_irqsave)(&blk_filter_retry_lock);
-	if (!disk->filtered_gate)
+	guard(spinlock_irqsave)(&gate->lock);
+	if (!gate->closed)
 		return false;
-	bio_list_add(&disk->filtered_held, bio);
+	bio_list_add(&gate->held, bio);
 	return true;
 }
 
-/* Returns %true if the bio is not to be submitted now. */
-static bool blk_filter_count_write(struct bio *bio)
+/*
+ * Whether a bio is counted at the gate, or ends before one that is: one that it
+ * is chained to, be it the rest of a bio that was split, or the next discard of
+ * a row. Neither that one nor what is saved of it can go meanwhile, but it may
+ * be counted at the gate of a lower disk at this very moment.
+ */
+static bool blk_filter_is_counted(struct blk_filter_gate *gate, struct bio *bio)
 {
-	struct gendisk *disk = bio->bi_bdev->bd_disk;
-	struct blk_filter_write *write = bio->bi_private;
+	struct blk_filter_write *write;
+	bio_end_io_t *end_io;
+	void *private;
 
-	/*
-	 * What remains of a bio that its driver has split is counted already.
-	 * It must not be held back: the part that is on its way ends with it.
-	 */
-	if (bio->bi_end_io == blk_filter_end_write && write->disk == disk)
-		return false;
+	do {
+		do {
+			/* Pairs with the release in blk_filter_count_write(). */
+			end_io = smp_load_acquire(&bio->bi_end_io);
+			private = READ_ONCE(bio->bi_private);
+			/* Pairs with the smp_wmb() there. */
+			smp_rmb();
+		} while (end_io != READ_ONCE(bio->bi_end_io));
 
-	write = mempool_alloc(blk_filter_writes, GFP_NOWAIT);
-	if (unlikely(!write)) {
-		blk_filter_put_off(bio);
-		return true;
-	}
+		/* A driver that remaps bios in place passes ours on. */
+		while (end_io == blk_filter_end_write) {
+			write = private;
+			if (write->gate == gate)
+				return true;
+			end_io = write->end_io;
+			private = write->private;
+		}
+		bio = private;
+		/* %NULL: it is being chained at this moment. */
+	} while (end_io == bio_chain_endio && bio);
 
-	atomic_inc(&disk->filtered_writes);
-	/* Pairs with the barrier in blk_filter_close_gate(). */
-	smp_mb__after_atomic();
-	if (unlikely(READ_ONCE(disk->filtered_gate)) &&
-	    blk_filter_hold(disk, bio)) {
-		mempool_free(write, blk_filter_writes);
-		blk_filter_uncount(disk);
-		return true;
-	}
-
-	write->disk = disk;
-	write->end_io = bio->bi_end_io;
-	write->private = bio->bi_private;
-	bio->bi_end_io = blk_filter_end_write;
-	bio->bi_private = write;
 	return false;
 }
 
-static void blk_filter_retry_work(struct work_struct *work)
+/* Returns %true if the bio is not to be submitted now. */
+static bool blk_filter_count_write(struct blk_filter_gate *gate,
+				   struct bio *bio)
 {
-	struct bio_list bios;
-	struct bio *bio;
+	struct blk_filter_write *write;
 
-	spin_lock_irq(&blk_filter_retry_lock);
-	bios = blk_filter_retry_list;
-	bio_list_init(&blk_filter_retry_list);
-	spin_unlock_irq(&blk_filter_retry_lock);
+	/*
+	 * A bio that its driver has split comes again: what remains of it, and
+	 * the front part too if the driver could not serve that and requeues
+	 * it. The whole was counted, and ends when both have. So neither must
+	 * be held back, and neither needs to be counted.
+	 */
+	if (blk_filter_is_counted(gate, bio))
+		return false;
 
-	while ((bio = bio_list_pop(&bios))) {
-		/* Wait until there is one to be had, and leave it in the pool. */
-		mempool_free(mempool_alloc(blk_filter_writes, GFP_NOIO),
-			     blk_filter_writes);
-		blk_filter_resubmit_bio(bio);
+	write = mempool_alloc(&gate->pool, GFP_NOWAIT);
+	if (unlikely(!write)) {
+		blk_filter_put_off(gate, bio);
+		return true;
 	}
+
+	atomic_inc(&gate->writes);
+	/* Pairs with the barrier in blk_filter_close_gate(). */
+	smp_mb__after_atomic();
+	if (unlikely(READ_ONCE(gate->closed)) && blk_filter_hold(gate, bio)) {
+		mempool_free(write, &gate->pool);
+		blk_filter_uncount(gate);
+		return true;
+	}
+
+	write->gate = gate;
+	write->end_io = bio->bi_end_io;
+	write->private = bio->bi_private;
+	/* Device-mapper has a list of its own in bi_private of polled bios. */
+	bio_clear_polled(bio);
+	/*
+	 * For bios that are chained to this one blk_filter_is_counted() may
+	 * look at both meanwhile. What it sees must belong together.
+	 */
+	WRITE_ONCE(bio->bi_end_io, NULL);
+	/* Pairs with the smp_rmb() there. */
+	smp_wmb();
+	WRITE_ONCE(bio->bi_private, write);
+	/* Pairs with the acquire there. */
+	smp_store_release(&bio->bi_end_io, blk_filter_end_write);
+	return false;
 }
 
 static void blk_filter_open_gate(struct gendisk *disk)
 {
-	scoped_guard(spinlock_irq, &blk_filter_retry_lock) {
-		if (--disk->filtered_gate)
-			return;
-		bio_list_merge_init(&blk_filter_retry_list,
-				    &disk->filtered_held);
-	}
-	queue_work(blk_filter_wq, &blk_filter_retry);
+	struct blk_filter_gate *gate = disk->filter_gate;
+
+	guard(spinlock_irq)(&gate->lock);
+	WRITE_ONCE(gate->closed, gate->closed - 1);
+	if (!gate->closed)
+		blk_filter_retry(gate, &gate->held);
 }
 
 /*
@@ -181,18 +293,21 @@ static void blk_filter_open_gate(struct gendisk *disk)
  */
 static void blk_filter_close_gate(struct gendisk *disk)
 {
-	scoped_guard(spinlock_irq, &blk_filter_retry_lock)
-		WRITE_ONCE(disk->filtered_gate, disk->filtered_gate + 1);
+	struct blk_filter_gate *gate = disk->filter_gate;
+
+	scoped_guard(spinlock_irq, &gate->lock)
+		WRITE_ONCE(gate->closed, gate->closed + 1);
 	/* A write either sees the gate closed, or is counted for who waits. */
 	smp_mb();
 }
 
 static int blk_filter_wait_writes(struct gendisk *disk, unsigned long end)
 {
+	struct blk_filter_gate *gate = disk->filter_gate;
 	long left = max_t(long, end - jiffies, 1);
 
-	left = ___wait_var_event(&disk->filtered_writes,
-				 ___wait_cond_timeout(!atomic_read(&disk->filtered_writes)),
+	left = ___wait_var_event(&gate->writes,
+				 ___wait_cond_timeout(!atomic_read(&gate->writes)),
 				 TASK_KILLABLE, 0, left,
 				 __ret = schedule_timeout(__ret));
 	return left > 0 ? 0 : left ? -EINTR : -ETIMEDOUT;
@@ -218,6 +333,7 @@ bool __blk_filter_bio(struct bio *bio)
 {
 	struct gendisk *disk = bio->bi_bdev->bd_disk;
 	enum blk_filter_verdict verdict = BLK_FILTER_PASS;
+	struct blk_filter_gate *gate;
 	struct blk_filter *filter;
 
 	if (!bio_sectors(bio))
@@ -239,10 +355,15 @@ bool __blk_filter_bio(struct bio *bio)
 
 	if (!bdev_test_flag(bio->bi_bdev, BD_HAS_SUBMIT_BIO))
 		return false;
+	/*
+	 * The list was not empty, and the gate was there before its first
+	 * filter. Pairs with hlist_add_head_rcu().
+	 */
+	smp_rmb();
+	gate = READ_ONCE(disk->filter_gate);
 	if (op_is_write(bio_op(bio)))
-		return blk_filter_count_write(bio);
-	return unlikely(READ_ONCE(disk->filtered_gate)) &&
-	       blk_filter_hold(disk, bio);
+		return blk_filter_count_write(gate, bio);
+	return unlikely(READ_ONCE(gate->closed)) && blk_filter_hold(gate, bio);
 }
 
 static bool bdev_overlaps(struct block_device *a, struct block_device *b)
@@ -253,16 +374,116 @@ static bool bdev_overlaps(struct block_device *a, struct block_device *b)
 }
 
 /* More devices than any stack has that makes sense. */
-#define BLK_FILTER_MAX_STACK	256
+#define BLK_FILTER_MAX_STACK	4096
+
+/*
+ * The block device that a file is, or those that its file system is on; as
+ * bd_get_slaves() does it.
+ */
+static int blk_filter_get_file_bdevs(struct file *file,
+				     struct block_device **bdevs, int room)
+{
+	struct class_dev_iter iter;
+	struct super_block *sb;
+	struct device *dev;
+	int count = 0;
+
+	if (S_ISBLK(file->f_mapping->host->i_mode)) {
+		if (!room)
+			return -E2BIG;
+		bdevs[0] = file_bdev(file);
+		get_device(&bdevs[0]->bd_device);
+		return 1;
+	}
+
+	/* Of an overlayfs, the file system that has the data. */
+	sb = d_real_inode(file_dentry(file))->i_sb;
+	class_dev_iter_init(&iter, &block_class, NULL, NULL);
+	while (count >= 0 && (dev = class_dev_iter_next(&iter))) {
+		/* A hidden disk has no number. */
+		if (!dev->devt || !super_uses_dev(sb, dev->devt))
+			continue;
+		if (count < room) {
+			bdevs[count++] = dev_to_bdev(get_device(dev));
+			continue;
+		}
+		while (count)
+			put_device(&bdevs[--count]->bd_device);
+		count = -E2BIG;
+	}
+	class_dev_iter_exit(&iter);
+	return count;
+}
+
+/*
+ * After the first @count devices there are @more; keeps those of them that are
+ * not there yet.
+ */
+static int blk_filter_merge_bdevs(struct block_device **bdevs, int count,
+				  int more)
+{
+	int end = count + more, i, j;
+
+	for (i = count; i < end; i++) {
+		for (j = 0; j < count; j++)
+			if (bdevs[j] == bdevs[i])
+				break;
+		if (j == count)
+			bdevs[count++] = bdevs[i];
+		else
+			put_device(&bdevs[i]->bd_device);
+	}
+	return count;
+}
+
+/* Has room for BLK_FILTER_MAX_STACK devices, and puts those that it has. */
+static int blk_filter_search_stack(struct block_device **reached, int count,
+				   struct block_device *lower)
+{
+	struct gendisk *disk;
+	struct file *file;
+	int next, ret = 0;
+
+	for (next = 0; next < count; next++) {
+		if (bdev_overlaps(reached[next], lower)) {
+			ret = 1;
+			break;
+		}
+		disk = reached[next]->bd_disk;
+		ret = bd_get_slaves(disk, reached + count,
+				    BLK_FILTER_MAX_STACK - count);
+		if (ret < 0)
+			break;
+		count = blk_filter_merge_bdevs(reached, count, ret);
+		ret = 0;
+		if (!disk->fops->get_backing_file)
+			continue;
+		file = disk->fops->get_backing_file(disk);
+		if (!file)
+			continue;
+		ret = blk_filter_get_file_bdevs(file, reached + count,
+						BLK_FILTER_MAX_STACK - count);
+		fput(file);
+		if (ret < 0)
+			break;
+		count = blk_filter_merge_bdevs(reached, count, ret);
+		ret = 0;
+	}
+
+	while (count)
+		put_device(&reached[--count]->bd_device);
+	return ret;
+}
 
 /**
  * blk_filter_reaches - whether I/O to a device may reach another one
  * @bdev: the device that I/O is submitted to
  * @lower: the other one
  *
- * Looks through partitions, loop devices, and the drivers that tell
- * bd_link_disk_holder() what they are made of, as device-mapper and MD do. What
- * of a device such a driver uses is not known: all of it, then.
+ * Looks through partitions, loop devices with all devices of the file systems
+ * that their files are on, and the drivers that tell bd_link_disk_holder() what
+ * they are made of, as device-mapper and MD do. What of a device such a driver
+ * or file system uses is not known: all of it, then.
  *
  * The caller has both devices open. What they are made of may change
  * meanwhile, unless it is open elsewhere too.
@@ -274,44 +495,45 @@ static bool bdev_overlaps(struct block_device *a, struct block_device *b)
 int blk_filter_reaches(struct block_device *bdev, struct block_device *lower)
 {
 	struct block_device **reached;
-	int next, count = 1, ret = 0;
+	int ret;
 
-	reached = kmalloc_objs(*reached, BLK_FILTER_MAX_STACK);
+	reached = kvmalloc_objs(*reached, BLK_FILTER_MAX_STACK);
 	if (!reached)
 		return -ENOMEM;
 	get_device(&bdev->bd_device);
 	reached[0] = bdev;
-
-	for (next = 0; next < count; next++) {
-		struct gendisk *disk = reached[next]->bd_disk;
-
-		if (bdev_overlaps(reached[next], lower)) {
-			ret = 1;
-			break;
-		}
-		ret = bd_get_slaves(disk, reached + count,
-				    BLK_FILTER_MAX_STACK - count);
-		if (ret < 0)
-			break;
-		count += ret;
-		ret = 0;
-		if (!disk->fops->get_backing_bdev)
-			continue;
-		if (count == BLK_FILTER_MAX_STACK) {
-			ret = -E2BIG;
-			break;
-		}
-		reached[count] = disk->fops->get_backing_bdev(disk);
-		if (reached[count])
-			count++;
-	}
-
-	while (count)
-		put_device(&reached[--count]->bd_device);
-	kfree(reached);
+	ret = blk_filter_search_stack(reached, 1, lower);
+	kvfree(reached);
 	return ret;
 }
 EXPORT_SYMBOL_GPL(blk_filter_reaches);
+
+/**
+ * blk_filter_file_reaches - whether I/O to a file may reach a device
+ * @file: the file, or a block device that was opened
+ * @lower: the device
+ *
+ * As blk_filter_reaches(), for each device of the file's file system. Where that
+ * has none, as in memory or on a network, the file reaches nothing.
+ *
+ * Context: May sleep.
+ * Return: As blk_filter_reaches().
+ */
+int blk_filter_file_reaches(struct file *file, struct block_device *lower)
+{
+	struct block_device **reached;
+	int ret;
+
+	reached = kvmalloc_objs(*reached, BLK_FILTER_MAX_STACK);
+	if (!reached)
+		return -ENOMEM;
+	ret = blk_filter_get_file_bdevs(file, reached, BLK_FILTER_MAX_STACK);
+	if (ret > 0)
+		ret = blk_filter_search_stack(reached, ret, lower);
+	kvfree(reached);
+	return ret;
+}
+EXPORT_SYMBOL_GPL(blk_filter_file_reaches);
 
 /*
  * Not blk_mq_freeze_queue(), which waits for ever: a disk that is a file, like
@@ -416,9 +638,9 @@ static void blk_filter_unfreeze_one(struct block_device *bdev)
  * I/O theirs waits for; the rest at once.
  *
  * Context: May sleep.
- * Return: 0, -EINTR if the task was killed, -ETIMEDOUT if the I/O that is on
- * its way was not done in 30 seconds, or what blk_filter_reaches() returns;
- * then nothing is frozen.
+ * Return: 0, -ENOMEM, -EINTR if the task was killed, -ETIMEDOUT if the I/O that
+ * is on its way was not done in 30 seconds, or what blk_filter_reaches()
+ * returns; then nothing is frozen.
  */
 int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
 		      unsigned int *memflags)
@@ -431,6 +653,8 @@ int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
 	*memflags = memalloc_noio_save();
 	levels = kcalloc(count, sizeof(*levels), GFP_KERNEL);
 	ret = levels ? blk_filter_get_levels(bdevs, count, levels) : -ENOMEM;
+	for (i = 0; i < count && !ret; i++)
+		ret = blk_filter_make_gate(bdevs[i]->bd_disk);
 	if (ret)
 		goto out;
 
@@ -503,10 +727,15 @@ static struct blk_filter_driver *blk_filter_find_driver(const char *name)
 static const struct blk_filter_ops *blk_filter_get_driver(const char *name)
 {
 	struct blk_filter_driver *driver;
+	struct module *owner;
 
 	guard(mutex)(&blk_filter_drivers_lock);
 	driver = blk_filter_find_driver(name);
-	if (!driver || !try_module_get(driver->ops->owner))
+	if (!driver)
+		return NULL;
+	owner = driver->ops->owner;
+	/* A module whose init function fails is freed in spite of references. */
+	if ((owner && module_is_coming(owner)) || !try_module_get(owner))
 		return NULL;
 	return driver->ops;
 }
@@ -517,6 +746,7 @@ static int __blk_filter_attach(struct block_device *bdev,
 {
 	struct gendisk *disk = bdev->bd_disk;
 	struct blk_filter *filter;
+	int ret;
 
 	lockdep_assert_held(&disk->open_mutex);
 
@@ -528,6 +758,10 @@ static int __blk_filter_attach(struct block_device *bdev,
 	filter = blk_filter_of(bdev);
 	if (filter)
 		return filter->ops == ops ? -EALREADY : -EBUSY;
+
+	ret = blk_filter_make_gate(disk);
+	if (ret)
+		return ret;
 
 	filter = ops->attach(bdev, opt, optlen);
 	if (IS_ERR(filter))
@@ -679,14 +913,27 @@ void blk_filter_drop(struct block_device *bdev)
 	}
 }
 
+/*
+ * A disk that becomes smaller cuts off its partitions too, though these keep
+ * the size that they say they have.
+ */
 void __blk_filter_truncate(struct block_device *bdev, sector_t nr_sectors)
 {
 	struct blk_filter *filter;
+	sector_t start, left;
+
+	if (nr_sectors >= bdev_nr_sectors(bdev))
+		return;
 
 	guard(rcu)();
-	filter = blk_filter_of(bdev);
-	if (filter && nr_sectors < bdev_nr_sectors(bdev))
-		filter->ops->truncated(filter, nr_sectors);
+	hlist_for_each_entry_rcu(filter, &bdev->bd_disk->filters, node) {
+		if (bdev_is_partition(bdev) && filter->bdev != bdev)
+			continue;
+		start = filter->bdev->bd_start_sect - bdev->bd_start_sect;
+		left = nr_sectors > start ? nr_sectors - start : 0;
+		if (left < bdev_nr_sectors(filter->bdev))
+			filter->ops->truncated(filter, left);
+	}
 }
 
 void __blk_filter_change_media(struct gendisk *disk)
@@ -813,12 +1060,9 @@ EXPORT_SYMBOL_GPL(blk_filter_unregister);
 
 static int __init blk_filter_setup(void)
 {
-	blk_filter_writes =
-		mempool_create_kmalloc_pool(BLK_FILTER_MIN_WRITES,
-					    sizeof(struct blk_filter_write));
 	blk_filter_wq = alloc_workqueue("blk_filter",
 					WQ_MEM_RECLAIM | WQ_UNBOUND, 0);
-	if (!blk_filter_writes || !blk_filter_wq)
+	if (!blk_filter_wq)
 		panic("blk-filter: out of memory\n");
 	return 0;
 }

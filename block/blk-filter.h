@@ -13,6 +13,7 @@ bool __blk_filter_bio(struct bio *bio);
 void __blk_filter_truncate(struct block_device *bdev, sector_t nr_sectors);
 void __blk_filter_change_media(struct gendisk *disk);
 void blk_filter_drop(struct block_device *bdev);
+void blk_filter_release(struct gendisk *disk);
 int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 		     void __user *argp);
 ssize_t blk_filter_show(struct block_device *bdev, char *buf);
@@ -30,7 +31,10 @@ static inline bool blk_filter_bio(struct bio *bio)
 	return false;
 }
 
-/* @bdev is about to have @nr_sectors: writes to what it loses go unseen. */
+/*
+ * @bdev is about to have @nr_sectors: writes to what it loses go unseen. If it
+ * is a whole disk, its partitions lose what is past its end.
+ */
 static inline void blk_filter_truncate(struct block_device *bdev,
 				       sector_t nr_sectors)
 {
@@ -62,6 +66,10 @@ static inline void blk_filter_change_media(struct gendisk *disk)
 }
 
 static inline void blk_filter_drop(struct block_device *bdev)
+{
+}
+
+static inline void blk_filter_release(struct gendisk *disk)
 {
 }
 

@@ -45,8 +45,9 @@ enum blk_filter_verdict {
  *	media. Process context, the disk's open_mutex is held, and it must not
  *	wait for I/O.
  * @truncated: the content of the device from @nr_sectors on is about to be lost
- *	without bios: the device becomes smaller, or with 0 gets another
- *	medium. Writes to what is cut off are not seen by @submit_bio. Called
+ *	without bios: the device or its whole disk becomes smaller, or with 0
+ *	gets another medium. A partition that loses its end with the disk keeps
+ *	its size. Writes to what is cut off are not seen by @submit_bio. Called
  *	under rcu_read_lock(); must not sleep.
  * @ctl: a command from user space. Process context; several may run at once,
  *	and concurrently with @may_detach and @gone.
@@ -102,6 +103,7 @@ void blk_filter_unregister(const struct blk_filter_ops *ops);
 void blk_filter_submit_read(struct bio *bio);
 void blk_filter_resubmit_bio(struct bio *bio);
 int blk_filter_reaches(struct block_device *bdev, struct block_device *lower);
+int blk_filter_file_reaches(struct file *file, struct block_device *lower);
 int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
 		      unsigned int *memflags);
 void blk_filter_unfreeze(struct block_device **bdevs, unsigned int count,

@@ -39,7 +39,10 @@ use crate::{
         Place, //
     },
     params,
-    saved_map::SavedMap,
+    saved_map::{
+        NewLeaves,
+        SavedMap, //
+    },
     storage::Storage, //
 };
 use kernel::{
@@ -210,6 +213,9 @@ pub(crate) struct Area {
     geometry: Geometry,
     max_copies: usize,
     max_copy_bytes: usize,
+    /// The number of chunks that are claimed at a time, so that a large write finds the memory for
+    /// them beside small ones.
+    max_claim: u64,
     saved: SavedMap,
     #[pin]
     state: SpinLockIrq<State>,
@@ -286,8 +292,9 @@ impl Queues {
 
     /// Waits until the work that is queued now is done. May sleep.
     pub(crate) fn flush(&self) {
-        self.writers.flush();
+        // In this order, since the others queue work for the writers.
         self.others.flush();
+        self.writers.flush();
     }
 }
 
@@ -309,6 +316,7 @@ impl Area {
         let geometry = config.geometry;
         let max_copy_bytes = config.max_copy_bytes.max(geometry.chunk_bytes());
         let max_copies = max_copy_bytes / geometry.chunk_bytes();
+        let max_claim = geometry.max_run().min((max_copies as u64 / 4).max(1));
         let saved = SavedMap::new(geometry.nr_chunks())?;
         let read = KVVec::with_capacity(max_copies, GFP_KERNEL)?;
         let ahead_room = params::ahead_room(&config.storage.space());
@@ -320,6 +328,7 @@ impl Area {
                 geometry,
                 max_copies,
                 max_copy_bytes,
+                max_claim,
                 saved,
                 state <- new_spinlock_irq!(State {
                     claims: ExtentMap::new(),
@@ -442,7 +451,7 @@ impl Area {
             };
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
-                state.claim(copy.claim, copy.run, copy.bytes);
+                state.claim(&this, copy.claim, copy.run, copy.bytes);
                 state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
                 state.behind = state.behind.wrapping_add(1);
                 let verdict = if state.at_once || state.behind % AT_ONCE_TRIES == 0 {
@@ -539,7 +548,10 @@ impl Area {
         match self.unsaved(state, chunks) {
             None => Look::Passes,
             Some((_, Piece::Extent(found))) => Look::Waits(found),
-            Some((start, Piece::Hole(end))) => Look::Claims(ChunkRange { start, end }),
+            Some((start, Piece::Hole(end))) => Look::Claims(ChunkRange {
+                start,
+                end: end.min(start + self.max_claim),
+            }),
         }
     }
 
@@ -636,8 +648,8 @@ impl Area {
             let run = copy.run;
             let mut state = this.state.lock();
             // A writer may have been faster.
-            if this.is_free(&state, run) {
-                state.claim(copy.claim, run, copy.bytes);
+            if this.is_free(&state, run) && !state.is_full(this, run) {
+                state.claim(this, copy.claim, run, copy.bytes);
                 drop(state);
                 copy.read.submit(OriginRead::Copy(this.clone(), run.start));
                 rest.start = run.end;
@@ -738,9 +750,9 @@ impl Area {
             state.copies -= 1;
             state.copy_bytes -= this.geometry.bytes_of(chunks);
         }
-        this.done(state, 1);
-        drop(guard);
+        // Before the area can be closed, since the queues may go then.
         this.queues.claim(this.clone());
+        this.done(state, 1);
     }
 
     /// Moves what is in memory to the storage.
@@ -778,7 +790,8 @@ impl Area {
     fn store_batch(&self) -> Result {
         self.check()?;
         let count = self.state.lock().read.len();
-        let count = count.min(STORE_BYTES / self.geometry.chunk_bytes());
+        // Where pages are larger than 4 KiB, a chunk can be more than that.
+        let count = count.min((STORE_BYTES / self.geometry.chunk_bytes()).max(1));
         let mut starts = KVec::with_capacity(count, GFP_NOIO)?;
         let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(count, GFP_NOIO)?;
         let mut len = 0;
@@ -1078,9 +1091,14 @@ impl Area {
 
 impl State {
     /// Claims chunks that are going to be read. They are free.
-    fn claim(&mut self, claim: NewClaim, chunks: ChunkRange, bytes: usize) {
-        let NewClaim { claim, extent } = claim;
+    fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange, bytes: usize) {
+        let NewClaim {
+            claim,
+            extent,
+            leaves,
+        } = claim;
         let waiting = BioList::new();
+        area.saved.reserve(leaves);
         self.claims.insert(claim, chunks, Claim { waiting, extent });
         self.copies += 1;
         self.copy_bytes += bytes;
@@ -1136,10 +1154,11 @@ enum Look {
     Claims(ChunkRange),
 }
 
-/// Memory for a claim, and for the extent that it becomes.
+/// Memory for a claim, for the extent that it becomes, and for the bits of its chunks.
 struct NewClaim {
     claim: NewExtent<Claim>,
     extent: NewExtent<Old>,
+    leaves: NewLeaves,
 }
 
 /// All that is needed to claim chunks and read them, allocated ahead.
@@ -1161,7 +1180,6 @@ impl<'a> Copy<'a> {
         } else {
             flags
         };
-        area.saved.reserve(run, flags)?;
         let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, page_flags)?, flags)?;
         Ok(Self {
             run,
@@ -1169,6 +1187,7 @@ impl<'a> Copy<'a> {
             claim: NewClaim {
                 claim: NewExtent::new(flags)?,
                 extent: NewExtent::new(flags)?,
+                leaves: area.saved.prepare(run, flags)?,
             },
             read: area
                 .reads

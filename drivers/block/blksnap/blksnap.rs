@@ -68,7 +68,7 @@ module! {
         },
         storage_timeout: u32 {
             default: 30,
-            description: "Seconds that writers wait for the storage until the snapshot is given up",
+            description: "Seconds that a write to the storage may take while writers wait for it",
             perm: 0o444,
         },
         tracking_block_minimum_shift: u32 {

@@ -40,8 +40,8 @@ use kernel::{
     prelude::*,
     sync::{
         poll::{
-            PollMask,
-            PollTable, //
+            PollCondVar,
+            PollMask, //
         },
         Arc,
         SetOnce, //
@@ -119,11 +119,14 @@ impl MiscDevice for Control {
         Ok(0)
     }
 
-    fn poll(this: &Self, file: &File, table: &PollTable<'_>) -> PollMask {
-        match this.watched.as_ref() {
-            Some(events) => events.poll(file, table),
-            None => PollMask::ERR,
-        }
+    fn poll_condvar<'a>(this: &'a Self, _file: &'a File) -> Option<&'a PollCondVar> {
+        Some(this.watched.as_ref()?.changed())
+    }
+
+    fn poll(this: &Self, _file: &File) -> PollMask {
+        this.watched
+            .as_ref()
+            .map_or(PollMask::ERR, |events| events.poll())
     }
 }
 

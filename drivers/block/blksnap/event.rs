@@ -4,15 +4,14 @@
 
 use kernel::{
     block::bdev::DevT,
-    fs::File,
     new_spinlock_irq,
     prelude::*,
     static_lock_class,
     sync::{
         poll::{
+            PollCondVar,
             PollCondVarBox,
-            PollMask,
-            PollTable, //
+            PollMask, //
         },
         CondVarTimeoutResult,
         SpinLockIrq, //
@@ -131,10 +130,13 @@ impl Events {
         }
     }
 
-    /// Whether there is an event, or no more will come, and a wake-up for when that changes. May
-    /// sleep.
-    pub(crate) fn poll(&self, file: &File, table: &PollTable<'_>) -> PollMask {
-        table.register_wait(file, &self.changed);
+    /// What is notified when [`Self::poll`] may say something else.
+    pub(crate) fn changed(&self) -> &PollCondVar {
+        &self.changed
+    }
+
+    /// Whether there is an event, or no more will come. May be called in any context.
+    pub(crate) fn poll(&self) -> PollMask {
         let queue = self.queue.lock();
         match (queue.closed, queue.count) {
             (true, _) => PollMask::IN | PollMask::HUP,

@@ -50,16 +50,15 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// What writes to `bdev` come to at once.
-    fn visit(&mut self, bdev: &BlockDevice) -> Result {
+    /// What writes come to at once, of which `reaches` says which devices they come to.
+    fn visit(&mut self, reaches: impl Fn(&BlockDevice) -> Result<bool>) -> Result {
         for origin in &self.origins {
-            if bdev.reaches(origin)? {
+            if reaches(origin)? {
                 return Err(EDEADLK);
             }
         }
         for link in self.list {
-            if bdev.reaches(&link.origin)?
-                && !self.reached.iter().any(|s| Arc::ptr_eq(s, &link.storage))
+            if reaches(&link.origin)? && !self.reached.iter().any(|s| Arc::ptr_eq(s, &link.storage))
             {
                 self.reached.push(&link.storage, GFP_KERNEL)?;
             }
@@ -72,9 +71,7 @@ impl<'a> Search<'a> {
         let mut next = 0;
         while let Some(storage) = self.reached.get(next).copied() {
             next += 1;
-            for bdev in storage.bdevs() {
-                self.visit(bdev)?;
-            }
+            self.visit(|lower| storage.reaches(lower))?;
         }
         Ok(())
     }
@@ -128,7 +125,7 @@ impl Links {
                 search.origins.push(&link.origin, GFP_KERNEL)?;
             }
         }
-        search.visit(bdev)?;
+        search.visit(|lower| bdev.reaches(lower))?;
         search.follow()?;
         // With the lock, so that no device is added meanwhile.
         storage.extend(bdev, sectors)

@@ -27,6 +27,9 @@ const LEAF_BITS: u64 = LEAF_WORDS as u64 * WORD_BITS;
 
 type Leaf = [Atomic<u64>; LEAF_WORDS];
 
+/// Leaves that were missing, and which ones they are.
+pub(crate) struct NewLeaves(KVec<(usize, KBox<Leaf>)>);
+
 /// The bits of a device.
 pub(crate) struct SavedMap {
     leaves: VVec<SetOnce<KBox<Leaf>>>,
@@ -49,21 +52,30 @@ impl SavedMap {
         leaves.count() * size_of::<Leaf>() + self.leaves.len() * size_of::<SetOnce<KBox<Leaf>>>()
     }
 
-    /// Makes sure that the bits of `chunks` can be set. May sleep if `flags` do.
+    /// Allocates what [`Self::reserve`] needs. May sleep if `flags` do.
     ///
     /// # Errors
     ///
     /// [`ENOMEM`], or [`EINVAL`] for chunks that are not in the map.
-    pub(crate) fn reserve(&self, chunks: ChunkRange, flags: Flags) -> Result {
+    pub(crate) fn prepare(&self, chunks: ChunkRange, flags: Flags) -> Result<NewLeaves> {
+        let mut new = KVec::new();
         for index in chunks.start / LEAF_BITS..chunks.end.div_ceil(LEAF_BITS) {
-            let slot = self.leaves.get(index as usize).ok_or(EINVAL)?;
-            if slot.as_ref().is_none() {
-                // If somebody else was faster, this one is not needed.
+            let index = index as usize;
+            if self.leaves.get(index).ok_or(EINVAL)?.as_ref().is_none() {
                 let leaf = pin_init::init_array_from_fn(|_| Atomic::new(0));
-                slot.populate(KBox::init(leaf, flags)?);
+                new.push((index, KBox::init(leaf, flags)?), flags)?;
             }
         }
-        Ok(())
+        Ok(NewLeaves(new))
+    }
+
+    /// Makes sure that the bits of the chunks for which `new` was prepared can be set. No other
+    /// call is going on: what one that is half-way adds could not be seen yet. Does not sleep.
+    pub(crate) fn reserve(&self, new: NewLeaves) {
+        for (index, leaf) in new.0 {
+            // If somebody else was faster, this one is not needed.
+            self.leaves[index].populate(leaf);
+        }
     }
 
     /// Calls `f` with the index of each word that `chunks` have bits in, and the mask of these
@@ -143,7 +155,7 @@ mod tests {
     fn bits() -> Result {
         let map = SavedMap::new(1000)?;
         assert_eq!(map.first_unsaved(chunks(3, 900)), Some(3));
-        map.reserve(chunks(3, 200), GFP_KERNEL)?;
+        map.reserve(map.prepare(chunks(3, 200), GFP_KERNEL)?);
         map.set(chunks(3, 200));
         assert_eq!(map.first_unsaved(chunks(3, 200)), None);
         assert_eq!(map.first_unsaved(chunks(2, 200)), Some(2));
@@ -166,8 +178,10 @@ mod tests {
     fn across_leaves() -> Result {
         let map = SavedMap::new(3 * LEAF_BITS + 1)?;
         let range = chunks(LEAF_BITS - 1, 2 * LEAF_BITS + 1);
-        map.reserve(range, GFP_KERNEL)?;
+        let twice = map.prepare(range, GFP_KERNEL)?;
+        map.reserve(map.prepare(range, GFP_KERNEL)?);
         map.set(range);
+        map.reserve(twice);
         assert_eq!(map.first_unsaved(range), None);
         assert_eq!(map.first_unsaved(chunks(0, LEAF_BITS)), Some(0));
         assert_eq!(
@@ -179,7 +193,7 @@ mod tests {
             map.first_unsaved(chunks(3 * LEAF_BITS, 3 * LEAF_BITS + 1)),
             Some(3 * LEAF_BITS)
         );
-        assert!(map.reserve(chunks(0, 5 * LEAF_BITS), GFP_KERNEL).is_err());
+        assert!(map.prepare(chunks(0, 5 * LEAF_BITS), GFP_KERNEL).is_err());
         Ok(())
     }
 
@@ -187,7 +201,7 @@ mod tests {
     fn every_bit_alone() -> Result {
         for bit in [0, 1, 63, 64, 65, LEAF_BITS - 1, LEAF_BITS] {
             let map = SavedMap::new(2 * LEAF_BITS)?;
-            map.reserve(chunks(bit, bit + 1), GFP_KERNEL)?;
+            map.reserve(map.prepare(chunks(bit, bit + 1), GFP_KERNEL)?);
             map.set(chunks(bit, bit + 1));
             assert_eq!(map.first_unsaved(chunks(bit, bit + 1)), None);
             assert_eq!(map.first_unsaved(chunks(bit, bit + 2)), Some(bit + 1));

@@ -19,10 +19,7 @@ use kernel::{
         },
         SECTOR_SHIFT, //
     },
-    fs::direct::{
-        DirectFile,
-        Kind, //
-    },
+    fs::direct::DirectFile,
     new_mutex,
     noio,
     page::Pages,
@@ -204,12 +201,10 @@ struct Medium {
 impl Medium {
     /// [`EROFS`] is for a block device that cannot be written to.
     fn new(file: DirectFile) -> Result<Arc<Self>> {
-        let device = match (file.kind(), file.bdev()) {
-            (Kind::BlockDevice, Some(bdev)) if bdev.is_read_only() => return Err(EROFS),
-            (Kind::BlockDevice, Some(bdev)) => {
-                Some(Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?)
-            }
-            _ => None,
+        let device = match file.bdev() {
+            Some(bdev) if bdev.is_read_only() => return Err(EROFS),
+            Some(bdev) => Some(Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?),
+            None => None,
         };
         Ok(Arc::new(Self { file, device }, GFP_KERNEL)?)
     }
@@ -368,13 +363,17 @@ impl Storage {
                 return Err(EINVAL);
             }
             ranges.push(range.start << SECTOR_SHIFT, range.len << SECTOR_SHIFT)?;
+            // Before their sum can overflow.
+            if ranges.len() > PART_BYTES {
+                return Err(EINVAL);
+            }
         }
         if sectors.is_empty() {
             ranges.push(0, size.min(PART_BYTES))?;
         }
         let others = self.parts().filter(|part| part.medium.is(bdev));
         let all = others.map(|part| &part.ranges);
-        if ranges.len() > PART_BYTES || ranges.overlap(all)? {
+        if ranges.overlap(all)? {
             return Err(EINVAL);
         }
         let log = Log {
@@ -409,9 +408,18 @@ impl Storage {
         Ok(slot.as_ref().ok_or(EIO)?)
     }
 
-    /// The block devices that it is on.
-    pub(crate) fn bdevs(&self) -> impl Iterator<Item = &BlockDevice> {
-        self.parts().filter_map(|part| part.medium.file.bdev())
+    /// Whether writes to it may come to `lower`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`DirectFile::reaches`].
+    pub(crate) fn reaches(&self, lower: &BlockDevice) -> Result<bool> {
+        for part in self.parts() {
+            if part.medium.file.reaches(lower)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What is to be told about the snapshot.

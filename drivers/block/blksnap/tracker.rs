@@ -31,6 +31,8 @@ use kernel::{
     new_mutex,
     prelude::*,
     sync::{
+        atomic::Full,
+        barrier::smp_mb,
         rcu::{
             self,
             RcuArc, //
@@ -140,18 +142,19 @@ impl Tracker {
     /// device meanwhile.
     pub(crate) fn take(&self, area: Arc<Area>) {
         let device = self.device.lock();
-        let complete = self.with_map(|map| {
-            map.freeze();
-            map.is_complete()
-        });
+        let _ = self.with_map(ChangeMap::freeze);
+        // There was none.
+        self.area.replace(Some(area.clone()));
+        // `truncated` sees the area, or what it has done is seen here.
+        smp_mb(Full);
         if device.gone {
             self.break_off(&area, ENODEV);
-        } else if complete != Ok(true) {
+        } else if self.with_map(ChangeMap::is_complete) != Ok(true)
+            || area.origin().nr_sectors() != area.geometry().nr_sectors()
+        {
             // The size has changed since the take was prepared.
             self.break_off(&area, ENXIO);
         }
-        // There was none.
-        self.area.replace(Some(area));
     }
 
     /// The device does not have its content any more.
@@ -290,6 +293,8 @@ impl Filter for Tracker {
 
     fn truncated(this: ArcBorrow<'_, Self>, nr_sectors: u64) {
         let _ = this.with_map(ChangeMap::lose);
+        // Pairs with the barrier in `take`.
+        smp_mb(Full);
         let guard = rcu::read_lock();
         if let Some(area) = this.area.get(&guard) {
             if nr_sectors < area.geometry().nr_sectors() {

@@ -191,7 +191,7 @@ impl BlockDevice {
         unsafe { bindings::bdev_physical_block_size(self.as_raw()) }
     }
 
-    /// Whether writes to it are refused.
+    /// Whether user space cannot write to it. The kernel can, with a warning.
     pub fn is_read_only(&self) -> bool {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_read_only(self.as_raw()) }

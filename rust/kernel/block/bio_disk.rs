@@ -121,7 +121,8 @@ pub struct Options {
     pub logical_block_size: u32,
     /// The smallest unit in bytes that the disk can write without reading: a power of two.
     pub physical_block_size: u32,
-    /// Whether writes are refused, before they come to the driver.
+    /// Whether user space cannot write. The kernel can, with a warning, so the driver has to refuse
+    /// writes.
     pub read_only: bool,
 }
 
@@ -129,7 +130,8 @@ pub struct Options {
 ///
 /// Removing waits until no bio is in [`Operations::submit_bio`], but not for bios that the driver
 /// has kept. It may sleep, and must not be done by who has the disk open in the same task with I/O
-/// under way, nor in `submit_bio`. The module cannot be unloaded as long as a disk is open.
+/// under way, nor in `submit_bio`. A module whose init has succeeded cannot be unloaded as long as
+/// a disk is open.
 ///
 /// # Invariants
 ///

@@ -702,6 +702,26 @@ mod disk_tests {
     }
 
     #[test]
+    fn forwarding_checks_the_sector_again() -> Result {
+        let (disk, _) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let set = BioSet::<Forward>::new(1)?;
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let vecs = [(page.as_ptr(), 0, 512)];
+        let test = TestBio::new(bindings::req_op_REQ_OP_READ, 0, &vecs)?;
+        // As a filter gets it.
+        // SAFETY: The bio is ours, and the device stays open longer.
+        unsafe {
+            (*test.as_raw()).bi_bdev = bdev.as_raw();
+            (*test.as_raw()).bi_flags |= 1u16 << bindings::BIO_REMAPPED;
+        }
+        set.forward(&bdev, DISK_SECTORS, test.own(), Forward, GFP_KERNEL);
+        // The disk itself would say EINVAL.
+        assert_eq!(test.ended(), (1, EIO.to_errno()));
+        Ok(())
+    }
+
+    #[test]
     fn freezes_what_is_on_the_device() -> Result {
         let (disk, _) = memory_disk()?;
         let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;

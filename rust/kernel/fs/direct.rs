@@ -10,7 +10,8 @@
 //!     page::{Pages, PAGE_SIZE},
 //! };
 //!
-//! /// Keeps a page in an unnamed file in `directory`, and gets it back. May sleep.
+//! /// Keeps a page in an unnamed file in `directory`, and gets it back. Only in a kernel thread.
+//! /// May sleep.
 //! fn keep(directory: &CStr, page: &Pages) -> Result<Pages> {
 //!     let file = DirectFile::open(directory)?;
 //!     file.allocate(0, PAGE_SIZE as u64)?;
@@ -41,7 +42,10 @@ use crate::{
         Atomic,
         Full, //
     },
-    task::Kuid, //
+    task::{
+        Kuid,
+        Task, //
+    }, //
 };
 use core::{
     mem::MaybeUninit,
@@ -61,8 +65,10 @@ pub enum Kind {
 
 /// A file that a driver reads and writes past the page cache, where its file system can.
 ///
-/// Nobody else can write to it, truncate it or swap to it while it is open, nobody else has it open
-/// for reading, and only its owner, who is the user that has opened it here, can open it so.
+/// While a file is open here, nobody else can write to it, truncate it or swap to it. Nobody had it
+/// open for reading before, and only its owner, who is the user that has opened it here, and those
+/// who may read all files can open it so. A block device is only kept from those who want it
+/// exclusively too, like file systems.
 ///
 /// It is closed when this is dropped, which may be in any context; what has to sleep for that is
 /// left to the kernel. Where I/O is done on the way of other I/O, use
@@ -76,6 +82,8 @@ pub enum Kind {
 pub struct DirectFile {
     file: NonNull<bindings::file>,
     kind: Kind,
+    /// What is written goes by way of the page cache.
+    cached: bool,
     /// Its address says who holds a block device that was opened here.
     _holder: Option<KBox<u8>>,
 }
@@ -138,6 +146,8 @@ impl DirectFile {
             (Ok(()), Some(kind)) => Ok(Self {
                 file,
                 kind,
+                // SAFETY: The file is open.
+                cached: unsafe { Self::is_cached(file.as_ptr()) },
                 _holder: None,
             }),
             (result, _) => {
@@ -175,6 +185,7 @@ impl DirectFile {
             // SAFETY: It is not an error, and `bdev_file_open_by_dev` does not return null.
             file: unsafe { NonNull::new_unchecked(file) },
             kind: Kind::BlockDevice,
+            cached: false,
             _holder: Some(holder),
         };
         let opened = this.bdev().ok_or(ENXIO)?;
@@ -183,6 +194,30 @@ impl DirectFile {
             return Err(ENXIO);
         }
         Ok(this)
+    }
+
+    /// Whether I/O goes by way of the page cache: the file system knows no direct I/O, or says that
+    /// it cannot do it for this file, as ext4 where it journals data.
+    ///
+    /// # Safety
+    ///
+    /// The file is open.
+    unsafe fn is_cached(file: *mut bindings::file) -> bool {
+        let mut stat = bindings::kstat::default();
+        // SAFETY: The file is open, so its flags and its path are valid.
+        let (flags, result) = unsafe {
+            (
+                (*file).f_flags,
+                bindings::vfs_getattr(
+                    &raw const (*file).__bindgen_anon_1.f_path,
+                    &mut stat,
+                    bindings::STATX_DIOALIGN,
+                    0,
+                ),
+            )
+        };
+        let told = result == 0 && stat.result_mask & bindings::STATX_DIOALIGN != 0;
+        flags & bindings::O_DIRECT == 0 || told && stat.dio_offset_align == 0
     }
 
     /// The number of writers of a file, or, if negative, of those who deny writing.
@@ -259,23 +294,31 @@ impl DirectFile {
         unsafe { bindings::i_size_read((*(*self.file.as_ptr()).f_mapping).host) as u64 }
     }
 
-    /// The block device that the data is on: itself, or that of the file system. None where there
-    /// is no such one, like in memory, on a network or on several devices. May be called in any
-    /// context.
+    /// The block device that this is, if it is one. May be called in any context.
     pub fn bdev(&self) -> Option<&BlockDevice> {
-        let bdev = if self.kind == Kind::BlockDevice {
-            // SAFETY: By the type invariant it is open, and it is a block device.
-            unsafe { bindings::file_bdev(self.file.as_ptr()) }
-        } else {
-            // SAFETY: By the type invariant the file is open, which keeps its file system.
-            unsafe { (*(*bindings::file_inode(self.file.as_ptr())).i_sb).s_bdev }
-        };
-        if bdev.is_null() {
-            None
-        } else {
-            // SAFETY: The device stays as long as the file is open.
-            Some(unsafe { BlockDevice::from_raw(bdev) })
+        if self.kind != Kind::BlockDevice {
+            return None;
         }
+        // SAFETY: By the type invariant it is open, and it is a block device, which stays as long
+        // as it is open.
+        Some(unsafe { BlockDevice::from_raw(bindings::file_bdev(self.file.as_ptr())) })
+    }
+
+    /// Whether I/O to this may reach `lower`: this is on it or on what is stacked on it, as
+    /// [`BlockDevice::reaches`] tells. A file is on all devices of its file system; where that has
+    /// none, like in memory or on a network, it reaches nothing.
+    ///
+    /// May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`E2BIG`] if there are too many devices to tell, and [`ENOMEM`].
+    #[cfg(CONFIG_BLK_FILTER)]
+    pub fn reaches(&self, lower: &BlockDevice) -> Result<bool> {
+        // SAFETY: By the type invariants the file is open, and the device is valid.
+        let ret = unsafe { bindings::blk_filter_file_reaches(self.file.as_ptr(), lower.as_raw()) };
+        to_result(ret)?;
+        Ok(ret != 0)
     }
 
     /// Makes sure that the file has `len` bytes from byte `start` on, allocated on its file system
@@ -303,21 +346,22 @@ impl DirectFile {
     }
 
     /// Writes `len` bytes of `pages`, from their byte `skip` on, at byte `pos`, and waits for it.
-    /// May sleep.
+    /// Only in a kernel thread, like that of a work item. May sleep.
     ///
     /// `pos`, `skip` and `len` are multiples of what the file system or device wants for direct
     /// I/O, at most a page; so is the logical block size of the device.
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if there are fewer bytes, [`EFBIG`] if `pos` is larger than [`i64::MAX`], [`EIO`]
-    /// if not all were written, [`ENOMEM`], and others of the file system or device.
+    /// [`EINVAL`] if there are fewer bytes or this is not a kernel thread, [`EFBIG`] if `pos` is
+    /// larger than [`i64::MAX`], [`EIO`] if not all were written, [`ENOMEM`], and others of the
+    /// file system or device.
     pub fn write(&self, pos: u64, pages: &[&Pages], skip: usize, len: usize) -> Result {
         self.transfer(pos, pages, skip, len, true)
     }
 
     /// Reads `len` bytes from byte `pos` on into `pages`, from their byte `skip` on, and waits for
-    /// it. May sleep.
+    /// it. Only in a kernel thread, like that of a work item. May sleep.
     ///
     /// # Errors
     ///
@@ -327,6 +371,12 @@ impl DirectFile {
     }
 
     fn transfer(&self, pos: u64, pages: &[&Pages], skip: usize, len: usize, write: bool) -> Result {
+        // Some file systems, like NFS, do not wait for their I/O any more when the task is killed.
+        // SAFETY: The current task is valid, and its flags can always be read.
+        if unsafe { (*Task::current_raw()).flags } & bindings::PF_KTHREAD == 0 {
+            crate::pr_warn_once!("direct I/O of a driver not in a kernel thread\n");
+            return Err(EINVAL);
+        }
         if skip.checked_add(len).ok_or(EINVAL)? > pages.iter().map(|p| p.len()).sum() {
             return Err(EINVAL);
         }
@@ -344,17 +394,19 @@ impl DirectFile {
             }
             let n = left.min(PAGE_SIZE);
             left -= n;
-            // Pages that are next to each other in memory share a vector.
+            // Pages that are next to each other in memory share a vector, if it can count from one
+            // `struct page` to the next: where a section of memory ends they may be far apart.
+            let ptr = page.as_ptr();
             // SAFETY: The page is valid.
-            let pfn = unsafe { bindings::page_to_pfn(page.as_ptr()) };
-            let joins = next.replace(pfn + 1) == Some(pfn);
+            let pfn = unsafe { bindings::page_to_pfn(ptr) };
+            let joins = next.replace((pfn + 1, ptr.wrapping_add(1))) == Some((pfn, ptr));
             if let Some(vec) = vecs.last_mut().filter(|_| joins) {
                 vec.bv_len += n as u32;
                 continue;
             }
             vecs.push(
                 bindings::bio_vec {
-                    bv_page: page.as_ptr(),
+                    bv_page: ptr,
                     bv_len: n as u32,
                     bv_offset: 0,
                 },
@@ -366,6 +418,8 @@ impl DirectFile {
         let iter = iter.as_mut_ptr();
         let mut pos = i64::try_from(pos).map_err(|_| EFBIG)?;
         let file = self.file.as_ptr();
+        // Or else nobody would be told of errors, which come when the cache is written.
+        let flags = if self.cached { bindings::RWF_DSYNC } else { 0 };
         let direction = if write {
             bindings::ITER_SOURCE
         } else {
@@ -380,11 +434,12 @@ impl DirectFile {
         let mut left = len;
         while left > 0 {
             // SAFETY: The vectors describe pages that are borrowed during this function, and each
-            // call waits for the I/O; where it writes to them the caller has borrowed them
-            // mutably. By the type invariant the file is open for both.
+            // call waits for the I/O, since this is a kernel thread, which nobody kills; where it
+            // writes to them the caller has borrowed them mutably. By the type invariant the file
+            // is open for both.
             let done = unsafe {
                 if write {
-                    bindings::vfs_iter_write(file, iter, &mut pos, 0)
+                    bindings::vfs_iter_write(file, iter, &mut pos, flags)
                 } else {
                     bindings::vfs_iter_read(file, iter, &mut pos, 0)
                 }

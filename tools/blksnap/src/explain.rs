@@ -81,8 +81,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
              its own tool first",
         ),
         (Attach, Errno::OPNOTSUPP) => because(
-            "zoned devices cannot be filtered",
-            "snapshot a device without zones, or one built on top of this one",
+            "devices with zones or direct access (DAX) cannot be filtered",
+            "snapshot a device without them, or one without them built on top of this one",
         ),
         (Attach, Errno::NOENT) => because("the blksnap driver is not loaded", LOAD),
         (Detach, Errno::NOENT) => because(
@@ -119,8 +119,9 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "nothing is to be done; name every device once",
         ),
         (SnapshotAdd, Errno::BUSY) => because(
-            "the device is in another snapshot",
-            "destroy the other snapshot first with \"blksnap destroy ID\"",
+            "the device is in another snapshot, or this one is taken already",
+            "name all devices before \"blksnap take\"; \"blksnap status\" shows which snapshot has \
+             which devices",
         ),
         (SnapshotAdd | Take | Create | AppendStorage, Errno::DEADLK) => because(
             "the difference storage lies on a device of the snapshot, or on one that is saved \
@@ -137,9 +138,9 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "create a new snapshot to get a newer state",
         ),
         (Take, Errno::BUSY) => because(
-            "a filesystem on one of the devices could not be frozen, as it is frozen by \
-             someone else",
-            "thaw it, for example with \"fsfreeze --unfreeze\", and try again",
+            "a filesystem on one of the devices cannot be frozen now, as btrfs while one of its \
+             devices is removed or replaced",
+            "try again when that is done",
         ),
         (Take, Errno::TIMEDOUT) => because(
             "writes that were on their way to a device did not end in 30 seconds",
@@ -156,8 +157,13 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
 
         (Create, Errno::TXTBSY) => because(
-            "someone else has the file open for writing",
+            "someone else has the file open",
             "name a directory, or a file that nothing else uses",
+        ),
+        (Create, Errno::PERM) => because(
+            "the file belongs to another user, or the capability CAP_SYS_ADMIN is missing",
+            "name a directory or a file of your own, and run the command as root in the initial \
+             user namespace",
         ),
         (Create, Errno::NOENT) => because(
             "the path does not exist",
@@ -187,10 +193,10 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             UNUSED_DEVICE,
         ),
         (AppendStorage, Errno::INVAL) => because(
-            "a range is empty, not aligned to pages, past the end of the device or in the \
+            "a range is empty, not aligned to the blocks of the device, past its end or in the \
              storage of the snapshot already",
-            "give each range once, in multiples of the page size (4096 bytes on most machines) \
-             and within what \"blockdev --getsize64 DEV\" shows",
+            "give each range once, in multiples of 4096 bytes, or of what \"blockdev --getss DEV\" \
+             shows if that is more, and within what \"blockdev --getsize64 DEV\" shows",
         ),
         (AppendStorage, Errno::NOTBLK) => because(
             "it is not a block device",
@@ -203,7 +209,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (AppendStorage, Errno::TOOBIG) => because(
             "there are too many ranges, or storage was appended too often",
-            "append larger ranges; 65536 at a time and 1024 times are possible",
+            "append larger ranges: 65536 at a time are possible, and 1024 times, of which the \
+             storage that the snapshot was created with is one",
         ),
         (SetLimit, Errno::INVAL) => because(
             "the limit is lower than what is used, or the snapshot was created without storage",

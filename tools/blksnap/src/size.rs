@@ -146,8 +146,8 @@ pub struct StorageRange {
 }
 
 impl StorageRange {
-    /// What every range is a multiple of. Where pages are larger, the driver
-    /// asks for more.
+    /// What every range is a multiple of. Where the blocks of the device are
+    /// larger, the driver asks for more.
     pub const ALIGNMENT: u64 = 4096;
 
     pub const fn offset(&self) -> u64 {

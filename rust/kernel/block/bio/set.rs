@@ -262,7 +262,7 @@ impl PinnedDrop for Inner {
 ///
 /// A set may be dropped in any context, also while its bios are in flight; they end as usual. Code
 /// of a module that has I/O in flight cannot be unloaded, and while it is being unloaded no I/O can
-/// be submitted.
+/// be submitted. Nothing keeps a module whose init fails, so that has to wait for its I/O first.
 ///
 /// # Examples
 ///
@@ -596,6 +596,9 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
         // SAFETY: The bio is not submitted, so it is ours to write to.
         unsafe {
             (*bio).bi_iter.bi_sector = sector;
+            // If the parent was remapped from the same partition, the clone counts as that too, but
+            // its sector was neither checked nor remapped.
+            (*bio).bi_flags &= !(1u16 << bindings::BIO_REMAPPED);
             // Who polls for the parent does not know of this bio.
             (*bio).bi_opf &= !(1 << bindings::req_flag_bits___REQ_POLLED);
         }

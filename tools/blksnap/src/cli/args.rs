@@ -351,7 +351,7 @@ pub enum Subcommand {
     },
 
     /// Write man pages into a directory
-    #[command(after_help = "Examples:\n  blksnap man /usr/local/share/man/man1")]
+    #[command(after_help = "Examples:\n  blksnap man /usr/local/share/man/man8")]
     Man {
         /// Where to; it must be there
         #[arg(value_name = "DIR")]

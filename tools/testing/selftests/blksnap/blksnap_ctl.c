@@ -1304,7 +1304,8 @@ struct overtaking {
 
 /*
  * Idle reads of the image and, as soon as they are submitted, writes to the same
- * sectors, which a scheduler lets pass: all that is read must be in the copy.
+ * sectors, which a scheduler lets pass: all that is read must be in the copy. Goes on
+ * until COUNT reads were overtaken, which each must be at a place of its own.
  */
 static void do_overtake(void)
 {
@@ -1312,22 +1313,26 @@ static void do_overtake(void)
 	int image = open(argv[1], O_RDONLY | O_DIRECT), dev = open(argv[2], O_WRONLY | O_DIRECT);
 	int copy = open(argv[3], O_RDONLY);
 	__u64 count = number(argv[4]), overtaken = 0, wrong = 0;
+	off_t size = lseek(copy, 0, SEEK_END), at = 0;
 	struct overtaking all[OVERTAKE_BATCH] = {};
 	__u8 *buffers = io_buffer(OVERTAKE_BATCH * max), *new = io_buffer(sector);
 	__u8 *old = io_buffer(max);
 	aio_context_t context = 0;
 
-	if (image < 0 || dev < 0 || copy < 0)
+	if (image < 0 || dev < 0 || size < 0)
 		fail(errno);
 	if (syscall(__NR_io_setup, 2 * OVERTAKE_BATCH, &context))
 		fail(errno);
 	memset(new, 0xee, sector);
 
-	for (__u64 first = 0; first < count; first += OVERTAKE_BATCH) {
+	for (; overtaken < count; at += OVERTAKE_BATCH * OVERTAKE_STRIDE) {
 		struct iocb *reads[OVERTAKE_BATCH], *writes[OVERTAKE_BATCH];
 		struct io_event events[2 * OVERTAKE_BATCH];
 		int n = 0;
 
+		if (at + (OVERTAKE_BATCH + 1) * OVERTAKE_STRIDE > size)
+			die("only %llu of %lld reads were overtaken",
+			    (unsigned long long)overtaken, (long long)at / OVERTAKE_STRIDE);
 		for (int i = 0; i < OVERTAKE_BATCH; i++) {
 			struct overtaking *o = &all[i];
 			size_t skip = next_random() % (OVERTAKE_STRIDE / sector);
@@ -1335,7 +1340,7 @@ static void do_overtake(void)
 			size_t cut = next_random() % sectors;
 			__u8 *buffer = buffers + i * max;
 
-			o->at = (first + i) * OVERTAKE_STRIDE + skip * sector;
+			o->at = at + i * OVERTAKE_STRIDE + skip * sector;
 			o->len = sectors * sector;
 			o->written = false;
 			o->overtaken = false;
@@ -1392,7 +1397,7 @@ static void do_overtake(void)
 			wrong += !!memcmp(old, buffers + i * max, all[i].len);
 		}
 	}
-	printf("reads %llu\novertaken %llu\nwrong %llu\n", (unsigned long long)count,
+	printf("reads %lld\novertaken %llu\nwrong %llu\n", (long long)at / OVERTAKE_STRIDE,
 	       (unsigned long long)overtaken, (unsigned long long)wrong);
 }
 

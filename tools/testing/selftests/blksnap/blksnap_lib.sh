@@ -81,6 +81,16 @@ is_module()
 	[ -e /sys/module/blksnap/refcnt ]
 }
 
+# reloaded PARAMETER=VALUE...: the driver with other parameters, until the case ends
+reloaded()
+{
+	is_module || skip "the driver is built in"
+	unload blksnap
+	undo load
+	undo unload blksnap
+	modprobe -q blksnap "$@" || skip "modprobe does not find the driver"
+}
+
 run_case()
 {
 	local description=$1 function=$2 log=$scratch/log status
@@ -485,11 +495,14 @@ unmount()
 	! mountpoint -q "$1" || eventually umount "$1" 2>/dev/null
 }
 
-# make_fs TYPE DEV
+# make_fs TYPE DEV...: only a btrfs can have several
 make_fs()
 {
 	need "mkfs.$1"
 	case $1 in
+	btrfs)	modprobe -q btrfs 2>/dev/null || true
+		grep -qw btrfs /proc/filesystems || skip "no btrfs"
+		mkfs.btrfs -qf "${@:2}" ;;
 	xfs)	mkfs.xfs -qf "$2" ;;
 	*)	"mkfs.$1" -qF "$2" ;;
 	esac

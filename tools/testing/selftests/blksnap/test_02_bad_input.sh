@@ -379,6 +379,31 @@ storage_by_loop()
 	refused_storage "$REPLY" 2048 "$dev" "${dev}p1"
 }
 
+# A file may be on each device of a file system.
+storage_on_btrfs()
+{
+	local one two where
+
+	null_blk 256; one=$REPLY
+	null_blk 256; two=$REPLY
+	attach "$one"
+	attach "$two"
+	make_fs btrfs "$one" "$two"
+	mounted "$one" -o "device=$two"; where=$REPLY
+	: >"$where/storage"
+	refused_storage "$where/storage" 2048 "$one" "$two"
+	refused_storage "$where" 2048 "$one" "$two"
+	truncate -s 8M "$where/file"
+	loop_on "$where/file"
+	refused_storage "$REPLY" 0 "$one" "$two"
+	# For another device it may be there.
+	null_blk 1
+	attach "$REPLY"
+	create "$where/storage" 2048
+	ctl add "$REPLY" "$snapshot"
+	ctl destroy "$snapshot"
+}
+
 storage_by_dm()
 {
 	local dev dm
@@ -490,6 +515,7 @@ run_cases \
 	"storage that is in use" storage_in_use \
 	"storage on a device of the snapshot" storage_on_origin \
 	"storage on a loop device on a device of the snapshot" storage_by_loop \
+	"storage on a btrfs on devices of the snapshot" storage_on_btrfs \
 	"storage on a dm device on a device of the snapshot" storage_by_dm \
 	"storage on an md device on a device of the snapshot" storage_by_md \
 	"storages in a circle" storage_in_a_circle \

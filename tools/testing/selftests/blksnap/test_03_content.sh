@@ -73,11 +73,7 @@ with_large_chunks()
 	local dev
 
 	[ -d /sys/kernel/debug/blksnap ] || skip "no debugfs"
-	is_module || skip "the driver is built in"
-	unload blksnap
-	undo load
-	undo unload blksnap
-	modprobe -q blksnap chunk_minimum_shift=16 || skip "modprobe does not find the driver"
+	reloaded chunk_minimum_shift=16
 	null_blk "$SIZE" irqmode=2 completion_nsec=1000000; dev=$REPLY
 	check "$dev"
 	equal 65536 "$(figure "$(image_of "$dev")" chunk_bytes)" "the size of a chunk"

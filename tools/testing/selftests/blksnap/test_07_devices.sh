@@ -190,6 +190,35 @@ disk_with_file_systems()
 	equal before "$(<"$REPLY/before")" "the file written before"
 }
 
+# loop_on_fs TYPE: what is on a file of a file system is frozen before that, in whatever
+# order they are added.
+loop_on_fs()
+{
+	local dev loop where order
+
+	null_blk 256; dev=$REPLY
+	make_fs "$1" "$dev"
+	mounted "$dev"
+	truncate -s 64M "$REPLY/file"
+	loop_on "$REPLY/file"; loop=$REPLY
+	make_fs ext4 "$loop"
+	mounted "$loop"; where=$REPLY
+	: >"$where/file"
+	attach "$dev"
+	attach "$loop"
+	watched
+	for order in "$dev $loop" "$loop $dev"; do
+		# It is written when the file system is frozen.
+		ctl put buffered 0 $((4 << 20)) "$where/file"
+		# shellcheck disable=SC2086
+		take $order
+		e2fsck -fn "$(image_of "$loop")"
+		equal 0 "$(error_of "$dev")" "the snapshot's error"
+		ctl destroy "$snapshot"
+		step
+	done
+}
+
 # What somebody else has frozen stays frozen.
 frozen_by_another()
 {
@@ -256,5 +285,7 @@ run_cases \
 	"ext4 and xfs, being written" file_systems \
 	"devices without file systems, being written" raw \
 	"disk with file systems on its partitions" disk_with_file_systems \
+	"loop device on an ext4" "loop_on_fs ext4" \
+	"loop device on a btrfs" "loop_on_fs btrfs" \
 	"file system that somebody else has frozen" frozen_by_another \
 	"take that fails" failing_take

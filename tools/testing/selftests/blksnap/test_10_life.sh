@@ -168,6 +168,37 @@ storage_failing()
 	destroy_soon
 }
 
+# What ext4 puts into its journal goes by way of the page cache: only who waits for it to
+# be written is told of errors.
+cached_storage_failing()
+{
+	local dev image under storage
+
+	null_blk "$SIZE"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/old"
+	cp "$scratch/old" "$scratch/new"
+	null_blk 64; under=$REPLY
+	dm_linear blksnap-storage "$under" 0 $((64 << 11)); storage=$REPLY
+	make_fs ext4 "$storage"
+	mounted "$storage" -o data=journal
+	: >"$REPLY/storage"
+	attach "$dev"
+	create "$REPLY/storage" 16384
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+	image=$(image_of "$dev")
+	put direct 0 65536 "$dev" "$scratch/new"
+	same "$image" "$scratch/old"
+	dmsetup suspend --noudevsync --nolockfs blksnap-storage
+	dmsetup reload blksnap-storage --table "0 $((64 << 11)) error"
+	dmsetup resume --noudevsync blksnap-storage
+	put direct 65536 $((1 << 20)) "$dev" "$scratch/new"
+	same "$dev" "$scratch/new"
+	eventually fails "$dev"
+	expect EIO ctl same "$image" "$scratch/old"
+	destroy_soon
+}
+
 fails()
 {
 	[ "$(error_of "$1")" -lt 0 ]
@@ -328,6 +359,7 @@ run_cases \
 	"destroy while the device is written" destroy_while_written \
 	"destroy while the image is open" destroy_open \
 	"storage that fails" storage_failing \
+	"storage in the page cache that fails" cached_storage_failing \
 	"unloading the module" unloading \
 	"unloading it with a snapshot without devices" unloading_empty \
 	"20 rounds" rounds \

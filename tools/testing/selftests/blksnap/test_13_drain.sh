@@ -290,11 +290,38 @@ take_timed_out()
 	end_suspended
 }
 
+# Device-mapper keeps its own list of polled bios, where the count would be kept.
+polled()
+{
+	local under dev rw
+
+	need fio dmsetup
+	null_blk 16 poll_queues=1 irqmode=2 completion_nsec=100000; under=$REPLY
+	# Every other block of 8 KiB is split.
+	printf '%s\n' "0 8200 linear $under 0" "8200 24568 linear $under 8200" |
+		dmsetup create --noudevsync --verifyudev blksnap-polled
+	undo dm_remove blksnap-polled
+	dev=/dev/dm-$(dmsetup info -c --noheadings -o minor blksnap-polled)
+	[ "$(<"/sys/block/${dev#/dev/}/queue/io_poll")" = 1 ] || skip "dm does not poll"
+	filled "$dev" 16 "$scratch/old"
+	snapshot_of "$dev"
+	for rw in write randwrite; do
+		fio --name=polled --filename="$dev" --rw="$rw" --bs=8k --offset=4096k --size=64k \
+			--loops=50 --direct=1 --ioengine=pvsync2 --hipri=1 >"$scratch/fio" 2>&1 ||
+			{ cat "$scratch/fio"; false; }
+	done
+	same "$(image_of "$dev")" "$scratch/old"
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
+	ctl destroy "$snapshot"
+	take "$dev"
+}
+
 run_cases \
 	"dm-delay" on_delay \
 	"dm-delay that is written before it has the filter" attach_on_delay \
 	"dm-linear that is written before it has the filter" attach_on_linear \
 	"dm-delay that splits" on_delay_with_splits \
+	"dm that is polled" polled \
 	"md" on_md \
 	"md that holds a write back when the filter comes" attach_to_holding_md \
 	"md that holds the rest of a write back when it is taken" take_of_holding_md \

@@ -654,6 +654,35 @@ partition_cut()
 	destroy_soon
 }
 
+# The same with its disk. The partition keeps its size, so nothing else tells of that.
+disk_cut()
+{
+	local file=$scratch/backing disk part image before
+
+	need sfdisk
+	watched
+	truncate -s 16M "$file"
+	undo rm -f "$file"
+	printf '2048,16384\n' | sfdisk -q "$file"
+	loop_on "$file" --partscan; disk=$REPLY part=${REPLY}p1
+	eventually test -b "$part"
+	filled "$part" 8 "$scratch/old"
+	snapshot_of "$part"
+	image=$(image_of "$part")
+	before=$(generation_of "$part")
+	truncate -s 5M "$file"
+	losetup -c "$disk"
+	truncate -s 16M "$file"
+	losetup -c "$disk"
+	equal $((8 << 20)) "$(size_of "$part")" "the size of the partition"
+	equal -6 "$(error_of "$part")" "the snapshot's error"
+	right_or_eio "$image" "$scratch/old"
+	destroy_soon
+	take "$part"
+	[ "$before" != "$(generation_of "$part")" ] || wrong "the generation goes on"
+	destroy_soon
+}
+
 loop_resized()
 {
 	local file=$scratch/backing
@@ -774,6 +803,7 @@ run_cases "${cases[@]}" \
 	"table that is read again" table \
 	"partition that is resized" partition_resized \
 	"partition that is cut" partition_cut \
+	"disk that is cut, and its partition" disk_cut \
 	"loop device that is resized" loop_resized \
 	"dm that is resized" dm_resized \
 	"loop device that gets another file" other_file \

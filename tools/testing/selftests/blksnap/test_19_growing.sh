@@ -301,7 +301,7 @@ refused()
 
 bad_appends()
 {
-	local store small file nobody=00000000-0000-4000-8000-000000000000
+	local store small file list i nobody=00000000-0000-4000-8000-000000000000
 
 	begin
 	null_blk 4; store=$REPLY
@@ -353,6 +353,13 @@ bad_appends()
 	refused EINVAL "$small" 8:9
 	ctl append "$snapshot" "$small" 8:16
 	equal 40 "$(space total)" "the space"
+	# More than can be counted, together
+	null_blk $((1 << 32)) memory_backed=0
+	list=()
+	for ((i = 0; i < 4097; i++)); do
+		list+=("0:$((1 << 43))")
+	done
+	refused EINVAL "$REPLY" "${list[@]}"
 	# In use
 	null_blk 16; store=$REPLY
 	make_fs ext4 "$store"
