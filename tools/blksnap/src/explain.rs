@@ -81,8 +81,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
              its own tool first",
         ),
         (Attach, Errno::OPNOTSUPP) => because(
-            "devices with zones or direct access (DAX) cannot be filtered",
-            "snapshot a device without them, or one without them built on top of this one",
+            "zoned devices, and those with direct access (DAX), cannot be filtered",
+            "snapshot a device without zones or DAX, or one like that on top of this one",
         ),
         (Attach, Errno::NOENT) => because("the blksnap driver is not loaded", LOAD),
         (Detach, Errno::NOENT) => because(
