@@ -307,8 +307,8 @@ polled()
 	snapshot_of "$dev"
 	for rw in write randwrite; do
 		fio --name=polled --filename="$dev" --rw="$rw" --bs=8k --offset=4096k --size=64k \
-			--loops=50 --direct=1 --ioengine=pvsync2 --hipri=1 >"$scratch/fio" 2>&1 ||
-			{ cat "$scratch/fio"; false; }
+			--loops=50 --direct=1 --ioengine=io_uring --iodepth=4 --hipri=1 \
+			>"$scratch/fio" 2>&1 || { cat "$scratch/fio"; false; }
 	done
 	same "$(image_of "$dev")" "$scratch/old"
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
