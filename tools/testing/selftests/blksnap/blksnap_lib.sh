@@ -419,7 +419,7 @@ dm()
 	need dmsetup
 	read -r _ _ target _ <<<"$2"
 	dmsetup targets 2>/dev/null | grep -q "^$target " || skip "no dm-$target"
-	dmsetup create --noudevsync --verifyudev "$1" --table "$2"
+	dmsetup create --noudevsync --verifyudev "$1" <<<"$2"
 	undo dm_remove "$1"
 	REPLY=/dev/dm-$(dmsetup info -c --noheadings -o minor "$1")
 }

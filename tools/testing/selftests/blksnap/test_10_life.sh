@@ -144,6 +144,14 @@ destroy_open()
 	exec 7<&-
 }
 
+# fail_storage MEBIBYTES: all I/O of it fails from now on
+fail_storage()
+{
+	dmsetup suspend --noudevsync --nolockfs blksnap-storage
+	dmsetup reload blksnap-storage --table "0 $(($1 << 11)) error"
+	dmsetup resume --noudevsync blksnap-storage
+}
+
 storage_failing()
 {
 	local dev image under storage
@@ -157,9 +165,7 @@ storage_failing()
 	ctl add "$dev" "$snapshot"
 	ctl take "$snapshot"
 	image=$(image_of "$dev")
-	dmsetup suspend --noudevsync --nolockfs blksnap-storage
-	dmsetup reload blksnap-storage --table "0 $((SIZE << 11)) error"
-	dmsetup resume --noudevsync blksnap-storage
+	fail_storage "$SIZE"
 	put direct 0 $((4 << 20)) "$dev" "$scratch/new"
 	same "$dev" "$scratch/new"
 	eventually fails "$dev"
@@ -189,9 +195,7 @@ cached_storage_failing()
 	image=$(image_of "$dev")
 	put direct 0 65536 "$dev" "$scratch/new"
 	same "$image" "$scratch/old"
-	dmsetup suspend --noudevsync --nolockfs blksnap-storage
-	dmsetup reload blksnap-storage --table "0 $((64 << 11)) error"
-	dmsetup resume --noudevsync blksnap-storage
+	fail_storage 64
 	put direct 65536 $((1 << 20)) "$dev" "$scratch/new"
 	same "$dev" "$scratch/new"
 	eventually fails "$dev"

@@ -162,7 +162,7 @@ overtaking()
 {
 	# On an idle machine every other is, on a busy one fewer: the write comes too late,
 	# or what is read was copied ahead.
-	local dev image queue mebibytes=$((8 * $1 * 16 / 1024 + 1)) figures
+	local dev image queue mebibytes=$((4 * $1 * 16 / 1024 + 1)) figures
 	local room=$((mebibytes * 2048))
 
 	null_blk "$mebibytes" irqmode=2 completion_nsec=2000000 hw_queue_depth=1 submit_queues=1
@@ -255,16 +255,6 @@ shares()
 	timeout 30 blksnap_ctl destroy "$snapshot"
 }
 
-memory_for_one_copy()
-{
-	shares 20
-}
-
-memory_for_small_copies()
-{
-	shares 12
-}
-
 run_cases \
 	"null_blk" on_null_blk \
 	"null_blk that takes its time" on_slow_null_blk \
@@ -277,6 +267,6 @@ run_cases \
 	"the device has what was written" verified \
 	"image reads that are overtaken" overtaken \
 	"image reads that are overtaken, and nobody looks" overtaken_unnoticed \
-	"memory for one copy" memory_for_one_copy \
-	"memory for small copies" memory_for_small_copies \
+	"memory for one copy" "shares 20" \
+	"memory for small copies" "shares 12" \
 	"overflow" overflow

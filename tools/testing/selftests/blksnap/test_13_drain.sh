@@ -293,15 +293,12 @@ take_timed_out()
 # Device-mapper keeps its own list of polled bios, where the count would be kept.
 polled()
 {
-	local under dev rw
+	local dev rw
 
-	need fio dmsetup
-	null_blk 16 poll_queues=1 irqmode=2 completion_nsec=100000; under=$REPLY
-	# Every other block of 8 KiB is split.
-	printf '%s\n' "0 8200 linear $under 0" "8200 24568 linear $under 8200" |
-		dmsetup create --noudevsync --verifyudev blksnap-polled
-	undo dm_remove blksnap-polled
-	dev=/dev/dm-$(dmsetup info -c --noheadings -o minor blksnap-polled)
+	need fio
+	null_blk 16 poll_queues=1 irqmode=2 completion_nsec=100000; dev=$REPLY
+	# In the middle of the first block of 8 KiB that is written.
+	dm blksnap-polled "0 8200 linear $dev 0"$'\n'"8200 24568 linear $dev 8200"; dev=$REPLY
 	[ "$(<"/sys/block/${dev#/dev/}/queue/io_poll")" = 1 ] || skip "dm does not poll"
 	filled "$dev" 16 "$scratch/old"
 	snapshot_of "$dev"
