@@ -7,9 +7,11 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde::Serialize;
 use serde::Serializer;
@@ -147,8 +149,21 @@ impl Device {
     /// Opens the block device at `path` read-only, which is all that the
     /// filter's ioctls need.
     pub fn open(path: &Path) -> Result<Self> {
+        Self::open_with(path, OFlags::empty())
+    }
+
+    /// The same also of a drive without a medium. That is for asking the filter
+    /// and detaching it: an image of nothing is of no use.
+    pub fn open_empty(path: &Path) -> Result<Self> {
+        Self::open_with(path, OFlags::NONBLOCK)
+    }
+
+    fn open_with(path: &Path, flags: OFlags) -> Result<Self> {
         check(path)?;
-        let file = File::open(path)
+        let file = File::options()
+            .read(true)
+            .custom_flags(flags.bits() as i32)
+            .open(path)
             .map_err(|error| Error::from_io(Operation::OpenDevice, &error).on(path))?;
         Ok(Self {
             file,

@@ -76,6 +76,8 @@ pub enum Operation {
     Changed,
     /// Writing man pages.
     Document,
+    /// Writing results to standard output.
+    Print,
 }
 
 /// What an error means for the exit code.
@@ -230,7 +232,8 @@ impl Error {
         })
     }
 
-    fn reason(&self) -> String {
+    /// Why it failed, without what was tried.
+    pub fn reason(&self) -> String {
         if let Some(reason) = &self.0.reason {
             return reason.clone();
         }
@@ -294,6 +297,7 @@ impl Error {
             Operation::Restore => format!("restore to {path}"),
             Operation::Changed => format!("tell what changed on {path}"),
             Operation::Document => format!("write {path}"),
+            Operation::Print => "write to standard output".to_owned(),
         }
     }
 }

@@ -25,7 +25,7 @@ const fn because(reason: &'static str, remedy: &'static str) -> Explanation {
 
 const STATUS: &str = "run \"blksnap status\" for the snapshots there are";
 const LOAD: &str = "load the driver with \"modprobe blksnap\"";
-const ATTACH_FIRST: &str = "attach it first with \"blksnap attach DEV\"";
+const ATTACH_FIRST: &str = "attach it first with \"blksnap attach DEV\", or try again";
 const UNUSED_DEVICE: &str =
     "name a block device that nothing uses; \"lsblk DEV\" shows where it is mounted and what is \
      on top of it";
@@ -65,6 +65,13 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "the node exists, but the device behind it is gone",
             "check the name; \"lsblk -p\" lists the block devices",
         ),
+        (OpenDevice, Errno::NOMEDIUM) => {
+            because("there is no medium in the drive", "insert one and try again")
+        }
+        (OpenDevice, Errno::MEDIUMTYPE) => because(
+            "it cannot be read now, as a DRBD device that is secondary",
+            "try again when it can be, such as on the node where it is primary",
+        ),
         (OpenDevice | Attach, Errno::NOTBLK) => because(
             "it is not a block device",
             "name a disk, partition or other block device; for a disk image file set up a \
@@ -90,13 +97,19 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "nothing is to be done; \"blksnap status\" lists the devices that have it",
         ),
         (Detach, Errno::BUSY) => because(
-            "the device is in a snapshot",
-            "destroy the snapshot first with \"blksnap destroy ID\"",
+            "the device is in a snapshot, or the filter is just being attached",
+            "destroy the snapshot first with \"blksnap destroy ID\", or try again",
+        ),
+        (Attach | Take, Errno::TIMEDOUT) => because(
+            "writes that were on their way to a device did not end in 30 seconds",
+            "try again when less is written, and look into the kernel's log with \"dmesg\" for \
+             a device that does not answer",
         ),
 
-        (CbtInfo | CbtMap | CbtDirty | SnapshotAdd | SnapshotInfo, Errno::NOENT) => {
-            because("the filter is not attached", ATTACH_FIRST)
-        }
+        (CbtInfo | CbtMap | CbtDirty | SnapshotAdd | SnapshotInfo, Errno::NOENT) => because(
+            "the filter is not attached, or is just being attached",
+            ATTACH_FIRST,
+        ),
         (CbtMap, Errno::NODATA) => because(
             "the range lies past the end of the map",
             "read at most as many bytes as the tracking has blocks",
@@ -120,8 +133,13 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (SnapshotAdd, Errno::BUSY) => because(
             "the device is in another snapshot, or this one is taken already",
-            "name all devices before \"blksnap take\"; \"blksnap status\" shows which snapshot has \
-             which devices",
+            "name all devices before \"blksnap take\", and destroy the other snapshot first, as a \
+             device can be in one at a time",
+        ),
+        (SnapshotAdd | AppendStorage, Errno::OPNOTSUPP) => because(
+            "its logical blocks are larger than a page of memory",
+            "name a device of which \"blockdev --getss DEV\" shows at most what \"getconf PAGESIZE\" \
+             does",
         ),
         (SnapshotAdd | Take | Create | AppendStorage, Errno::DEADLK) => because(
             "the difference storage lies on a device of the snapshot, or on one that is saved \
@@ -141,11 +159,6 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "a filesystem on one of the devices cannot be frozen now, as btrfs while one of its \
              devices is removed or replaced",
             "try again when that is done",
-        ),
-        (Take, Errno::TIMEDOUT) => because(
-            "writes that were on their way to a device did not end in 30 seconds",
-            "try again when less is written, and look into the kernel's log with \"dmesg\" for \
-             a device that does not answer",
         ),
         (Take, Errno::NOSPC) => because(
             "the snapshot has no storage",
@@ -236,7 +249,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "check its spelling and the PATH; it follows \"--\"",
         ),
         (Run, Errno::ACCESS) => because("it is not executable", "check its mode"),
-        (Run, _) => Explanation::default(),
+        // Nor is where results go to.
+        (Run | Print, _) => Explanation::default(),
 
         (OpenBackup, Errno::NOENT) => because(
             "there is no backup",
@@ -401,6 +415,8 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::ALREADY => "EALREADY",
         Errno::DQUOT => "EDQUOT",
         Errno::TIMEDOUT => "ETIMEDOUT",
+        Errno::NOMEDIUM => "ENOMEDIUM",
+        Errno::MEDIUMTYPE => "EMEDIUMTYPE",
         other => return format!("errno {}", other.raw_os_error()),
     };
     name.to_owned()
@@ -421,6 +437,7 @@ mod tests {
             (Attach, Errno::ALREADY),
             (Attach, Errno::BUSY),
             (Attach, Errno::OPNOTSUPP),
+            (Attach, Errno::TIMEDOUT),
             (Attach, Errno::NOENT),
             (Attach, Errno::PERM),
             (Attach, Errno::NOTTY),
@@ -434,6 +451,7 @@ mod tests {
             (SnapshotAdd, Errno::SRCH),
             (SnapshotAdd, Errno::ALREADY),
             (SnapshotAdd, Errno::BUSY),
+            (SnapshotAdd, Errno::OPNOTSUPP),
             (SnapshotAdd, Errno::DEADLK),
             (SnapshotInfo, Errno::NOSPC),
             (Create, Errno::TXTBSY),
@@ -441,6 +459,7 @@ mod tests {
             (Create, Errno::PERM),
             (Take, Errno::NODATA),
             (Take, Errno::ALREADY),
+            (Take, Errno::TIMEDOUT),
             (Take, Errno::SRCH),
             (Take, Errno::DEADLK),
             (Take, Errno::IO),
@@ -454,6 +473,7 @@ mod tests {
             (AppendStorage, Errno::INVAL),
             (AppendStorage, Errno::NOTBLK),
             (AppendStorage, Errno::BADF),
+            (AppendStorage, Errno::OPNOTSUPP),
             (AppendStorage, Errno::DEADLK),
             (AppendStorage, Errno::TOOBIG),
             (AppendStorage, Errno::SRCH),
@@ -469,6 +489,8 @@ mod tests {
             (Watch, Errno::SRCH),
             (OpenDevice, Errno::BUSY),
             (OpenDevice, Errno::ROFS),
+            (OpenDevice, Errno::NOMEDIUM),
+            (OpenDevice, Errno::MEDIUMTYPE),
             (OpenControl, Errno::NOENT),
             (OpenBackup, Errno::NOENT),
             (OpenBackup, Errno::AGAIN),
@@ -500,6 +522,9 @@ mod tests {
         assert!(reason(Operation::SetLimit, Errno::INVAL).contains("lower"));
         assert!(reason(Operation::Watch, Errno::NOTTY).contains("too old"));
         assert!(reason(Operation::Collect, Errno::NOTTY).contains("does not know"));
+        assert!(reason(Operation::Detach, Errno::BUSY).contains("being attached"));
+        assert!(reason(Operation::SnapshotAdd, Errno::NOENT).contains("being attached"));
+        assert_eq!(reason(Operation::Print, Errno::NOSPC), "");
     }
 
     #[test]

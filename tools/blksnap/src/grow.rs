@@ -28,6 +28,7 @@ use crate::error::Result;
 use crate::signals;
 use crate::size::Sectors;
 use crate::storage;
+use crate::sys;
 use crate::Control;
 use crate::Uuid;
 
@@ -142,6 +143,12 @@ impl fmt::Display for News {
             }
         }
     }
+}
+
+/// Before [`serve`] is started in a process of its own: whoever waits for the end
+/// of what this process inherited does not wait for that one.
+pub fn close_on_exec() -> Result<()> {
+    sys::close_on_exec().map_err(|error| Error::from_io(Operation::Grow, &error))
 }
 
 /// The storage of one snapshot.

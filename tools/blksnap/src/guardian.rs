@@ -51,7 +51,8 @@ enum Answer {
     Refused {
         operation: Operation,
         errno: Option<i32>,
-        message: String,
+        reason: String,
+        remedy: Option<String>,
     },
 }
 
@@ -92,7 +93,7 @@ impl Guardian {
 }
 
 /// Makes the command that runs the guardian.
-type MakeCommand = Box<dyn Fn(&Path, Sectors) -> Command>;
+type MakeCommand = Box<dyn Fn(&Path) -> Command>;
 
 /// A kernel whose snapshot is guarded: [`Kernel::create`] starts the guardian,
 /// [`Kernel::destroy`] dismisses it. Holds one snapshot at a time.
@@ -104,8 +105,8 @@ pub struct Guarded<K> {
 
 impl<K: Kernel> Guarded<K> {
     /// `command` makes the command that runs [`serve`] in a new process with
-    /// this storage and limit.
-    pub fn new(kernel: K, command: impl Fn(&Path, Sectors) -> Command + 'static) -> Self {
+    /// this storage, and the limit that is wanted.
+    pub fn new(kernel: K, command: impl Fn(&Path) -> Command + 'static) -> Self {
         Self {
             kernel,
             command: Box::new(command),
@@ -115,21 +116,29 @@ impl<K: Kernel> Guarded<K> {
 }
 
 impl<K: Kernel> Kernel for Guarded<K> {
-    fn create(&self, store: &Path, limit: Sectors) -> Result<Uuid> {
+    /// With the limit that the command has.
+    fn create(&self, store: &Path, _limit: Sectors) -> Result<Uuid> {
         let failed = |error: io::Error| Error::from_io(Operation::Guard, &error);
 
-        let guardian = Guardian::start((self.command)(store, limit)).map_err(failed)?;
+        let guardian = Guardian::start((self.command)(store)).map_err(failed)?;
         let answer = guardian.answer();
         let id = match answer {
             Ok(Answer::Created { id }) => id.parse().map_err(io::Error::other).map_err(failed),
             Ok(Answer::Refused {
                 operation,
                 errno,
-                message,
-            }) => Err(match errno {
-                Some(raw) => Error::from_errno(operation, Errno::from_raw_os_error(raw)),
-                None => Error::new(operation, message),
-            }),
+                reason,
+                remedy,
+            }) => {
+                let error = match errno {
+                    Some(raw) => Error::from_errno(operation, Errno::from_raw_os_error(raw)),
+                    None => Error::new(operation, reason),
+                };
+                Err(match remedy {
+                    Some(remedy) => error.remedied_by(remedy),
+                    None => error,
+                })
+            }
             Err(error) => Err(failed(error)),
         };
         match id {
@@ -237,7 +246,8 @@ fn guard(
             Answer::Refused {
                 operation: error.operation(),
                 errno: error.errno().map(Errno::raw_os_error),
-                message: error.to_string(),
+                reason: error.reason(),
+                remedy: error.remedy(),
             },
             None,
         ),

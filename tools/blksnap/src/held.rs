@@ -22,7 +22,10 @@ const IMAGE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A device of a held snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HeldDevice {
+    /// As it was named.
     pub device: PathBuf,
+    /// What that was a link to. Requests go there, as links may change meanwhile.
+    pub path: PathBuf,
     /// Disk name of the image.
     pub image: String,
     /// Device node of the image.
@@ -64,23 +67,25 @@ impl<'a> Held<'a> {
             attached: Vec::new(),
             detach: true,
         };
-        for device in devices {
+        let paths: Vec<PathBuf> = devices.iter().map(|device| resolve(device)).collect();
+        for (device, path) in devices.iter().zip(&paths) {
             keep_on()?;
-            if kernel.attach(device)? == Attachment::New {
-                held.attached.push(device.clone());
+            if kernel.attach(path).map_err(|error| error.on(device))? == Attachment::New {
+                held.attached.push(path.clone());
             }
         }
         keep_on()?;
         let id = kernel.create(store, limit)?;
         held.id = Some(id);
-        for device in devices {
+        for (device, path) in devices.iter().zip(&paths) {
             keep_on()?;
-            kernel.add(id, device)?;
+            kernel.add(id, path).map_err(|error| error.on(device))?;
         }
         keep_on()?;
         kernel.take(id)?;
-        for device in devices {
-            held.devices.push(wait_for_image(kernel, device, keep_on)?);
+        for (device, path) in devices.iter().zip(&paths) {
+            let found = wait_for_image(kernel, device, path, keep_on)?;
+            held.devices.push(found);
         }
         keep_on()?;
         held.detach = detach;
@@ -102,13 +107,10 @@ impl<'a> Held<'a> {
                 .on(&device.device)
                 .of(self.id())
         };
-        let state = self
-            .kernel
-            .snapshot_state(&device.device)
-            .map_err(|error| {
-                distrust(format!("its state is unknown, {error}"))
-                    .remedied_by("make the backup anew; look into the kernel's log with \"dmesg\"")
-            })?;
+        let state = self.kernel.snapshot_state(&device.path).map_err(|error| {
+            distrust(format!("its state is unknown, {error}"))
+                .remedied_by("make the backup anew; look into the kernel's log with \"dmesg\"")
+        })?;
         if let Some(errno) = state.corruption() {
             return Err(Error::from_corruption(errno)
                 .on(&device.device)
@@ -153,14 +155,21 @@ impl Drop for Held<'_> {
     }
 }
 
+/// What a name is a link to. One that there is not is for the kernel to refuse.
+fn resolve(device: &Path) -> PathBuf {
+    std::fs::canonicalize(device).unwrap_or_else(|_| device.to_owned())
+}
+
 fn wait_for_image(
     kernel: &dyn Kernel,
     device: &Path,
+    path: &Path,
     keep_on: &mut dyn FnMut() -> Result<()>,
 ) -> Result<HeldDevice> {
     let missing = |reason: String| Error::new(Operation::FindImage, reason).on(device);
     let image = kernel
-        .snapshot_state(device)?
+        .snapshot_state(path)
+        .map_err(|error| error.on(device))?
         .image
         .ok_or_else(|| missing("the kernel names none".to_owned()))?;
     let start = Instant::now();
@@ -169,6 +178,7 @@ fn wait_for_image(
         if let Some(node) = kernel.image_node(&image) {
             return Ok(HeldDevice {
                 device: device.to_owned(),
+                path: path.to_owned(),
                 image,
                 node,
             });

@@ -49,7 +49,7 @@ impl Kernel for Linux {
     }
 
     fn detach(&self, device: &Path) -> Result<()> {
-        Device::open(device)?.detach()
+        Device::open_empty(device)?.detach()
     }
 
     fn create(&self, store: &Path, limit: Sectors) -> Result<Uuid> {
@@ -69,7 +69,7 @@ impl Kernel for Linux {
     }
 
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
-        Device::open(device)?.snapshot_state()
+        Device::open_empty(device)?.snapshot_state()
     }
 
     fn tracking(&self, device: &Path) -> Result<Tracking> {

@@ -65,7 +65,8 @@ fn unescape(field: &[u8]) -> PathBuf {
 }
 
 /// The mount points of filesystems on one of `numbers`, or mounted from
-/// something of which `is_source` is true.
+/// something in /dev of which `is_source` is true. Others are not asked about:
+/// looking at them may take forever, as with a file server that is gone.
 pub fn points_on(
     mounts: &[Mount],
     numbers: &[DeviceNumber],
@@ -73,7 +74,10 @@ pub fn points_on(
 ) -> Vec<PathBuf> {
     mounts
         .iter()
-        .filter(|mount| numbers.contains(&mount.number) || is_source(&mount.source))
+        .filter(|mount| {
+            numbers.contains(&mount.number)
+                || (mount.source.starts_with("/dev") && is_source(&mount.source))
+        })
         .map(|mount| mount.mount_point.clone())
         .collect()
 }
@@ -86,12 +90,14 @@ mod tests {
 25 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw\n\
 31 25 259:1 / /mnt/my\\040backup ro shared:2 master:1 - xfs /dev/blksnap-image0 ro\n\
 32 25 0:44 / /mnt/b ro - btrfs /dev/blksnap-image1p2 ro\n\
+33 25 0:45 / /mnt/c rw - nfs4 server:/dev/export rw\n\
+34 25 0:46 / /mnt/d rw - fuse /mnt/c/file rw\n\
 garbage\n";
 
     #[test]
     fn mounts_are_found_by_number_or_source() {
         let mounts = parse(SAMPLE);
-        assert_eq!(mounts.len(), 3);
+        assert_eq!(mounts.len(), 5);
         assert_eq!(mounts[1].mount_point, Path::new("/mnt/my backup"));
 
         let image = DeviceNumber {
@@ -105,6 +111,11 @@ garbage\n";
         let is_image = |source: &Path| source == Path::new("/dev/blksnap-image1p2");
         assert_eq!(points_on(&mounts, &[], is_image), [Path::new("/mnt/b")]);
         assert!(points_on(&mounts, &[], |_| false).is_empty());
+        let in_dev = |source: &Path| {
+            assert!(source.starts_with("/dev"), "{source:?}");
+            true
+        };
+        assert_eq!(points_on(&mounts, &[], in_dev).len(), 3);
     }
 
     #[test]

@@ -13,6 +13,8 @@ use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::low_level::siginfo::Cause;
 
+use crate::sys;
+
 /// Signals that end a program by default and that users, terminals and
 /// service managers send.
 const STOP: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
@@ -21,7 +23,8 @@ const STOP: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stop {
     pub signal: i32,
-    /// It comes from the terminal, which sent it to the whole process group.
+    /// The kernel sent it to the whole process group, for a key of the terminal or
+    /// for a hangup. Of the latter the leader of the session is told alone.
     pub to_group: bool,
 }
 
@@ -32,14 +35,18 @@ pub struct Stop {
 pub struct Signals(SignalsInfo<WithOrigin>);
 
 impl Signals {
-    /// A signal that is ignored, as SIGHUP under nohup, stays so.
+    /// A signal that is ignored, as SIGHUP under nohup, stays so. One that whoever
+    /// started this process has blocked does not, as it would be waited for in vain.
     pub fn catch() -> io::Result<Self> {
         let ignored = ignored();
-        let wanted = STOP
+        let wanted: Vec<i32> = STOP
             .into_iter()
             .filter(|signal| ignored & (1 << (signal - 1)) == 0)
-            .chain([SIGCHLD]);
-        Ok(Self(SignalsInfo::new(wanted)?))
+            .chain([SIGCHLD])
+            .collect();
+        let signals = Self(SignalsInfo::new(&wanted)?);
+        sys::unblock(&wanted)?;
+        Ok(signals)
     }
 
     /// The requests that came since the last call; does not wait.
@@ -57,8 +64,13 @@ impl Signals {
 fn stop_of(origin: signal_hook::low_level::siginfo::Origin) -> Option<Stop> {
     STOP.contains(&origin.signal).then_some(Stop {
         signal: origin.signal,
-        to_group: origin.cause == Cause::Kernel,
+        to_group: is_to_group(origin.signal, origin.cause, sys::leads_session()),
     })
+}
+
+fn is_to_group(signal: i32, cause: Cause, leads_session: bool) -> bool {
+    let is_known = matches!(signal, SIGINT | SIGQUIT) || signal == SIGHUP && !leads_session;
+    cause == Cause::Kernel && is_known
 }
 
 /// Keeps the signals from ending this process, for good.
@@ -97,11 +109,26 @@ fn parse_ignored(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use signal_hook::low_level::siginfo::Sent;
 
     #[test]
     fn ignored_signals_are_read_from_the_status() {
         let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0\n";
         assert_eq!(parse_ignored(status), Some(0x1001));
         assert_eq!(parse_ignored("Name:\tx\n"), None);
+    }
+
+    #[test]
+    fn only_the_terminal_reaches_the_whole_group() {
+        for leads in [false, true] {
+            let terminal = |signal| is_to_group(signal, Cause::Kernel, leads);
+            assert_eq!(
+                STOP.map(terminal),
+                [true, false, !leads, true],
+                "in the order of {STOP:?}"
+            );
+            let user = |signal| is_to_group(signal, Cause::Sent(Sent::User), leads);
+            assert_eq!(STOP.map(user), [false; 4]);
+        }
     }
 }

@@ -60,11 +60,10 @@ pub fn refuse_data(store: &Path) -> Result<()> {
 }
 
 /// Refuses ranges of a block device, or all of it if there are none, that do
-/// not begin with 1 MiB of zeroes.
-pub fn refuse_data_in(device: &Path, ranges: &[StorageRange]) -> Result<()> {
-    let refused = |error: io::Error| Error::from_io(Operation::OpenDevice, &error).on(device);
+/// not begin with 1 MiB of zeroes. `path` is for the error.
+pub fn refuse_data_in(mut device: &File, path: &Path, ranges: &[StorageRange]) -> Result<()> {
+    let refused = |error: io::Error| Error::from_io(Operation::OpenDevice, &error).on(path);
 
-    let mut file = File::open(device).map_err(refused)?;
     let starts: Vec<(u64, u64)> = match ranges {
         [] => vec![(0, LOOK_AT)],
         ranges => ranges
@@ -73,17 +72,17 @@ pub fn refuse_data_in(device: &Path, ranges: &[StorageRange]) -> Result<()> {
             .collect(),
     };
     for (offset, length) in starts {
-        if begins_with_data(&mut file, offset, length).map_err(refused)? {
+        if begins_with_data(&mut device, offset, length).map_err(refused)? {
             let reason = format!("it holds data at byte {offset}, which would be lost");
             return Err(Error::new(Operation::AppendStorage, reason)
-                .on(device)
+                .on(path)
                 .remedied_by("name a device or range that is empty, or say --overwrite"));
         }
     }
     Ok(())
 }
 
-fn begins_with_data(file: &mut File, offset: u64, length: u64) -> io::Result<bool> {
+fn begins_with_data(file: &mut (impl Read + Seek), offset: u64, length: u64) -> io::Result<bool> {
     let mut start = Vec::new();
     file.seek(SeekFrom::Start(offset))?;
     file.take(length).read_to_end(&mut start)?;
@@ -202,7 +201,7 @@ mod tests {
 
         let refuse = |texts: &[&str]| {
             let ranges: Vec<_> = texts.iter().map(|text| text.parse().unwrap()).collect();
-            refuse_data_in(&path, &ranges)
+            refuse_data_in(&File::open(&path).unwrap(), &path, &ranges)
         };
         refuse(&[]).unwrap();
         refuse(&["0:2M", "2M:4K", "3M:1M"]).unwrap();

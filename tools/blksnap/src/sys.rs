@@ -2,10 +2,13 @@
 
 //! The system calls; all `unsafe` of the crate is here.
 //!
-//! Every function is one ioctl, takes what it needs by reference and returns
-//! the kernel's errno untouched. None of them keeps a pointer.
+//! Every function but the last three is one ioctl, takes what it needs by reference
+//! and returns the kernel's errno untouched. None of them keeps a pointer.
 
+use std::ffi::c_uint;
 use std::ffi::CStr;
+use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
 use std::os::fd::BorrowedFd;
 
@@ -236,4 +239,43 @@ pub(crate) fn storage_info(fd: BorrowedFd<'_>, id: abi::Id) -> Result<abi::Stora
 pub(crate) fn snapshot_watch(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> {
     // SAFETY: the type is that of SNAPSHOT_WATCH, without addresses.
     unsafe { update::<{ abi::SNAPSHOT_WATCH }, _>(fd, &mut id) }
+}
+
+/// Lets signals reach this thread.
+pub(crate) fn unblock(signals: &[i32]) -> io::Result<()> {
+    let mut set = MaybeUninit::uninit();
+    // SAFETY: the set is borrowed exclusively, and written before anything else.
+    if unsafe { libc::sigemptyset(set.as_mut_ptr()) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for &signal in signals {
+        // SAFETY: the set is borrowed exclusively, and was initialised above.
+        if unsafe { libc::sigaddset(set.as_mut_ptr(), signal) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: the set is only read, and the old one not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_UNBLOCK, set.as_ptr(), std::ptr::null_mut()) } {
+        0 => Ok(()),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+/// Keeps what is open, but the standard streams, from programs started by this
+/// process.
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    let (first, last, flags) = (3, c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    // Not the function of that name, which older C libraries do not have.
+    // SAFETY: without addresses; no descriptor is closed here.
+    match unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Whether this process is the leader of its session. That of rustix may not be
+/// asked: the leader has no number here if it is outside a container.
+pub(crate) fn leads_session() -> bool {
+    // SAFETY: without addresses.
+    unsafe { libc::getsid(0) == libc::getpid() }
 }

@@ -150,7 +150,7 @@ fn role() {
             0
         }
         "backup" => {
-            let guarded = Guarded::new(files, |_, _| start_role("guardian"));
+            let guarded = Guarded::new(files, |_| start_role("guardian"));
             let request = backup::Request {
                 devices: vec!["/dev/disk".into()],
                 store: store.to_owned(),
@@ -386,6 +386,8 @@ fn the_command_restores_verifies_and_prunes() {
     // A name mistyped makes no file among the devices.
     assert_eq!(code(&["restore", "/dev/blksnap-no-such-disk"]), 1);
     assert!(!Path::new("/dev/blksnap-no-such-disk").exists());
+    let name = format!("/dev/disk={target}");
+    assert_eq!(code(&["restore", &name, &name, "--force"]), 2);
     assert_eq!(code(&["restore", target, "--force"]), 0);
     assert!(fs::read(target).unwrap() == disk.restore_points[3]);
 

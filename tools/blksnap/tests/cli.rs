@@ -8,6 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::process::Command;
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -280,6 +281,39 @@ fn the_guardian_tells_its_holder_what_the_kernel_refused() {
     let answer: Value = serde_json::from_str(&answer).unwrap();
     assert_eq!(answer["refused"]["operation"], "open_control");
     assert_eq!(answer["refused"]["errno"], 2);
+}
+
+#[test]
+fn results_that_cannot_be_written_are_an_error() {
+    let run = |args: &[&str], stdout: Stdio| {
+        let output = Command::new(env!("CARGO_BIN_EXE_blksnap"))
+            .args(args)
+            .stdout(stdout)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        (output.status.code(), stderr)
+    };
+    for args in [
+        &["version"][..],
+        &["version", "--json"],
+        &["completions", "bash"],
+        &["attach", "--help"],
+        &["--version"],
+    ] {
+        let full = std::fs::File::options().write(true).open("/dev/full");
+        let (code, stderr) = run(args, full.unwrap().into());
+        assert_eq!(code, Some(1), "{args:?}");
+        assert!(stderr.contains("standard output"), "{args:?}: {stderr}");
+        assert!(stderr.contains("os error 28"), "{args:?}: {stderr}");
+    }
+    // But not those that nobody wants to see.
+    for args in [&["completions", "bash"][..], &["--version"]] {
+        let (reader, writer) = UnixStream::pair().unwrap();
+        drop(reader);
+        let (code, stderr) = run(args, OwnedFd::from(writer).into());
+        assert_eq!((code, stderr.as_str()), (Some(0), ""), "{args:?}");
+    }
 }
 
 #[test]

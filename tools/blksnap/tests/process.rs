@@ -196,6 +196,9 @@ const GROWTH: Growth = Growth {
 fn start(files: &Files) -> Result<()> {
     match files.behaviour.as_str() {
         "old driver" => Err(Error::from_errno(Operation::SetLowSpace, Errno::NOTTY)),
+        "no growth" => {
+            Err(Error::new(Operation::Grow, "the moon is full").remedied_by("wait a week"))
+        }
         "grow" => {
             let files = files.clone();
             spawn(move || {
@@ -226,7 +229,7 @@ fn role() {
         }
         "holder" => {
             let behaviour = files.behaviour.clone();
-            let guarded = Guarded::new(files, |_, _| start_role("guardian"));
+            let guarded = Guarded::new(files, |_| start_role("guardian"));
             let request = run::Request {
                 devices: vec!["/dev/a".into(), "/dev/b".into()],
                 store: store.to_owned(),
@@ -245,7 +248,7 @@ fn role() {
                     report.exit_code
                 }
                 Err(error) => {
-                    eprintln!("{error}");
+                    eprintln!("{error}\n{}", error.remedy().unwrap_or_default());
                     error.exit().code()
                 }
             }
@@ -501,6 +504,38 @@ fn the_kernels_refusal_comes_through_the_guardian() {
     let stderr = holder.read("stderr");
     assert!(stderr.contains("storage at /store"), "{stderr}");
     assert!(stderr.contains("ENOSPC"), "{stderr}");
+}
+
+#[test]
+fn an_error_comes_through_the_guardian_with_all_it_says() {
+    let mut holder = Holder::start(Some("echo > started"), "no growth");
+    assert_eq!(holder.code(), 1);
+    let stderr = holder.read("stderr");
+    let lines: Vec<&str> = stderr.lines().collect();
+    let wanted = "cannot let the storage of the snapshot grow: the moon is full";
+    assert_eq!(lines, [wanted, "wait a week"]);
+}
+
+#[test]
+fn signals_that_were_blocked_are_not_waited_for_in_vain() {
+    let role = start_role("holder");
+    let mut command = Command::new("env");
+    command
+        .arg("--block-signal=CHLD,TERM")
+        .arg(role.get_program())
+        .args(role.get_args())
+        .env(ROLE, "holder")
+        .env(
+            SCRIPT,
+            "echo > ready; until test -e go; do sleep 0.05; done",
+        );
+    let mut holder = Holder::spawn(command, "");
+    holder.wait_for_file("ready");
+    // It waits for the end by now, most likely.
+    sleep(Duration::from_millis(200));
+    File::create(holder.directory.path().join("go")).unwrap();
+    assert_eq!(holder.code(), 0);
+    holder.assert_log(&RELEASED);
 }
 
 #[test]

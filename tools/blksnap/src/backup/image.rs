@@ -23,6 +23,7 @@ use std::path::PathBuf;
 
 use rustix::fs::fadvise;
 use rustix::fs::Advice;
+use rustix::io::Errno;
 
 use crate::error::Error;
 use crate::error::Operation;
@@ -56,6 +57,11 @@ const COPIED: u64 = 1 << 63;
 const ZERO: u64 = 1;
 /// The bits of an entry that are the offset in the file.
 const OFFSET: u64 = 0x00ff_ffff_ffff_fe00;
+
+/// What a disk loses at once, as a rule: what remains of a cluster is read in such pieces.
+const PIECE: usize = 4096;
+/// Stands for entries in a piece that cannot be read; no image has it.
+const UNREADABLE: u64 = u64::MAX;
 
 /// An image that is being written, from the start of the device to its end.
 pub struct Writer {
@@ -254,6 +260,19 @@ fn big_endian(entries: &[u64]) -> Vec<u8> {
         .collect()
 }
 
+fn parse_table(table: &[u8]) -> Vec<u64> {
+    let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("chunks of 8"));
+    table.chunks_exact(8).map(entry).collect()
+}
+
+/// Whether an error is one of the content of a file, or of the place where it is: not
+/// one that every read may have, as of a network that is gone.
+fn means_damage(error: &Error) -> bool {
+    const ERRNOS: [Errno; 4] = [Errno::IO, Errno::ILSEQ, Errno::BADMSG, Errno::NODATA];
+    error.operation() == Operation::CheckBackup
+        || error.errno().is_none_or(|errno| ERRNOS.contains(&errno))
+}
+
 /// An image that is there.
 pub struct Reader {
     file: File,
@@ -261,8 +280,9 @@ pub struct Reader {
     size: u64,
     file_bytes: u64,
     l1: Vec<u64>,
-    /// The L2 table that was looked into last, and its entry in the L1 table.
-    l2: Option<(usize, Vec<u64>)>,
+    /// The L2 table that was looked into last, or why it cannot be read, and its
+    /// entry in the L1 table.
+    l2: Option<(usize, Result<Vec<u64>>)>,
 }
 
 /// The fields of a header, one after the other.
@@ -350,8 +370,7 @@ impl Reader {
     fn read_table(&self, offset: u64, entries: u64) -> Result<Vec<u64>> {
         let mut bytes = vec![0; entries as usize * 8];
         self.read_file(offset, &mut bytes)?;
-        let entry = |bytes: &[u8]| u64::from_be_bytes(bytes.try_into().expect("chunks of 8"));
-        Ok(bytes.chunks_exact(8).map(entry).collect())
+        Ok(parse_table(&bytes))
     }
 
     fn read_file(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
@@ -368,6 +387,56 @@ impl Reader {
         match self.l1[index] & OFFSET {
             0 => Ok(None),
             offset => self.read_table(offset, L2_ENTRIES).map(Some),
+        }
+    }
+
+    /// The same as far as it can be read.
+    fn salvage_l2(&self, index: usize) -> Result<Option<Vec<u64>>> {
+        self.l2(index).or_else(|error| {
+            self.confirm_damage(error)?;
+            let mut bytes = vec![0; CLUSTER as usize];
+            self.read_pieces(self.l1[index] & OFFSET, &mut bytes, UNREADABLE as u8)?;
+            Ok(Some(parse_table(&bytes)))
+        })
+    }
+
+    /// Reads what can be read, and fills the other pieces with a byte.
+    fn read_pieces(&self, offset: u64, bytes: &mut [u8], filler: u8) -> Result<()> {
+        for (at, piece) in (offset..).step_by(PIECE).zip(bytes.chunks_mut(PIECE)) {
+            if let Err(error) = self.read_file(at, piece) {
+                self.confirm_damage(error)?;
+                piece.fill(filler);
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands an error back unless it means that a part of the file is damaged: not
+    /// that none of it can be read any more, as if its disk was unplugged.
+    fn confirm_damage(&self, error: Error) -> Result<()> {
+        if !means_damage(&error) {
+            return Err(error);
+        }
+        if error.errno().is_none() {
+            return Ok(());
+        }
+        // Not from the cache; all of it goes, as parts of large folios stay in there.
+        let _ = fadvise(&self.file, 0, None, Advice::DontNeed);
+        self.read_file(0, &mut [0; HEADER]).map_err(|_| error)
+    }
+
+    /// Reads one cluster, which this image itself holds, as far as that can be done;
+    /// the rest of it becomes zeroes.
+    pub fn salvage(&mut self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        let Err(error) = self.read(offset, bytes) else {
+            return Ok(());
+        };
+        self.confirm_damage(error)?;
+        bytes.fill(0);
+        match self.run_at(offset / CLUSTER, 1) {
+            Ok((Some(place), _)) => self.read_pieces(place, bytes, 0),
+            Ok((None, _)) => Ok(()),
+            Err(error) => self.confirm_damage(error),
         }
     }
 
@@ -400,12 +469,16 @@ impl Reader {
     fn run_at(&mut self, cluster: u64, length: u64) -> Result<(Option<u64>, u64)> {
         let index = (cluster / L2_ENTRIES) as usize;
         if self.l2.as_ref().is_none_or(|(at, _)| *at != index) {
-            let table = self
-                .l2(index)?
-                .unwrap_or_else(|| vec![0; L2_ENTRIES as usize]);
+            let zeroes = || vec![0; L2_ENTRIES as usize];
+            let table = self.salvage_l2(index);
+            let table = table.map(|table| table.unwrap_or_else(zeroes));
             self.l2 = Some((index, table));
         }
-        let table = self.l2.as_ref().map_or(&[][..], |(_, table)| table);
+        let table = match &self.l2 {
+            Some((_, Err(error))) => return Err(error.clone()),
+            Some((_, Ok(table))) => table.as_slice(),
+            None => &[],
+        };
         let entries = &table[(cluster % L2_ENTRIES) as usize..];
         let place = self.data(entries[0])?;
         let mut count = 1;
@@ -425,6 +498,9 @@ impl Reader {
     /// Where the data of an entry is; none if it is zero or in the base.
     fn data(&self, entry: u64) -> Result<Option<u64>> {
         let offset = entry & OFFSET;
+        if entry == UNREADABLE {
+            return Err(damaged(&self.path, "a part of its tables cannot be read"));
+        }
         if entry & !(OFFSET | COPIED | ZERO) != 0 || offset % CLUSTER != 0 {
             return Err(damaged(&self.path, "an entry of its tables makes no sense"));
         }
@@ -553,6 +629,61 @@ mod tests {
         image.read(70 * TIB, &mut found).unwrap();
         assert_eq!(found, [7; 512]);
         check_with_qemu(&path);
+    }
+
+    #[test]
+    fn what_can_be_read_is_salvaged() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("a.qcow2");
+        let written = write(&path, None);
+        let open = || Reader::open(&path, SIZE, None, written.file_bytes).unwrap();
+        let cut = |length| {
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_len(length).unwrap();
+        };
+        let mut bytes = vec![9; CLUSTER as usize];
+
+        // Only the first piece of the L2 table is left, which has all that there is.
+        let mut image = open();
+        cut((image.l1[0] & OFFSET) + PIECE as u64);
+        image.read(CLUSTER, &mut bytes).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 1));
+        let (_, table) = image.l2.as_ref().unwrap();
+        let (_, lost) = table.as_ref().unwrap().split_at(PIECE / 8);
+        assert_eq!(lost, vec![UNREADABLE; L2_ENTRIES as usize - PIECE / 8]);
+        let error = image.data(UNREADABLE).unwrap_err();
+        assert_eq!(error.operation(), Operation::CheckBackup);
+
+        // The same of the cluster, which is the first after the header.
+        cut(CLUSTER + PIECE as u64);
+        image.read(CLUSTER, &mut bytes).unwrap_err();
+        image.salvage(CLUSTER, &mut bytes).unwrap();
+        let (left, lost) = bytes.split_at(PIECE);
+        assert!(left.iter().all(|byte| *byte == 1) && lost.iter().all(|byte| *byte == 0));
+    }
+
+    #[test]
+    fn a_backup_that_is_gone_is_not_damaged() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("a.qcow2");
+        let written = write(&path, None);
+        let mut image = Reader::open(&path, SIZE, None, written.file_bytes).unwrap();
+        let confirmed = |image: &Reader, errno| {
+            image.confirm_damage(Error::from_errno(Operation::ReadBackup, errno))
+        };
+        for errno in [Errno::IO, Errno::ILSEQ, Errno::BADMSG, Errno::NODATA] {
+            assert!(confirmed(&image, errno).is_ok(), "{errno}");
+        }
+        for errno in [Errno::STALE, Errno::NOMEM, Errno::NXIO, Errno::TIMEDOUT] {
+            let error = confirmed(&image, errno).unwrap_err();
+            assert_eq!(error.errno(), Some(errno));
+        }
+        // All of which fails with EIO, as nothing is mapped there.
+        image.file = File::open("/proc/self/mem").unwrap();
+        let mut bytes = vec![9; CLUSTER as usize];
+        let error = image.salvage(CLUSTER, &mut bytes).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::IO));
+        assert!(confirmed(&image, Errno::IO).is_err());
     }
 
     fn check_with_qemu(path: &Path) {

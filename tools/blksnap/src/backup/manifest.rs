@@ -42,8 +42,8 @@ pub struct Point {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PointDevice {
-    /// The device as it was named then. Only a label: names may move from disk
-    /// to disk.
+    /// The device as it was named then, made absolute. Only a label: names may
+    /// move from disk to disk.
     pub device: String,
     /// Name of its image.
     pub image: String,

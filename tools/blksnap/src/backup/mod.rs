@@ -254,10 +254,17 @@ fn make(
 
 /// Looks at a device and decides what is to be read.
 fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) -> Result<Job> {
-    let name = device.device.display().to_string();
-    let tracking = kernel.tracking(&device.device)?;
+    // For a restore in place, which may be begun in another directory.
+    let name = std::path::absolute(&device.device)
+        .map_err(|error| Error::from_io(Operation::BackUp, &error).on(&device.device))?
+        .display()
+        .to_string();
+    let tracking = kernel
+        .tracking(&device.path)
+        .map_err(|error| error.on(&device.device))?;
     let source = Source::open(&device.node)?;
-    let (base, changed) = match changes_since(store, kernel, device, &tracking, &source, mode) {
+    let changes = changes_since(store, kernel, device, &name, &tracking, &source, mode);
+    let (base, changed) = match changes {
         Ok((base, changed)) => (Ok(base), changed),
         Err(why) => (
             Err(why),
@@ -284,22 +291,18 @@ fn changes_since(
     store: &Store,
     kernel: &dyn Kernel,
     device: &HeldDevice,
+    name: &str,
     tracking: &Tracking,
     source: &Source,
     mode: Mode,
 ) -> std::result::Result<(Image, Vec<Extent>), WhyFull> {
-    let base = plan::base(
-        store.manifest(),
-        &device.device.display().to_string(),
-        tracking,
-        mode,
-    )?;
+    let base = plan::base(store.manifest(), name, tracking, mode)?;
     if source.size() != base.size {
         return Err(WhyFull::Resized);
     }
     let mut map = vec![0; tracking.block_count as usize];
     kernel
-        .read_map(&device.device, &mut map)
+        .read_map(&device.path, &mut map)
         .map_err(|error| WhyFull::Map(error.to_string()))?;
     if let Some(reason) = changes::distrust(&map, tracking) {
         return Err(WhyFull::Map(reason));
@@ -314,7 +317,8 @@ fn changes_since(
 /// Confirms that what was read is what the snapshot had.
 fn confirm(kernel: &dyn Kernel, held: &Held<'_>, job: &Job) -> Result<()> {
     held.verify(&job.device)?;
-    if kernel.tracking(&job.device.device)? == job.tracking {
+    let named = |error: Error| error.on(&job.device.device);
+    if kernel.tracking(&job.device.path).map_err(named)? == job.tracking {
         return Ok(());
     }
     Err(Error::new(

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -38,11 +39,12 @@ pub struct Sink {
 impl Sink {
     /// Errors are those of `operation` on `path`.
     pub fn new(file: File, path: &Path, operation: Operation) -> Self {
-        // Not every filesystem does that.
+        // Not every filesystem does that. By the descriptor, since the name may be of something
+        // else meanwhile.
         let direct = File::options()
             .write(true)
             .custom_flags(OFlags::DIRECT.bits() as i32)
-            .open(path);
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
         Self {
             file,
             direct: direct.ok(),

@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 
+use super::restore::Restore;
 use super::*;
 
 mod model;
@@ -80,6 +81,17 @@ fn note(expected: &mut Expected, model: &Model, report: &Report) {
     }
 }
 
+fn restore(
+    store: &Store,
+    device: &str,
+    image: &str,
+    target: &Path,
+    force: bool,
+    watch: &mut Watcher<'_>,
+) -> Result<restore::Report> {
+    Restore::open(store, device, image, target, force, &[])?.run(watch)
+}
+
 fn restored(store: &Store, point: u64, device: &str) -> Result<Vec<u8>> {
     let temp = tempfile::tempdir().unwrap();
     let target = temp.path().join("restored");
@@ -91,7 +103,7 @@ fn restored(store: &Store, point: u64, device: &str) -> Result<Vec<u8>> {
         .unwrap()
         .image;
     let watch = &mut Watcher::default();
-    let report = restore::restore(store, device, image, &target, false, watch)?;
+    let report = restore(store, device, image, &target, false, watch)?;
     if !report.damaged.is_empty() {
         return Err(Error::new(Operation::CheckBackup, "damaged"));
     }
@@ -702,7 +714,7 @@ fn targets_that_hold_something_are_refused() {
     fs::write(&path, vec![1; 20 * UNIT]).unwrap();
     let restore = |force| {
         let watch = &mut Watcher::default();
-        restore::restore(&store, "/dev/a", "000002/a", &path, force, watch)
+        super::tests::restore(&store, "/dev/a", "000002/a", &path, force, watch)
     };
     let error = restore(false).unwrap_err();
     assert!(error.to_string().contains("not empty"), "{error}");
@@ -776,8 +788,92 @@ fn a_restore_that_is_stopped_leaves_no_half_file() {
         stop_at: Some(2),
         ..Watcher::default()
     };
-    restore::restore(&store, "/dev/a", "000003/a", &path, false, &mut watcher).unwrap_err();
+    restore(&store, "/dev/a", "000003/a", &path, false, &mut watcher).unwrap_err();
     assert!(!path.exists());
+}
+
+#[test]
+fn what_cannot_be_read_is_told_and_the_rest_restored() {
+    let (model, expected) = three_points();
+    let path = model.backup_directory().join("000001/a.qcow2");
+    let mut bytes = fs::read(&path).unwrap();
+    let table_at = |bytes: &[u8], at: usize| {
+        let entry = u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap());
+        (entry & 0x00ff_ffff_ffff_fe00) as usize
+    };
+    // The entry of the second cluster in the one L2 table: past the end of the file.
+    let l2 = table_at(&bytes, table_at(&bytes, 40));
+    bytes[l2 + 8..l2 + 16].copy_from_slice(&(1u64 << 63 | 1 << 40).to_be_bytes());
+    fs::write(&path, bytes).unwrap();
+
+    let store = Store::open(&model.backup_directory()).unwrap();
+    let target = model.directory.path().join("target");
+    let mut watcher = Watcher::default();
+    let report = restore(&store, "/dev/a", "000001/a", &target, false, &mut watcher).unwrap();
+    let damaged = Extent {
+        offset: CLUSTER,
+        length: CLUSTER,
+    };
+    assert_eq!(report.damaged, [damaged]);
+    let [note] = &watcher.notes[..] else {
+        panic!("{:?}", watcher.notes);
+    };
+    assert!(
+        note.contains("a.qcow2") && note.contains("zeroes"),
+        "{note}"
+    );
+    let mut wanted = expected[&(1, "/dev/a".to_owned())].clone();
+    wanted[UNIT..2 * UNIT].fill(0);
+    assert!(fs::read(&target).unwrap() == wanted);
+
+    // Now none of its tables, either.
+    fs::remove_file(&target).unwrap();
+    let mut watcher = Watcher {
+        at_call: Some(Box::new(|| {
+            let file = fs::File::options().write(true).open(&path).unwrap();
+            file.set_len(CLUSTER).unwrap();
+        })),
+        ..Watcher::default()
+    };
+    let report = restore(&store, "/dev/a", "000001/a", &target, false, &mut watcher).unwrap();
+    assert_eq!(report.damaged.len(), 1);
+    assert_eq!(watcher.notes.len(), 1);
+    assert!(fs::read(&target).unwrap() == vec![0; wanted.len()]);
+}
+
+#[test]
+fn one_target_is_not_written_to_twice() {
+    let (model, _) = three_points();
+    let store = Store::open(&model.backup_directory()).unwrap();
+    let path = model.directory.path().join("target");
+    let other = model.directory.path().join("link");
+    std::os::unix::fs::symlink("target", &other).unwrap();
+    let open = |path: &Path, others: &[Restore<'_>]| {
+        Restore::open(&store, "/dev/a", "000001/a", path, true, others).err()
+    };
+    for existed in [false, true] {
+        if existed {
+            fs::write(&path, "x").unwrap();
+        }
+        let first = Restore::open(&store, "/dev/a", "000001/a", &path, true, &[]).unwrap();
+        let first = [first];
+        let dotted = model.directory.path().join("./target");
+        for again in [&path, &other, &dotted] {
+            let error = open(again, &first).unwrap();
+            assert_eq!(error.exit().code(), 2, "{error}");
+        }
+        drop(first);
+        // Nothing was done to it.
+        assert_eq!(fs::read(&path).ok(), existed.then(|| b"x".to_vec()));
+    }
+}
+
+#[test]
+fn relative_names_are_made_absolute() {
+    let model = Model::new(UNIT, &[("disks/a", UNIT)]);
+    let report = back_up(&model, &["disks/a"], Mode::Incremental);
+    let absolute = std::env::current_dir().unwrap().join("disks/a");
+    assert_eq!(Path::new(&report.devices[0].device), absolute);
 }
 
 #[test]

@@ -42,6 +42,15 @@ impl Run {
     pub fn is_zero(&self) -> bool {
         self.sums[0] == ZERO
     }
+
+    /// Each of its clusters as a run.
+    pub fn clusters(&self) -> impl Iterator<Item = Self> + '_ {
+        (self.start..).zip(&self.sums).map(|(start, sum)| Self {
+            layer: self.layer,
+            start,
+            sums: vec![*sum],
+        })
+    }
 }
 
 /// The path of a base relative to its image.
@@ -156,20 +165,32 @@ impl View {
     /// returns the clusters whose content is not what was written.
     pub fn read(&mut self, run: &Run, bytes: &mut [u8]) -> Result<Vec<u64>> {
         let (offset, _) = self.range(run);
-        let image = &mut self.layers[run.layer].image;
-        image.read(offset, bytes)?;
-        let mut damaged = Vec::new();
-        let clusters = bytes.chunks(CLUSTER as usize);
-        for (index, (cluster, sum)) in clusters.zip(&run.sums).enumerate() {
-            if blake3::hash(cluster).as_bytes() != sum {
-                damaged.push(run.start + index as u64);
-            }
-        }
-        Ok(damaged)
+        self.layers[run.layer].image.read(offset, bytes)?;
+        Ok(wrong(run, bytes))
+    }
+
+    /// The same with a run of one cluster, as far as it can be read: the rest of it
+    /// becomes zeroes. An error if it is more than that which cannot be read.
+    pub fn salvage(&mut self, run: &Run, bytes: &mut [u8]) -> Result<Vec<u64>> {
+        let (offset, _) = self.range(run);
+        self.layers[run.layer].image.salvage(offset, bytes)?;
+        Ok(wrong(run, bytes))
     }
 
     /// The file that holds a run.
     pub fn path_of(&self, run: &Run) -> &Path {
         self.layers[run.layer].image.path()
     }
+}
+
+/// The clusters of a run whose content is not what was written.
+fn wrong(run: &Run, bytes: &[u8]) -> Vec<u64> {
+    let mut damaged = Vec::new();
+    let clusters = bytes.chunks(CLUSTER as usize);
+    for (index, (cluster, sum)) in clusters.zip(&run.sums).enumerate() {
+        if blake3::hash(cluster).as_bytes() != sum {
+            damaged.push(run.start + index as u64);
+        }
+    }
+    damaged
 }

@@ -91,7 +91,8 @@ pub enum Subcommand {
     /// For each snapshot how full its storage is, and with how much left an
     /// event comes; an older driver does not tell that. The kernel does not
     /// tell to which of several snapshots a device belongs; the devices of a
-    /// snapshot are listed if it is the only one.
+    /// snapshot are listed if it is the only one. A device that cannot be asked is
+    /// shown as unknown, with the reason.
     /// Exit code 3 if a snapshot is corrupted.
     #[command(after_help = "Examples:\n  \
         blksnap status\n  \
@@ -105,7 +106,8 @@ pub enum Subcommand {
     /// Create a snapshot, and add devices to it; prints its id
     ///
     /// Nothing is frozen before "blksnap take". The devices must have the
-    /// filter attached. If one cannot be added, the snapshot is destroyed again.
+    /// filter attached. If one cannot be added, the id cannot be printed or a signal
+    /// comes before, the snapshot is destroyed again.
     #[command(after_help = "Examples:\n  \
         blksnap create --store /var/tmp --limit 10G\n  \
         blksnap create --store /var/tmp --grow 2G --max 50G /dev/sda\n  \
@@ -231,6 +233,8 @@ pub enum Subcommand {
         id: Uuid,
 
         /// Even if an image is mounted; reading there fails from then on
+        ///
+        /// Or if that cannot be found out, which is only a warning then.
         #[arg(long)]
         force: bool,
     },
@@ -250,9 +254,14 @@ pub enum Subcommand {
     /// Write a restore point back to devices or files
     ///
     /// What was there is lost. A file that is not empty, and a device that is
-    /// smaller, mounted or in use otherwise are refused. Of a larger device the
-    /// rest stays as it is. All data is checked against its checksums: exit code
-    /// 4 if some is not what was backed up, of which the ranges are told.
+    /// smaller, mounted or in use otherwise are refused, before any target is written
+    /// to. Of a larger device the rest stays as it is. All data is checked against its
+    /// checksums: exit code 4 if some is not what was backed up, of which the ranges
+    /// are told. What cannot be read is written as zeroes, and is among them; a
+    /// backup of which nothing can be read any more ends it.
+    ///
+    /// A disk and a partition of it cannot be restored by one command, as each of
+    /// them makes the other one be in use.
     #[command(after_help = "Examples:\n  \
         blksnap restore /backup disk.img\n  \
         blksnap restore /backup --point 3 /dev/sda=/dev/sdb\n  \
@@ -568,8 +577,9 @@ cannot say what changed: after the machine was started anew, the filter was
 detached, the device was resized, or 254 snapshots.
 
 Devices are recognised by their change tracking, not by their names. Names that
-stay the same, as those in /dev/disk/by-id, are easier to find again. A DEV may
-be left out or added at any time. Zeroes take no space.
+stay the same, as those in /dev/disk/by-id, are easier to find again, and what
+\"restore --in-place\" needs. A DEV may be left out or added at any time. Zeroes
+take no space.
 
 Whatever interrupts it, the restore points there are stay as they were; what it
 has left is removed by the next run. If the snapshot is corrupted, the exit
@@ -646,10 +656,15 @@ pub struct Restore {
     pub point: Option<u64>,
 
     /// Every device to where it came from
+    ///
+    /// By their names in the backup. Those that move from disk to disk, such as
+    /// /dev/sda, are refused, unlike those in /dev/disk/by-id.
     #[arg(long)]
     pub in_place: bool,
 
     /// Even if the target is in use, smaller, or a file that is not empty
+    ///
+    /// With --in-place also if its name may be that of another disk now.
     #[arg(long)]
     pub force: bool,
 }

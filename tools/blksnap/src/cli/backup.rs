@@ -5,8 +5,10 @@
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
+use std::fs;
 use std::num::NonZeroUsize;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Component;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
 use blksnap::backup::manifest::PointDevice;
 use blksnap::backup::plan::Mode;
+use blksnap::backup::restore::Restore;
 use blksnap::backup::store::Store;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
@@ -74,8 +77,8 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
             )
         })
         .collect();
-    output.result(&report, &lines.join("\n"));
-    Ok(failed_if(!report.errors.is_empty(), Exit::Failure))
+    let code = failed_if(!report.errors.is_empty(), Exit::Failure);
+    Ok(output.result(&report, &lines.join("\n"), code))
 }
 
 fn kind(base: Option<u64>) -> String {
@@ -118,27 +121,30 @@ fn find(store: &Store, wanted: Option<u64>) -> Result<&Point> {
 pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
     let store = Store::open(&args.directory)?;
     let point = find(&store, args.point)?;
-    let targets = if args.in_place {
-        point
-            .devices
-            .iter()
-            .map(|device| (device, PathBuf::from(&device.device)))
-            .collect()
-    } else {
-        assign(point, &args.targets)?
+    let targets = match args.in_place {
+        true => in_place(point, args.force)?,
+        false => assign(point, &args.targets)?,
     };
-    let mut reports = Vec::new();
-    let mut text = Vec::new();
-    for (device, target) in targets {
-        let mut attendant = Attendant::new(*output, Operation::Restore, &target)?;
-        let report = backup::restore::restore(
+    // All are looked at before anything is written.
+    let mut attendants = Vec::new();
+    let mut restores = Vec::new();
+    for (device, target) in &targets {
+        attendants.push(Attendant::new(*output, Operation::Restore, target)?);
+        restores.push(Restore::open(
             &store,
             &device.device,
             &device.image,
-            &target,
+            target,
             args.force,
-            &mut attendant,
-        )?;
+            &restores,
+        )?);
+    }
+    let mut reports = Vec::new();
+    let mut text = Vec::new();
+    for ((restore, mut attendant), (device, target)) in
+        restores.into_iter().zip(attendants).zip(&targets)
+    {
+        let report = restore.run(&mut attendant)?;
         drop(attendant);
         if report.truncated {
             output.warning(&format!(
@@ -148,11 +154,12 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
         }
         for extent in &report.damaged {
             let reason = format!(
-                "its bytes {} to {} are not what was backed up, as their checksum is wrong",
+                "its bytes {} to {} are not what was backed up: the backup has a wrong checksum \
+                 there, or cannot be read",
                 extent.offset,
                 extent.end()
             );
-            output.error(&Error::new(Operation::CheckBackup, reason).on(&target));
+            output.error(&Error::new(Operation::CheckBackup, reason).on(target));
         }
         text.push(format!(
             "restore point {}: {} is restored to {}",
@@ -163,11 +170,50 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
         reports.push(report);
     }
     let is_damaged = reports.iter().any(|report| !report.damaged.is_empty());
-    output.result(
+    Ok(output.result(
         &json!({ "point": point.number, "devices": reports }),
         &text.join("\n"),
-    );
-    Ok(failed_if(is_damaged, Exit::Damaged))
+        failed_if(is_damaged, Exit::Damaged),
+    ))
+}
+
+/// Every device with where it came from, as far as that can be known by its name.
+fn in_place(point: &Point, force: bool) -> Result<Vec<(&PointDevice, PathBuf)>> {
+    let mut places = Vec::new();
+    for device in &point.devices {
+        let path = PathBuf::from(&device.device);
+        if !force && !is_lasting(&path, Path::new("/dev")) {
+            let reason = "names like this move from disk to disk, and it may be another one now";
+            let remedy = format!(
+                "say where to instead of --in-place, as \"{}=TARGET\"",
+                device.device
+            );
+            return Err(Error::new(Operation::Restore, reason)
+                .on(&path)
+                .remedied_by(remedy));
+        }
+        places.push((device, path));
+    }
+    Ok(places)
+}
+
+/// Whether a name is that of one disk for ever, as those in /dev/disk/by-id: not
+/// one that the kernel gives in the order in which it finds disks, as are all in `dev`
+/// itself but links, nor one that depends on the directory.
+fn is_lasting(path: &Path, dev: &Path) -> bool {
+    let is_plain = path.is_absolute() && !path.components().any(|it| it == Component::ParentDir);
+    let Ok(name) = path.strip_prefix(dev) else {
+        return is_plain;
+    };
+    let is_link = || fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
+    let is_number = name.starts_with("block") || name.starts_with("disk/by-diskseq");
+    is_plain && !is_number && (name.components().count() > 1 || is_link())
+}
+
+/// Whether what a user says is this device, which was made absolute when it was backed up.
+fn is_name(said: &OsStr, device: &str) -> bool {
+    let absolute = std::path::absolute(said);
+    said == device || absolute.is_ok_and(|path| path.display().to_string() == device)
 }
 
 /// Which device goes where.
@@ -179,9 +225,11 @@ fn assign<'a>(point: &'a Point, targets: &[OsString]) -> Result<Vec<(&'a PointDe
     let mut assigned: Vec<(&PointDevice, PathBuf)> = Vec::new();
     for target in targets {
         // A name may have any character, so that it is looked for in what there is.
-        let named = point.devices.iter().find_map(|device| {
-            let rest = target.as_bytes().strip_prefix(device.device.as_bytes())?;
-            Some((device, rest.strip_prefix(b"=")?))
+        let named = target.as_bytes().iter().enumerate().find_map(|(at, byte)| {
+            let (name, path) = target.as_bytes().split_at(at);
+            let named = |it: &&PointDevice| is_name(OsStr::from_bytes(name), &it.device);
+            let device = (*byte == b'=').then(|| point.devices.iter().find(named))?;
+            Some((device?, &path[1..]))
         });
         let (device, path) = match (named, &point.devices[..]) {
             (Some(named), _) => named,
@@ -192,14 +240,7 @@ fn assign<'a>(point: &'a Point, targets: &[OsString]) -> Result<Vec<(&'a PointDe
                     .remedied_by("say which one goes where, as DEV=TARGET"));
             }
         };
-        let path = PathBuf::from(OsStr::from_bytes(path));
-        if assigned.iter().any(|(_, other)| *other == path) {
-            let reason = format!("{} is named twice", path.display());
-            return Err(
-                Error::new(Operation::Arguments, reason).remedied_by("name every target once")
-            );
-        }
-        assigned.push((device, path));
+        assigned.push((device, PathBuf::from(OsStr::from_bytes(path))));
     }
     Ok(assigned)
 }
@@ -227,8 +268,8 @@ pub fn verify(output: &Output, directory: &Path, point: Option<u64>) -> Result<u
             Bytes(report.read_bytes)
         ));
     }
-    output.result(&report, &lines.join("\n"));
-    Ok(failed_if(!report.errors.is_empty(), Exit::Damaged))
+    let code = failed_if(!report.errors.is_empty(), Exit::Damaged);
+    Ok(output.result(&report, &lines.join("\n"), code))
 }
 
 pub fn list(output: &Output, directory: &Path) -> Result<u8> {
@@ -269,8 +310,7 @@ pub fn list(output: &Output, directory: &Path) -> Result<u8> {
         0 => "no restore points".to_owned(),
         _ => table(&rows),
     };
-    output.result(&json!({ "points": points }), text.trim_end());
-    Ok(0)
+    Ok(output.result(&json!({ "points": points }), text.trim_end(), 0))
 }
 
 pub fn prune(output: &Output, directory: &Path, keep: NonZeroUsize, slack: usize) -> Result<u8> {
@@ -283,8 +323,7 @@ pub fn prune(output: &Output, directory: &Path, keep: NonZeroUsize, slack: usize
         report.removed.len(),
         report.kept.len()
     );
-    output.result(&report, &text);
-    Ok(0)
+    Ok(output.result(&report, &text, 0))
 }
 
 pub fn changed(path: &Path, since: Option<u8>, generation: Option<Uuid>) -> Result<u8> {
@@ -322,7 +361,7 @@ pub fn changed(path: &Path, since: Option<u8>, generation: Option<Uuid>) -> Resu
         return Err(refused(reason).remedied_by("read everything"));
     }
     let extents = changes::changed(&map, since, &tracking);
-    Output::new(true).result(
+    Ok(Output::new(true).result(
         &json!({
             "device": path.display().to_string(),
             "generation_id": tracking.generation_id,
@@ -334,8 +373,8 @@ pub fn changed(path: &Path, since: Option<u8>, generation: Option<Uuid>) -> Resu
             "extents": extents,
         }),
         "",
-    );
-    Ok(0)
+        0,
+    ))
 }
 
 #[cfg(test)]
@@ -380,8 +419,59 @@ mod tests {
             assigned(&two, &["/dev/a=x", "/dev/a=y"]).unwrap(),
             [pair("/dev/a", "x"), pair("/dev/a", "y")]
         );
-        for targets in [&["x"][..], &["/dev/b=x"], &["/dev/a=x", "/dev/a=x"]] {
+        // Names need not be written as they are in the backup.
+        let here = std::env::current_dir().unwrap().join("disks/a=b");
+        let here = here.to_str().unwrap();
+        assert_eq!(
+            assigned(&["/dev/a", here], &["disks/a=b=x=y", "/dev//./a=z"]).unwrap(),
+            [pair(here, "x=y"), pair("/dev/a", "z")]
+        );
+        assert_eq!(assigned(&["a"], &["a=x"]).unwrap(), [pair("a", "x")]);
+        for targets in [&["x"][..], &["/dev/b=x"]] {
             assert_eq!(assigned(&two, targets).unwrap_err().exit().code(), 2);
         }
+    }
+
+    #[test]
+    fn names_that_move_are_not_restored_to() {
+        for name in [
+            "/dev/disk/by-id/ata-DISK",
+            "/dev/mapper/vg-home",
+            "/dev/vdata/home",
+            "/dev/md/home",
+            "/dev/blocks/home",
+            "/srv/disk.img",
+        ] {
+            assert!(in_place(&point(&[name]), false).is_ok(), "{name}");
+        }
+        for name in [
+            "/dev/sda",
+            "/dev//sda1",
+            "/dev/./nvme0n1p2",
+            "/dev/mapper/../vda",
+            "/dev/md127",
+            "/dev/dm-3",
+            "/dev/loop0",
+            "/dev/rbd0p1",
+            "/dev/block/8:16",
+            "/dev/disk/by-diskseq/3",
+            "/dev",
+            "sda",
+            "disk/by-id/ata-DISK",
+        ] {
+            let error = in_place(&point(&["/srv/x", name]), false).unwrap_err();
+            assert_eq!(error.exit().code(), 1, "{name}");
+            let remedy = error.remedy().unwrap();
+            assert!(remedy.contains(&format!("{name}=TARGET")), "{remedy}");
+            assert!(!remedy.contains("--force"), "{remedy}");
+            assert!(in_place(&point(&[name]), true).is_ok(), "{name}");
+        }
+
+        let dev = tempfile::tempdir().unwrap();
+        let of_udev = dev.path().join("backup-disk");
+        fs::write(dev.path().join("sda"), "").unwrap();
+        std::os::unix::fs::symlink("sda", &of_udev).unwrap();
+        assert!(is_lasting(&of_udev, dev.path()));
+        assert!(!is_lasting(&dev.path().join("sda"), dev.path()));
     }
 }

@@ -12,6 +12,7 @@ use blksnap::device;
 use blksnap::device::Attachment;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
+use blksnap::signals::Signals;
 use blksnap::storage;
 use blksnap::Control;
 use blksnap::Device;
@@ -24,6 +25,7 @@ use serde_json::json;
 
 use super::args::Store;
 use super::grow;
+use super::output::unseen;
 use super::output::Output;
 
 /// Checks that all are block devices, each named once, before anything is
@@ -68,8 +70,7 @@ fn each_device<T: Serialize>(
             }
         }
     }
-    output.result(&json!({ "devices": done }), &text.join("\n"));
-    Ok(code)
+    Ok(output.result(&json!({ "devices": done }), &text.join("\n"), code))
 }
 
 pub fn attach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
@@ -89,7 +90,7 @@ pub fn attach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
 
 pub fn detach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
     each_device(output, devices, |path| {
-        Device::open(path)?.detach()?;
+        Device::open_empty(path)?.detach()?;
         Ok((
             json!({ "device": path.display().to_string() }),
             "detached".to_owned(),
@@ -100,35 +101,44 @@ pub fn detach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
 pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8> {
     check_devices(devices)?;
     let plan = store.plan()?;
+    // A snapshot whose id nobody knows must not stay.
+    let mut signals =
+        Signals::catch().map_err(|error| Error::from_io(Operation::Create, &error))?;
     let control = Control::open()?;
     let id = control.create(&store.store, plan.limit)?;
-    let prepare = || {
+    let mut publish = || {
         plan.set_threshold(id)?;
         for path in devices {
             Device::open(path)?.add_to_snapshot(id)?;
         }
-        match plan.growth {
-            Some(_) => grow::start_process(id, &store.store, &plan),
-            None => Ok(()),
+        if plan.growth.is_some() {
+            grow::start_process(id, &store.store, &plan)?;
         }
+        if let Some(stop) = signals.pending().first() {
+            let reason = format!("signal {} came", stop.signal);
+            return Err(Error::new(Operation::Create, reason)
+                .on(&store.store)
+                .exiting(Exit::of_signal(stop.signal)));
+        }
+        let printed = output.item(
+            &json!({
+                "id": id,
+                "store": store.store.display().to_string(),
+                "limit_sectors": plan.limit,
+                "low_space_sectors": plan.low_space,
+                "growth": plan.growth,
+                "devices": names(devices),
+            }),
+            &id.to_string(),
+        );
+        printed.map_err(|error| unseen(&error))
     };
-    if let Err(error) = prepare() {
+    if let Err(error) = publish() {
         if let Err(error) = control.destroy(id) {
             output.error(&error);
         }
         return Err(error);
     }
-    output.result(
-        &json!({
-            "id": id,
-            "store": store.store.display().to_string(),
-            "limit_sectors": plan.limit,
-            "low_space_sectors": plan.low_space,
-            "growth": plan.growth,
-            "devices": names(devices),
-        }),
-        &id.to_string(),
-    );
     Ok(0)
 }
 
@@ -151,7 +161,7 @@ pub fn append(
 ) -> Result<u8> {
     let device = storage::open_device(path)?;
     if !overwrite {
-        storage::refuse_data_in(path, ranges)?;
+        storage::refuse_data_in(&device, path, ranges)?;
     }
     let ranges: Vec<SectorRange> = ranges.iter().copied().map(SectorRange::from).collect();
     let control = Control::open()?;
@@ -159,39 +169,40 @@ pub fn append(
         .append_storage(id, &device, &ranges)
         .map_err(|error| error.on(path))?;
     let storage = control.storage_info(id)?;
-    output.result(
+    Ok(output.result(
         &json!({ "id": id, "device": path.display().to_string(), "storage": storage }),
         &format!(
             "storage of snapshot {id}: {}, of which {} are used",
             storage.total.bytes(),
             storage.used.bytes()
         ),
-    );
-    Ok(0)
+        0,
+    ))
 }
 
 pub fn take(output: &Output, id: Uuid) -> Result<u8> {
     Control::open()?.take(id)?;
-    output.result(
+    Ok(output.result(
         &json!({ "id": id, "taken": true }),
         &format!("snapshot {id} is taken"),
-    );
-    Ok(0)
+        0,
+    ))
 }
 
 pub fn version(output: &Output) -> Result<u8> {
     let driver = Control::open().and_then(|control| control.version());
     let known = driver.as_ref().ok();
     let text = known.map(DriverVersion::to_string);
-    output.result(
+    let code = output.result(
         &json!({ "command": env!("CARGO_PKG_VERSION"), "driver": known }),
         &format!(
             "command {}\ndriver {}",
             env!("CARGO_PKG_VERSION"),
             text.as_deref().unwrap_or("unknown")
         ),
+        0,
     );
-    driver.map(|_| 0)
+    driver.map(|_| code)
 }
 
 /// Paths as text, which is all that JSON has.

@@ -18,6 +18,8 @@ use clap_mangen::roff::Roff;
 use clap_mangen::Man;
 
 use super::args::Args;
+use super::output::print;
+use super::output::seen;
 
 /// That of commands for administrators.
 const SECTION: &str = "8";
@@ -25,8 +27,7 @@ const SECTION: &str = "8";
 pub fn completions(shell: Shell) -> Result<u8> {
     let mut text = Vec::new();
     clap_complete::generate(shell, &mut Args::command(), "blksnap", &mut text);
-    // A reader that has seen enough closes the pipe.
-    let _ = io::stdout().write_all(&text);
+    seen(print(&String::from_utf8_lossy(&text)))?;
     Ok(0)
 }
 

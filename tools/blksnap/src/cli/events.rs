@@ -13,6 +13,7 @@ use blksnap::control::Event;
 use blksnap::control::EventKind;
 use blksnap::device::DeviceNumber;
 use blksnap::device::SnapshotState;
+use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::explain::errno_name;
 use blksnap::sysfs::Sysfs;
@@ -31,6 +32,7 @@ use serde_json::json;
 use serde_json::Value;
 
 use super::commands::corrupted;
+use super::output::seen;
 use super::output::Output;
 
 /// How often an older driver, which cannot be polled, is asked.
@@ -103,25 +105,35 @@ fn relay(
     let mut broken = false;
     let mut printed = false;
     let mut existed = false;
+    // Whatever fails afterwards, this is what matters.
+    let failed = |broken: bool, error: Error| match broken {
+        true => error.exiting(Exit::Corrupted),
+        false => error,
+    };
     loop {
         match source.next() {
             Ok(Some(event)) => {
                 broken |= corruption(&event.kind).is_some();
                 printed = true;
-                // A reader that has seen enough closes the pipe.
-                if print(&event).is_err() {
-                    return Ok(broken);
+                if let Err(error) = print(&event) {
+                    return match seen(Err(error)) {
+                        Ok(()) => Ok(broken),
+                        Err(error) => Err(failed(broken, error)),
+                    };
                 }
                 existed = true;
                 continue;
             }
             Ok(None) => existed = true,
             Err(error) if existed && error.errno() == Some(Errno::SRCH) => return Ok(broken),
-            Err(error) => return Err(error),
+            Err(error) => return Err(failed(broken, error)),
         }
         let waits = follow || (deadline.is_some() && !printed);
         let rest = deadline.map(|end| end.saturating_duration_since(Instant::now()));
-        if !waits || rest.is_some_and(|rest| rest.is_zero()) || !source.wait(rest)? {
+        if !waits || rest.is_some_and(|rest| rest.is_zero()) {
+            return Ok(broken);
+        }
+        if !source.wait(rest).map_err(|error| failed(broken, error))? {
             return Ok(broken);
         }
     }
@@ -147,7 +159,8 @@ pub fn events(output: &Output, id: Uuid, follow: bool, timeout: Option<Duration>
     let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
     let broken = relay(&source, follow, deadline, &mut |event| {
         let (value, text) = describe(id, event, |number| Sysfs::default().node_of(number));
-        output.item(&value, &text)?;
+        // On standard error it is told even if it cannot be printed.
+        let printed = output.item(&value, &text);
         if let Some(errno) = corruption(&event.kind) {
             let error = Error::from_corruption(errno).of(id);
             output.error(&match value["device"].as_str() {
@@ -155,7 +168,7 @@ pub fn events(output: &Output, id: Uuid, follow: bool, timeout: Option<Duration>
                 None => error,
             });
         }
-        Ok(())
+        printed
     })?;
     Ok(corrupted(broken))
 }
@@ -390,6 +403,17 @@ mod tests {
             Err(io::ErrorKind::BrokenPipe.into())
         });
         assert_eq!(result, Ok(true));
+    }
+
+    #[test]
+    fn events_that_cannot_be_written_are_an_error() {
+        for (kind, code) in [(low(1), 1), (broken(-5), 3)] {
+            let script = Script::new(vec![Step::Event(kind)]);
+            let result = relay(&script, true, None, &mut |_| Err(Errno::NOSPC.into()));
+            let error = result.unwrap_err();
+            assert_eq!(error.operation(), Operation::Print);
+            assert_eq!(error.exit().code(), code);
+        }
     }
 
     #[test]

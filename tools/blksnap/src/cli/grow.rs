@@ -73,6 +73,7 @@ pub fn role(name: &str, subcommand: &str) -> Command {
 pub fn start_process(id: Uuid, store: &Path, plan: &Plan) -> Result<()> {
     let failed = |error| Error::from_io(Operation::Grow, &error);
     let store = std::path::absolute(store).map_err(failed)?;
+    grow::close_on_exec()?;
     role("blksnap-grow", "grow")
         .args(plan.options(&store))
         .arg(id.to_string())

@@ -21,6 +21,7 @@ use clap::Parser;
 
 use args::Args;
 use args::Subcommand;
+use output::seen;
 use output::Output;
 
 /// Runs the command line of this process; returns the exit code.
@@ -93,12 +94,16 @@ fn refuse(error: &clap::Error) -> u8 {
         Output::new(true).error(&error);
         return error.exit().code();
     }
-    // Nothing to be done if nobody reads it.
-    let _ = error.print();
+    let printed = error.print();
     if is_error {
-        Exit::Usage.code()
-    } else {
-        0
+        return Exit::Usage.code();
+    }
+    match seen(printed) {
+        Ok(()) => 0,
+        Err(error) => {
+            Output::new(false).error(&error);
+            error.exit().code()
+        }
     }
 }
 

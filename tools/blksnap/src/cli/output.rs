@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
+use std::io;
 use std::io::Write;
 
+use blksnap::error::Operation;
 use blksnap::Error;
+use blksnap::Result;
 use serde::Serialize;
 use serde_json::json;
 
@@ -22,14 +25,20 @@ impl Output {
     }
 
     /// The result of a command: `value` as JSON, or `text` with a newline
-    /// unless it is empty.
-    pub fn result(&self, value: &impl Serialize, text: &str) {
-        // A reader that has seen enough closes the pipe.
-        let _ = self.item(value, text);
+    /// unless it is empty. Returns `code`, or another exit code if that was 0 and
+    /// the result could not be printed.
+    pub fn result(&self, value: &impl Serialize, text: &str, code: u8) -> u8 {
+        match seen(self.item(value, text)) {
+            Ok(()) => code,
+            Err(error) => {
+                self.error(&error);
+                code.max(error.exit().code())
+            }
+        }
     }
 
     /// One of several results, each of which is seen at once.
-    pub fn item(&self, value: &impl Serialize, text: &str) -> std::io::Result<()> {
+    pub fn item(&self, value: &impl Serialize, text: &str) -> io::Result<()> {
         let line = if self.json {
             serde_json::to_string(value).expect("results have only plain keys")
         } else if text.is_empty() {
@@ -37,9 +46,7 @@ impl Output {
         } else {
             text.to_owned()
         };
-        let mut stdout = std::io::stdout();
-        writeln!(stdout, "{line}")?;
-        stdout.flush()
+        print(&format!("{line}\n"))
     }
 
     pub fn error(&self, error: &Error) {
@@ -71,6 +78,27 @@ impl Output {
     }
 
     fn complain(&self, line: &str) {
-        let _ = writeln!(std::io::stderr(), "{line}");
+        // At once, so that lines of several processes do not mix.
+        let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
     }
+}
+
+/// Writes to standard output, all the way.
+pub fn print(text: &str) -> io::Result<()> {
+    let mut stdout = io::stdout();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()
+}
+
+/// What became of printing: a reader that has seen enough closes the pipe.
+pub fn seen(printed: io::Result<()>) -> Result<()> {
+    match printed {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(unseen(&error)),
+        _ => Ok(()),
+    }
+}
+
+/// The same where the result must not be lost.
+pub fn unseen(error: &io::Error) -> Error {
+    Error::from_io(Operation::Print, error)
 }

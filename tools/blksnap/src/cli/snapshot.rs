@@ -37,13 +37,12 @@ pub fn snapshot(output: &Output, args: Snapshot) -> Result<u8> {
     for error in &report.errors {
         output.error(error);
     }
-    output.result(&report, "");
-    Ok(report.exit_code)
+    Ok(output.result(&report, "", report.exit_code))
 }
 
 /// The running kernel, whose snapshot is destroyed if this process is killed.
 pub fn guarded(plan: Plan, is_json: bool) -> Guarded<Linux> {
-    Guarded::new(Linux::default(), move |store, _| {
+    Guarded::new(Linux::default(), move |store| {
         let mut command = grow::role("blksnap-guard", "guard");
         command.args(plan.options(store));
         if is_json {

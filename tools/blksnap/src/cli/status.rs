@@ -55,6 +55,9 @@ struct DeviceStatus {
     filtered: Filtered,
     tracking: Option<Tracking>,
     snapshot: Option<ImageStatus>,
+    /// Why the rest is not known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Error>,
 }
 
 #[derive(Debug, Serialize)]
@@ -67,7 +70,7 @@ struct ImageStatus {
 /// The state of a device that has the filter; `None` if it is in no snapshot
 /// that is taken.
 fn state_of(path: &Path) -> Result<Option<SnapshotState>> {
-    match Device::open(path)?.snapshot_state() {
+    match Device::open_empty(path)?.snapshot_state() {
         Ok(state) => Ok(state.image.is_some().then_some(state)),
         Err(error) if matches!(error.errno(), Some(Errno::SRCH | Errno::NODATA)) => Ok(None),
         Err(error) => Err(error),
@@ -84,45 +87,71 @@ fn scan() -> Result<Vec<Filtered>> {
         .map_err(|error| Error::from_io(Operation::Scan, &error).on(Path::new("/sys/block")))
 }
 
-/// What `result` has, or nothing if the device is gone since it was found.
-fn unless_gone<T>(result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(error) => match error.errno() {
-            Some(Errno::NOENT | Errno::NODEV | Errno::NXIO) => Ok(None),
-            _ => Err(error),
-        },
-    }
+/// Whether the device is gone since it was found.
+fn is_gone(error: &Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NODEV, Errno::NXIO];
+    error.errno().is_some_and(|errno| gone.contains(&errno))
 }
 
-/// All devices in a snapshot that is taken, with its state.
-fn snapshotted() -> Result<Vec<(PathBuf, SnapshotState)>> {
+/// Whether the device has nothing now that could be read, which is no trouble.
+fn is_empty(error: &Error) -> bool {
+    matches!(error.errno(), Some(Errno::NOMEDIUM | Errno::MEDIUMTYPE))
+}
+
+/// Devices in a snapshot that is taken, with its state.
+type Found = Vec<(PathBuf, SnapshotState)>;
+
+/// All of them; and why of some devices it is not known.
+fn snapshotted() -> Result<(Found, Vec<Error>)> {
     let mut found = Vec::new();
+    let mut errors = Vec::new();
     for filtered in scan()?.into_iter().filter(is_ours) {
-        if let Some(Some(state)) = unless_gone(state_of(&filtered.device))? {
-            found.push((filtered.device, state));
+        match state_of(&filtered.device) {
+            Ok(state) => found.extend(state.map(|state| (filtered.device, state))),
+            Err(error) if is_gone(&error) || is_empty(&error) => (),
+            Err(error) => errors.push(error),
         }
     }
-    Ok(found)
+    Ok((found, errors))
 }
 
-fn device_status(filtered: Filtered) -> Result<DeviceStatus> {
+fn device_status(filtered: Filtered) -> DeviceStatus {
     let mut status = DeviceStatus {
         filtered,
         tracking: None,
         snapshot: None,
+        error: None,
     };
     if is_ours(&status.filtered) {
-        let path = &status.filtered.device;
-        status.tracking = Some(Device::open(path)?.tracking()?);
-        status.snapshot = state_of(path)?.and_then(|state| {
+        status.error = status.ask().err();
+    }
+    status
+}
+
+impl DeviceStatus {
+    fn ask(&mut self) -> Result<()> {
+        let path = &self.filtered.device;
+        self.tracking = Some(Device::open_empty(path)?.tracking()?);
+        self.snapshot = state_of(path)?.and_then(|state| {
             Some(ImageStatus {
                 image: Sysfs::default().node(&state.image?),
                 error_code: state.error_code,
             })
         });
+        Ok(())
     }
-    Ok(status)
+
+    fn state(&self) -> String {
+        match (&self.error, &self.snapshot) {
+            (Some(error), _) => match error.errno() {
+                Some(errno) => format!("unknown ({})", errno_name(errno)),
+                None => "unknown".to_owned(),
+            },
+            (None, Some(snapshot)) => state_text(snapshot.error_code),
+            (None, None) if self.tracking.is_some() => "tracked".to_owned(),
+            (None, None) => "-".to_owned(),
+        }
+    }
 }
 
 /// How full the storage of a snapshot is; nothing if the driver is too old to
@@ -147,21 +176,31 @@ pub fn status(output: &Output, only: &[PathBuf]) -> Result<u8> {
     let control = Control::open()?;
     let driver = control.version()?;
     let ids = control.collect()?;
-    let mut devices = Vec::new();
-    for filtered in wanted {
-        devices.push(device_status(filtered)?);
-    }
     if only.is_empty() {
-        for filtered in scan()? {
-            devices.extend(unless_gone(device_status(filtered))?);
-        }
+        wanted = scan()?;
     }
-    let members = if ids.len() == 1 {
-        let paths: Vec<PathBuf> = snapshotted()?.into_iter().map(|(path, _)| path).collect();
+    let mut devices: Vec<DeviceStatus> = wanted.into_iter().map(device_status).collect();
+    let mut errors = Vec::new();
+    let members = if ids.len() != 1 {
+        None
+    } else if only.is_empty() {
+        let in_snapshot = devices.iter().filter(|device| device.snapshot.is_some());
+        let paths: Vec<_> = in_snapshot.map(|it| it.filtered.device.clone()).collect();
         Some(names(&paths))
     } else {
-        None
+        let (found, unknown) = snapshotted()?;
+        errors = unknown;
+        let paths: Vec<_> = found.into_iter().map(|(path, _)| path).collect();
+        Some(names(&paths))
     };
+    if only.is_empty() {
+        devices.retain(|device| !device.error.as_ref().is_some_and(is_gone));
+    }
+    for error in devices.iter().filter_map(|device| device.error.as_ref()) {
+        if !is_empty(error) && !errors.contains(error) {
+            errors.push(error.clone());
+        }
+    }
     let mut snapshots = Vec::new();
     for id in ids {
         snapshots.push(SnapshotStatus {
@@ -175,13 +214,18 @@ pub fn status(output: &Output, only: &[PathBuf]) -> Result<u8> {
         snapshots,
         devices,
     };
-    output.result(&status, &text_of(&status));
-    Ok(corrupted(status.devices.iter().any(|device| {
-        device
-            .snapshot
-            .as_ref()
-            .is_some_and(|snapshot| snapshot.error_code != 0)
-    })))
+    for error in &errors {
+        output.error(error);
+    }
+    let is_corrupted = status.devices.iter().any(|device| {
+        let snapshot = device.snapshot.as_ref();
+        snapshot.is_some_and(|snapshot| snapshot.error_code != 0)
+    });
+    let code = match errors.first() {
+        Some(error) if !is_corrupted => error.exit().code(),
+        _ => corrupted(is_corrupted),
+    };
+    Ok(output.result(&status, &text_of(&status), code))
 }
 
 fn text_of(status: &Status) -> String {
@@ -229,11 +273,7 @@ fn text_of(status: &Status) -> String {
             tracking.map_or_else(none, |t| Bytes(t.block_size.into()).to_string()),
             tracking.map_or_else(none, |t| t.changes_number.to_string()),
             snapshot.map_or_else(none, |s| s.image.display().to_string()),
-            match snapshot {
-                None if tracking.is_some() => "tracked".to_owned(),
-                None => none(),
-                Some(snapshot) => state_text(snapshot.error_code),
-            },
+            device.state(),
         ]));
     }
     text += &format!("\n{}", table(&rows));
@@ -335,14 +375,15 @@ pub fn image(output: &Output, targets: &[PathBuf]) -> Result<u8> {
             })
         })
         .collect();
-    output.result(&json!({ "images": list }), &text.join("\n"));
+    let code = corrupted(!errors.is_empty());
+    let code = output.result(&json!({ "images": list }), &text.join("\n"), code);
     for error in &errors {
         output.error(error);
     }
-    Ok(corrupted(!errors.is_empty()))
+    Ok(code)
 }
 
-fn images_of_devices(devices: &[PathBuf]) -> Result<Vec<(PathBuf, SnapshotState)>> {
+fn images_of_devices(devices: &[PathBuf]) -> Result<Found> {
     for path in devices {
         device::check(path)?;
     }
@@ -361,7 +402,7 @@ fn images_of_devices(devices: &[PathBuf]) -> Result<Vec<(PathBuf, SnapshotState)
     Ok(found)
 }
 
-fn images_of_snapshot(id: Uuid) -> Result<Vec<(PathBuf, SnapshotState)>> {
+fn images_of_snapshot(id: Uuid) -> Result<Found> {
     let refuse = |reason: &str| Error::new(Operation::FindImage, reason).of(id);
     let ids = Control::open()?.collect()?;
     if !ids.contains(&id) {
@@ -373,7 +414,10 @@ fn images_of_snapshot(id: Uuid) -> Result<Vec<(PathBuf, SnapshotState)>> {
         )
         .remedied_by("name the devices instead of the snapshot"));
     }
-    let found = snapshotted()?;
+    let (found, errors) = snapshotted()?;
+    if let Some(error) = errors.into_iter().next() {
+        return Err(error);
+    }
     if found.is_empty() {
         return Err(refuse("it is not taken").remedied_by("take it first with \"blksnap take ID\""));
     }
@@ -387,8 +431,18 @@ pub fn destroy(output: &Output, id: Uuid, force: bool) -> Result<u8> {
         return Err(Error::from_errno(Operation::Destroy, Errno::NODEV).of(id));
     }
     let kernel = Linux::default();
+    let (found, errors) = snapshotted().or_else(|error| match force {
+        true => Ok((Vec::new(), vec![error])),
+        false => Err(unless_forced(error)),
+    })?;
+    for error in errors {
+        if !force {
+            return Err(unless_forced(error));
+        }
+        output.warning(&error.to_string());
+    }
     let mut mounted = Vec::new();
-    for (path, state) in snapshotted()? {
+    for (path, state) in found {
         let image = state.image.unwrap_or_default();
         for mount_point in kernel.mounts_of_image(&image) {
             mounted.push((path.clone(), mount_point));
@@ -414,11 +468,20 @@ pub fn destroy(output: &Output, id: Uuid, force: bool) -> Result<u8> {
         output.warning(&reason);
     }
     control.destroy(id)?;
-    output.result(
+    Ok(output.result(
         &json!({ "id": id, "destroyed": true }),
         &format!("snapshot {id} is destroyed"),
-    );
-    Ok(0)
+        0,
+    ))
+}
+
+/// What keeps a snapshot from being destroyed, as an image may be mounted.
+fn unless_forced(error: Error) -> Error {
+    let remedy = error.remedy().map(|remedy| format!("{remedy}; or "));
+    error.remedied_by(format!(
+        "{}destroy the snapshot with --force, if none of its images is mounted",
+        remedy.unwrap_or_default()
+    ))
 }
 
 #[cfg(test)]
@@ -462,11 +525,13 @@ mod tests {
                         image: "/dev/blksnap-image0".into(),
                         error_code: -28,
                     }),
+                    error: None,
                 },
                 DeviceStatus {
                     filtered: device("/dev/sdb", None),
                     tracking: None,
                     snapshot: None,
+                    error: None,
                 },
             ],
         }
@@ -515,6 +580,29 @@ mod tests {
         let words: Vec<&str> = line("02020202").split_whitespace().collect();
         assert_eq!(words[1..], ["512M", "2G", "-", "/dev/sda"]);
         assert!(text.lines().all(|line| line == line.trim_end()));
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_asked_is_told_of() {
+        let mut status = sample();
+        let error = Error::from_errno(Operation::OpenDevice, Errno::MEDIUMTYPE);
+        assert!(is_empty(&error) && !is_gone(&error));
+        status.devices[1].error = Some(error);
+        let text = text_of(&status);
+        assert!(text.contains("unknown (EMEDIUMTYPE)"), "{text}");
+        let json = serde_json::to_value(status).unwrap();
+        assert_eq!(json["devices"][1]["error"]["errno_name"], "EMEDIUMTYPE");
+        assert!(json["devices"][0].get("error").is_none());
+    }
+
+    #[test]
+    fn what_keeps_from_destroying_can_be_forced() {
+        let error = unless_forced(Error::from_errno(Operation::OpenDevice, Errno::IO));
+        let remedy = error.remedy().unwrap();
+        assert!(
+            remedy.contains("dmesg") && remedy.contains("--force"),
+            "{remedy}"
+        );
     }
 
     #[test]

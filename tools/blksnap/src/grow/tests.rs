@@ -220,3 +220,13 @@ fn news_are_words() {
     let error = Error::from_errno(Operation::SetLimit, Errno::INVAL);
     assert!(stuck(Obstacle::Error(error)).contains("(EINVAL)"));
 }
+
+#[test]
+fn what_is_open_stays_with_this_process() {
+    // As a shell hands it on.
+    let inherited = rustix::io::dup(std::io::stderr()).unwrap();
+    let flags = || rustix::io::fcntl_getfd(&inherited).unwrap();
+    assert_eq!(flags(), rustix::io::FdFlags::empty());
+    close_on_exec().unwrap();
+    assert_eq!(flags(), rustix::io::FdFlags::CLOEXEC);
+}

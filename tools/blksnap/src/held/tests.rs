@@ -241,3 +241,21 @@ fn a_vanished_snapshot_is_not_trusted() {
     let error = held.verify(&device).unwrap_err();
     assert!(error.to_string().contains("destroyed"), "{error}");
 }
+
+#[test]
+fn requests_go_to_what_a_link_was() {
+    let temp = tempfile::tempdir().unwrap();
+    let link = temp.path().join("link");
+    std::fs::write(temp.path().join("a"), "").unwrap();
+    std::os::unix::fs::symlink("a", &link).unwrap();
+    let kernel = Recorder::default();
+    let devices = [link.clone()];
+    let store = Path::new("/store");
+    let held = Held::take(&kernel, &devices, store, Sectors(1), true, &mut || Ok(())).unwrap();
+    assert_eq!(held.devices()[0].device, link);
+    std::fs::remove_file(&link).unwrap();
+    held.verify(&held.devices()[0]).unwrap();
+    assert!(held.release().is_empty());
+    let calls = ["attach a", "create", "add a", "take", "destroy", "detach a"];
+    assert_eq!(kernel.calls(), calls);
+}
