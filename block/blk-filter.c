@@ -261,8 +261,6 @@ static bool blk_filter_count_write(struct blk_filter_gate *gate,
 	write->gate = gate;
 	write->end_io = bio->bi_end_io;
 	write->private = bio->bi_private;
-	/* Device-mapper has a list of its own in bi_private of polled bios. */
-	bio_clear_polled(bio);
 	/*
 	 * For bios that are chained to this one blk_filter_is_counted() may
 	 * look at both meanwhile. What it sees must belong together.
@@ -287,7 +285,8 @@ static void blk_filter_open_gate(struct gendisk *disk)
 }
 
 /*
- * Holds back new bios for a bio-based disk, so that its writes can be waited for.
+ * Holds back new writes to a bio-based disk, so that those on their way can be
+ * waited for; reads too if its driver counts these with them.
  * That cannot be left to freezing the queue: when a driver has split a bio, what
  * remains of it would wait outside, and the part inside does not end without it.
  */
@@ -304,13 +303,22 @@ static void blk_filter_close_gate(struct gendisk *disk)
 static int blk_filter_wait_writes(struct gendisk *disk, unsigned long end)
 {
 	struct blk_filter_gate *gate = disk->filter_gate;
-	long left = max_t(long, end - jiffies, 1);
+	long left;
 
-	left = ___wait_var_event(&gate->writes,
-				 ___wait_cond_timeout(!atomic_read(&gate->writes)),
-				 TASK_KILLABLE, 0, left,
-				 __ret = schedule_timeout(__ret));
-	return left > 0 ? 0 : left ? -EINTR : -ETIMEDOUT;
+	do {
+		left = clamp((long)(end - jiffies), 1L, (long)HZ / 4);
+		left = ___wait_var_event(&gate->writes,
+					 ___wait_cond_timeout(!atomic_read(&gate->writes)),
+					 TASK_KILLABLE, 0, left,
+					 __ret = schedule_timeout(__ret));
+		if (left)
+			return left > 0 ? 0 : -EINTR;
+		/* One may be chained to a write that was just being counted. */
+		guard(spinlock_irq)(&gate->lock);
+		blk_filter_retry(gate, &gate->held);
+	} while (time_before(jiffies, end));
+
+	return -ETIMEDOUT;
 }
 
 static enum blk_filter_verdict blk_filter_show_bio(struct blk_filter *filter,
@@ -339,6 +347,19 @@ bool __blk_filter_bio(struct bio *bio)
 	if (!bio_sectors(bio))
 		return false;
 
+	/*
+	 * Device-mapper wants bios that are polled to be submitted as a whole
+	 * before that, and has a list in their bi_private. So they are not
+	 * polled, but for what remains of one that was split before the disk's
+	 * first filter was there: it ends before that filter is ready.
+	 */
+	if (bdev_test_flag(bio->bi_bdev, BD_HAS_SUBMIT_BIO) &&
+	    (bio->bi_opf & REQ_POLLED)) {
+		if (bio->bi_opf & REQ_DRV)
+			return false;
+		bio_clear_polled(bio);
+	}
+
 	rcu_read_lock();
 	hlist_for_each_entry_rcu(filter, &disk->filters, node) {
 		verdict = blk_filter_show_bio(filter, bio);
@@ -363,7 +384,12 @@ bool __blk_filter_bio(struct bio *bio)
 	gate = READ_ONCE(disk->filter_gate);
 	if (op_is_write(bio_op(bio)))
 		return blk_filter_count_write(gate, bio);
-	return unlikely(READ_ONCE(gate->closed)) && blk_filter_hold(gate, bio);
+	/*
+	 * Reads are held back only where they are waited for too. Elsewhere the
+	 * filter of another partition may need one for a counted write's sake.
+	 */
+	return unlikely(READ_ONCE(gate->closed)) &&
+	       disk->fops->bios_in_flight && blk_filter_hold(gate, bio);
 }
 
 static bool bdev_overlaps(struct block_device *a, struct block_device *b)
@@ -436,11 +462,19 @@ static int blk_filter_merge_bdevs(struct block_device **bdevs, int count,
 	return count;
 }
 
+static struct file *blk_filter_get_backing_file(struct gendisk *disk)
+{
+	/* A module is freed an RCU grace period after its disks were removed. */
+	guard(rcu)();
+	if (!disk_live(disk) || !disk->fops->get_backing_file)
+		return NULL;
+	return disk->fops->get_backing_file(disk);
+}
+
 /* Has room for BLK_FILTER_MAX_STACK devices, and puts those that it has. */
 static int blk_filter_search_stack(struct block_device **reached, int count,
 				   struct block_device *lower)
 {
-	struct gendisk *disk;
 	struct file *file;
 	int next, ret = 0;
 
@@ -449,16 +483,13 @@ static int blk_filter_search_stack(struct block_device **reached, int count,
 			ret = 1;
 			break;
 		}
-		disk = reached[next]->bd_disk;
-		ret = bd_get_slaves(disk, reached + count,
+		ret = bd_get_slaves(reached[next]->bd_disk, reached + count,
 				    BLK_FILTER_MAX_STACK - count);
 		if (ret < 0)
 			break;
 		count = blk_filter_merge_bdevs(reached, count, ret);
 		ret = 0;
-		if (!disk->fops->get_backing_file)
-			continue;
-		file = disk->fops->get_backing_file(disk);
+		file = blk_filter_get_backing_file(reached[next]->bd_disk);
 		if (!file)
 			continue;
 		ret = blk_filter_get_file_bdevs(file, reached + count,
@@ -824,7 +855,7 @@ static bool blk_filter_in_flight(struct gendisk *disk)
  * What a bio-based driver took in before the disk's first filter was there is
  * not counted. The driver or its statistics (unless they are switched off) know
  * of it once ->submit_bio() has returned, which a short freeze makes sure of.
- * New bios are held back, since nobody could tell them from the old ones.
+ * New ones are held back, since nobody could tell them from the old ones.
  */
 static int blk_filter_wait_uncounted(struct gendisk *disk)
 {
@@ -917,21 +948,22 @@ void blk_filter_drop(struct block_device *bdev)
  * A disk that becomes smaller cuts off its partitions too, though these keep
  * the size that they say they have.
  */
-void __blk_filter_truncate(struct block_device *bdev, sector_t nr_sectors)
+void __blk_filter_truncate(struct block_device *bdev, sector_t from,
+			   sector_t to)
 {
 	struct blk_filter *filter;
-	sector_t start, left;
-
-	if (nr_sectors >= bdev_nr_sectors(bdev))
-		return;
+	sector_t start, len, left;
 
 	guard(rcu)();
 	hlist_for_each_entry_rcu(filter, &bdev->bd_disk->filters, node) {
-		if (bdev_is_partition(bdev) && filter->bdev != bdev)
+		len = bdev_nr_sectors(filter->bdev);
+		if (filter->bdev == bdev)
+			len = from;
+		else if (bdev_is_partition(bdev))
 			continue;
 		start = filter->bdev->bd_start_sect - bdev->bd_start_sect;
-		left = nr_sectors > start ? nr_sectors - start : 0;
-		if (left < bdev_nr_sectors(filter->bdev))
+		left = to > start ? to - start : 0;
+		if (left < len)
 			filter->ops->truncated(filter, left);
 	}
 }

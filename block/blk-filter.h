@@ -10,7 +10,8 @@
 extern struct static_key_false_deferred blk_filter_enabled;
 
 bool __blk_filter_bio(struct bio *bio);
-void __blk_filter_truncate(struct block_device *bdev, sector_t nr_sectors);
+void __blk_filter_truncate(struct block_device *bdev, sector_t from,
+			   sector_t to);
 void __blk_filter_change_media(struct gendisk *disk);
 void blk_filter_drop(struct block_device *bdev);
 void blk_filter_release(struct gendisk *disk);
@@ -32,17 +33,22 @@ static inline bool blk_filter_bio(struct bio *bio)
 }
 
 /*
- * @bdev is about to have @nr_sectors: writes to what it loses go unseen. If it
- * is a whole disk, its partitions lose what is past its end.
+ * The size of @bdev, in sectors, changes: if it becomes smaller, writes to what
+ * it loses go unseen. If it is a whole disk, its partitions lose what is past
+ * its end. To be called before and after, or else a filter that begins something
+ * in between would not know.
  */
 static inline void blk_filter_truncate(struct block_device *bdev,
-				       sector_t nr_sectors)
+				       sector_t from, sector_t to)
 {
-	if (static_branch_unlikely(&blk_filter_enabled.key))
-		__blk_filter_truncate(bdev, nr_sectors);
+	if (static_branch_unlikely(&blk_filter_enabled.key) && to < from)
+		__blk_filter_truncate(bdev, from, to);
 }
 
-/* The disk is about to have another content. */
+/*
+ * The disk is about to have another content; or it has, and was frozen before
+ * that and still is.
+ */
 static inline void blk_filter_change_media(struct gendisk *disk)
 {
 	if (static_branch_unlikely(&blk_filter_enabled.key))
@@ -57,7 +63,7 @@ static inline bool blk_filter_bio(struct bio *bio)
 }
 
 static inline void blk_filter_truncate(struct block_device *bdev,
-				       sector_t nr_sectors)
+				       sector_t from, sector_t to)
 {
 }
 

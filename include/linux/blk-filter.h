@@ -45,10 +45,11 @@ enum blk_filter_verdict {
  *	media. Process context, the disk's open_mutex is held, and it must not
  *	wait for I/O.
  * @truncated: the content of the device from @nr_sectors on is about to be lost
- *	without bios: the device or its whole disk becomes smaller, or with 0
- *	gets another medium. A partition that loses its end with the disk keeps
- *	its size. Writes to what is cut off are not seen by @submit_bio. Called
- *	under rcu_read_lock(); must not sleep.
+ *	without bios, or has just been, which is told too: the device or its
+ *	whole disk becomes smaller, or with 0 gets another medium. A partition
+ *	that loses its end with the disk keeps its size. Writes to what is cut
+ *	off are not seen by @submit_bio. Called under rcu_read_lock(); must not
+ *	sleep.
  * @ctl: a command from user space. Process context; several may run at once,
  *	and concurrently with @may_detach and @gone.
  * @submit_bio: a bio that touches the sectors from @sector on, @nr_sectors of

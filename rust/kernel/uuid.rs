@@ -33,7 +33,8 @@ use crate::{
 pub struct Uuid([u8; 16]);
 
 impl Uuid {
-    /// Makes a random one. May be called in any context.
+    /// Makes a random one. Does not sleep, but may take locks that do in a kernel with
+    /// `CONFIG_PREEMPT_RT`; not for NMIs.
     pub fn random() -> Self {
         let mut uuid = bindings::uuid_t { b: [0; 16] };
         // SAFETY: The pointer is to a UUID that is valid for writes.

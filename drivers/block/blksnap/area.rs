@@ -211,7 +211,6 @@ struct State {
 pub(crate) struct Area {
     origin: Arc<BdevFile>,
     geometry: Geometry,
-    max_copies: usize,
     max_copy_bytes: usize,
     /// The number of chunks that are claimed at a time, so that a large write finds the memory for
     /// them beside small ones.
@@ -268,7 +267,9 @@ impl_has_hr_timer! {
 pub(crate) struct Queues {
     /// For what writers wait for.
     writers: OwnedQueue,
-    others: OwnedQueue,
+    stores: OwnedQueue,
+    /// Apart, since image reads may wait for memory that is free only when copies are stored.
+    images: OwnedQueue,
 }
 
 impl Queues {
@@ -276,7 +277,8 @@ impl Queues {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self {
             writers: OwnedQueue::new_mem_reclaim_highpri(c"blksnap_writers")?,
-            others: OwnedQueue::new_mem_reclaim(c"blksnap")?,
+            stores: OwnedQueue::new_mem_reclaim(c"blksnap_stores")?,
+            images: OwnedQueue::new_mem_reclaim(c"blksnap_images")?,
         })
     }
 
@@ -292,8 +294,9 @@ impl Queues {
 
     /// Waits until the work that is queued now is done. May sleep.
     pub(crate) fn flush(&self) {
-        // In this order, since the others queue work for the writers.
-        self.others.flush();
+        self.images.flush();
+        // Ahead of the writers, whose work it queues.
+        self.stores.flush();
         self.writers.flush();
     }
 }
@@ -326,7 +329,6 @@ impl Area {
             pin_init!(Self {
                 origin: config.origin,
                 geometry,
-                max_copies,
                 max_copy_bytes,
                 max_claim,
                 saved,
@@ -445,9 +447,12 @@ impl Area {
             if chunks.end > run.end || state.is_full(&this, run) || state.must_not_read() {
                 break;
             }
-            // That `run` is free has just been found.
+            // That `run` is free, and that there is room for it, has just been found.
             let fits = |copy: &mut Copy<'_>| {
-                copy.run == run || copy.run.contains(run) && this.is_free(&state, copy.run)
+                copy.run == run
+                    || copy.run.contains(run)
+                        && this.is_free(&state, copy.run)
+                        && !state.is_full(&this, copy.run)
             };
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
@@ -465,8 +470,10 @@ impl Area {
             }
             let grown = this.grown(&state, run);
             drop(state);
-            prepared = Copy::new(&this, grown, GFP_NOWAIT)
-                .or_else(|_| Copy::new(&this, run, GFP_NOWAIT))
+            // Who swaps could empty the reserves, of which the worker needs some.
+            let flags = GFP_NOWAIT | __GFP_NOMEMALLOC;
+            prepared = Copy::new(&this, grown, flags)
+                .or_else(|_| Copy::new(&this, run, flags))
                 .ok();
             if prepared.is_none() {
                 break;
@@ -489,7 +496,12 @@ impl Area {
     /// Looks at the writes that were taken.
     fn claim_all(this: &Arc<Self>) {
         loop {
-            let mut bios = this.state.lock().taken.take();
+            let mut bios = {
+                let mut state = this.state.lock();
+                // Those that waited are looked at now.
+                state.starved = false;
+                state.taken.take()
+            };
             if bios.is_empty() {
                 return;
             }
@@ -687,7 +699,8 @@ impl Area {
             end: run.start + 1,
             ..run
         };
-        Copy::new(self, first, GFP_NOIO | __GFP_MEMALLOC).map(Some)
+        let flags = GFP_NOIO | __GFP_MEMALLOC | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+        Copy::new(self, first, flags).map(Some)
     }
 
     /// Whether all that `bio` is going to overwrite is saved.
@@ -724,15 +737,16 @@ impl Area {
         let enough = state.read_bytes >= GATHER_BYTES;
         let ready = !state.ready.is_empty();
         let waiting = !state.taken.is_empty();
-        drop(state);
+        // Before what was read can be stored and the area be closed, since the queues may go then.
         if ready {
             this.queues.release(this.clone());
         }
         if waiting {
             this.queues.claim(this.clone());
         }
+        drop(state);
         if !storing {
-            let _ = this.queues.others.enqueue::<Arc<Self>, STORE>(this.clone());
+            let _ = this.queues.stores.enqueue::<Arc<Self>, STORE>(this.clone());
         } else if enough {
             this.gathered.notify_all();
         }
@@ -910,9 +924,7 @@ impl Area {
                 let result = bio.copy_from_pages(0, &pages, offset(found) as usize, bio.size());
                 this.end_image(bio, result);
             }
-            (_, Some((device, sector)))
-                if device.logical_block_size() <= this.origin.logical_block_size() =>
-            {
+            (_, Some((device, sector))) if this.can_read_from(device) => {
                 let read = ImageRead::Stored(this.into());
                 this.forwards.forward(device, sector, bio, read, GFP_NOIO);
             }
@@ -920,17 +932,28 @@ impl Area {
         }
     }
 
+    /// What the memory of an image read must be aligned to.
+    pub(crate) fn dma_alignment(&self) -> u32 {
+        self.origin.dma_alignment().max(1 << SECTOR_SHIFT)
+    }
+
+    /// Whether image reads can go to a device of the storage as they are.
+    fn can_read_from(&self, device: &BdevFile) -> bool {
+        device.logical_block_size() <= self.origin.logical_block_size()
+            && device.dma_alignment() <= self.dma_alignment()
+    }
+
     /// Leaves an image read to a worker. Does not sleep.
     fn put_off(this: Arc<Self>, bio: OwnedBio) {
-        this.state.lock().images.push(bio);
+        let images = &this.queues.images;
         let area = this.clone();
+        // With the lock, or another worker could serve it first, and the area be closed.
+        let mut state = this.state.lock();
+        state.images.push(bio);
         // Several at once, as long as there is memory for that.
-        let spawned = this
-            .queues
-            .others
-            .try_spawn(GFP_NOWAIT, move || Self::read_images(&area));
+        let spawned = images.try_spawn(GFP_NOWAIT, move || Self::read_images(&area));
         if spawned.is_err() {
-            let _ = this.queues.others.enqueue::<Arc<Self>, IMAGE>(this.clone());
+            let _ = images.enqueue::<Arc<Self>, IMAGE>(this.clone());
         }
     }
 
@@ -1139,8 +1162,7 @@ impl State {
 
     fn is_full(&self, area: &Area, run: ChunkRange) -> bool {
         let bytes = area.geometry.bytes_of(run);
-        self.copies > 0
-            && (self.copies >= area.max_copies || self.copy_bytes + bytes > area.max_copy_bytes)
+        self.copies > 0 && self.copy_bytes + bytes > area.max_copy_bytes
     }
 }
 

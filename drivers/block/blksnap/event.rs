@@ -95,6 +95,13 @@ impl Events {
         self.changed.notify_all();
     }
 
+    /// Forgets what was not told.
+    pub(crate) fn clear(&self) {
+        let mut queue = self.queue.lock();
+        queue.events = [None; MAX_EVENTS];
+        queue.count = 0;
+    }
+
     /// Nobody has to wait any more.
     pub(crate) fn close(&self) {
         self.queue.lock().closed = true;
@@ -184,6 +191,21 @@ mod tests {
         }
         events.close();
         assert_eq!(events.wait(1000).err(), Some(ESRCH));
+        Ok(())
+    }
+
+    #[test]
+    fn cleared() -> Result {
+        let events = KBox::pin_init(Events::new()?, GFP_KERNEL)?;
+        for i in 0..3 {
+            events.push(What::NoSpace(i));
+        }
+        assert_eq!(sectors(events.wait(0)?), 0);
+        events.clear();
+        assert_eq!(events.wait(0).err(), Some(ENOENT));
+        events.push(What::NoSpace(7));
+        assert_eq!(sectors(events.wait(0)?), 7);
+        assert_eq!(events.wait(0).err(), Some(ENOENT));
         Ok(())
     }
 

@@ -49,6 +49,7 @@ pub(crate) fn new(area: &Arc<Area>) -> Result<Image> {
         nr_sectors: area.geometry().nr_sectors(),
         logical_block_size: origin.logical_block_size(),
         physical_block_size: origin.physical_block_size(),
+        dma_alignment: area.dma_alignment(),
         read_only: true,
     };
     Image::new(fmt!("blksnap-image{number}"), &options, area.clone())

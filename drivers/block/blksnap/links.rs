@@ -118,17 +118,20 @@ impl Links {
         bdev: &BlockDevice,
         sectors: &[SectorRange],
     ) -> Result {
-        let list = self.list.lock();
-        let mut search = Search::new(&list);
-        for link in list.iter() {
-            if Arc::ptr_eq(&link.storage, storage) {
-                search.origins.push(&link.origin, GFP_KERNEL)?;
+        storage.extend(bdev, sectors, || {
+            let list = self.list.lock();
+            let mut search = Search::new(&list);
+            for link in list.iter() {
+                if Arc::ptr_eq(&link.storage, storage) {
+                    search.origins.push(&link.origin, GFP_KERNEL)?;
+                }
             }
-        }
-        search.visit(|lower| bdev.reaches(lower))?;
-        search.follow()?;
-        // With the lock, so that no device is added meanwhile.
-        storage.extend(bdev, sectors)
+            search.visit(|lower| bdev.reaches(lower))?;
+            search.follow()?;
+            drop(search);
+            // So that no device is added meanwhile.
+            Ok(list)
+        })
     }
 
     /// Nothing of `origin` is saved any more.

@@ -38,6 +38,8 @@ use kernel::{
         SectorRange, //
     },
     new_mutex,
+    noio,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         rcu::{
@@ -53,7 +55,7 @@ use kernel::{
         Monotonic, //
     },
     uapi,
-    uuid::Uuid,
+    uuid::Uuid, //
 };
 
 /// All snapshots, while the module is there.
@@ -128,8 +130,8 @@ impl Device {
         self.tracker.stop();
         self.figures = None;
         self.image = None;
-        if let Some(area) = self.area.take() {
-            Area::close(&area);
+        if let Some(area) = &self.area {
+            Area::close(area);
         }
     }
 }
@@ -226,13 +228,16 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// Those of [`Tracker::join`], [`Links::add`] and [`BlockDevice::reaches`], and [`EBUSY`] if it
-    /// was taken.
+    /// Those of [`Tracker::join`], [`Links::add`] and [`BlockDevice::reaches`], [`EBUSY`] if it was
+    /// taken, and [`EOPNOTSUPP`] if the device has blocks that are larger than a page.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
         let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
         // It was removed, and another one has its number now.
         if !core::ptr::eq(&**origin, bdev) {
             return Err(ENODEV);
+        }
+        if origin.logical_block_size() as usize > PAGE_SIZE {
+            return Err(EOPNOTSUPP);
         }
         let mut devices = self.devices.lock();
         let fits = match devices.state {
@@ -249,9 +254,10 @@ impl Snapshot {
         };
         fits?;
         // What is stacked on others comes before them, as its file system must be frozen first.
+        // Those of one disk only overlap.
         let mut at = 0;
         for device in devices.list.iter() {
-            if origin.reaches(&device.origin)? {
+            if !origin.has_disk_of(&device.origin) && origin.reaches(&device.origin)? {
                 break;
             }
             at += 1;
@@ -293,7 +299,14 @@ impl Snapshot {
         let result = self.take_all(&mut devices.list);
         match result {
             Ok(()) => devices.state = State::Taken,
-            Err(_) => devices.list.iter_mut().for_each(Device::undo_take),
+            Err(_) => {
+                for device in &mut devices.list {
+                    device.undo_take();
+                    device.area = None;
+                }
+                // What was saved meanwhile is of no use, nor is what there was to be told.
+                self.storage.reset();
+            }
         }
         result
     }
@@ -318,9 +331,20 @@ impl Snapshot {
             bdevs.push(&**device.origin, GFP_KERNEL)?;
         }
 
-        let mut frozen = KVec::new();
+        let with_fs = Self::may_have_fs(devices)?;
+        let mut frozen = KVec::with_capacity(with_fs.len(), GFP_KERNEL)?;
+        // Or the first one would be frozen while the others write, perhaps by way of a snapshot
+        // whose storage is on it.
+        for device in &with_fs {
+            device.sync();
+        }
         let mut frozen_for = Delta::ZERO;
-        let result = Self::freeze_file_systems(devices, &mut frozen).and_then(|()| {
+        // Reclaim could wait for what is frozen.
+        let result: Result = noio::scope(|| {
+            for device in with_fs {
+                // There is room for it.
+                let _ = frozen.push_within_capacity(FrozenFs::new(device)?);
+            }
             let begin = Instant::<Monotonic>::now();
             with_frozen(&bdevs, || {
                 for device in devices.iter() {
@@ -349,25 +373,23 @@ impl Snapshot {
         Ok(())
     }
 
-    /// Freezes what is mounted from the devices, and from their partitions.
-    fn freeze_file_systems(devices: &[Device], frozen: &mut KVec<FrozenFs>) -> Result {
+    /// The devices, and their partitions, in the order in which what is mounted from them is to be
+    /// frozen.
+    fn may_have_fs(devices: &[Device]) -> Result<KVec<Arc<BdevFile>>> {
+        let mut files = KVec::new();
         for device in devices {
-            let mut freeze = |file: Arc<BdevFile>| -> Result {
-                frozen.reserve(1, GFP_KERNEL)?;
-                frozen.push(FrozenFs::new(file)?, GFP_KERNEL)?;
-                Ok(())
-            };
-            freeze(device.origin.clone())?;
+            files.push(device.origin.clone(), GFP_KERNEL)?;
             if device.origin.is_partition() {
                 continue;
             }
             let mut number = 0;
             while let Some(next) = device.origin.next_partition(number) {
                 number = next;
-                freeze(Arc::new(device.origin.partition(number)?, GFP_KERNEL)?)?;
+                let partition = device.origin.partition(number)?;
+                files.push(Arc::new(partition, GFP_KERNEL)?, GFP_KERNEL)?;
             }
         }
-        Ok(())
+        Ok(files)
     }
 
     /// The error and the image of a device.
@@ -409,14 +431,15 @@ impl Snapshot {
         self.storage.events().close();
         let mut devices = self.devices.lock();
         devices.state = State::Destroyed;
-        while let Some(mut device) = devices.list.pop() {
+        for device in &mut devices.list {
             device.undo_take();
             self.links.remove(&device.origin);
             device.tracker.leave();
         }
-        // Work and bios that have just ended may still hold the areas. Then they, the devices and
-        // the storage would be closed a moment later only.
+        // Work and bios that have just ended may still hold the areas, which are large. Then they,
+        // the devices and the storage would be closed a moment later only, and where bios end.
         self.queues.flush();
         rcu::synchronize_rcu();
+        devices.list.clear();
     }
 }

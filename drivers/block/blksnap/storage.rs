@@ -22,7 +22,10 @@ use kernel::{
     fs::direct::DirectFile,
     new_mutex,
     noio,
-    page::Pages,
+    page::{
+        Pages,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
         Arc,
@@ -33,7 +36,9 @@ use kernel::{
 
 /// A place in the storage is the number of the part, and the byte in it with so many bits.
 const PART_SHIFT: u32 = 48;
-const PART_BYTES: u64 = 1 << PART_SHIFT;
+
+/// The most that is used of a part. The end of one is not where the next one begins.
+const PART_BYTES: u64 = (1 << PART_SHIFT) - PAGE_SIZE as u64;
 
 /// How many parts there may be.
 const MAX_PARTS: usize = 1024;
@@ -118,6 +123,13 @@ impl Logs {
         Ok((self.current, log))
     }
 
+    /// Everything is free again. Files stay as large as they have become.
+    fn reset(&mut self) {
+        self.list.iter_mut().for_each(|log| log.next = 0);
+        self.current = 0;
+        self.told = false;
+    }
+
     fn total(&self) -> u64 {
         self.list.iter().map(|log| log.limit).sum()
     }
@@ -199,10 +211,14 @@ struct Medium {
 }
 
 impl Medium {
-    /// [`EROFS`] is for a block device that cannot be written to.
+    /// [`EROFS`] is for a block device that cannot be written to, [`EOPNOTSUPP`] for one with
+    /// blocks that are larger than a page.
     fn new(file: DirectFile) -> Result<Arc<Self>> {
         let device = match file.bdev() {
             Some(bdev) if bdev.is_read_only() => return Err(EROFS),
+            Some(bdev) if bdev.logical_block_size() as usize > PAGE_SIZE => {
+                return Err(EOPNOTSUPP);
+            }
             Some(bdev) => Some(Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?),
             None => None,
         };
@@ -284,6 +300,9 @@ pub(crate) struct Storage {
     parts: KVec<SetOnce<KBox<Part>>>,
     #[pin]
     logs: Mutex<Logs>,
+    /// Whoever extends it has this.
+    #[pin]
+    extending: Mutex<()>,
     /// The first part is what the snapshot was created with.
     has_limit: bool,
     events: Arc<Events>,
@@ -300,6 +319,7 @@ impl Storage {
             pin_init!(Self {
                 parts,
                 logs <- new_mutex!(Logs::new(), "blksnap_logs"),
+                extending <- new_mutex!((), "blksnap_extending"),
                 has_limit,
                 events,
             }),
@@ -338,19 +358,28 @@ impl Storage {
         Ok(storage)
     }
 
-    /// Adds sectors of a device, or all of it if there are no ranges. One call at a time. May
-    /// sleep.
+    /// Adds sectors of a device, or all of it if there are no ranges. What `agree` returns is kept
+    /// while they are added, but not while the device is opened, which may take long. May sleep.
     ///
     /// # Errors
     ///
     /// [`EINVAL`] if a range is empty, not aligned to the device's blocks, past its end, or has
-    /// sectors of another one that the storage has; [`E2BIG`] if there are too many parts, and what
-    /// opening the device gives.
-    pub(crate) fn extend(&self, bdev: &BlockDevice, sectors: &[SectorRange]) -> Result {
+    /// sectors of another one that the storage has; [`E2BIG`] if there are too many parts; and what
+    /// opening the device, or `agree`, gives.
+    pub(crate) fn extend<T>(
+        &self,
+        bdev: &BlockDevice,
+        sectors: &[SectorRange],
+        agree: impl Fn() -> Result<T>,
+    ) -> Result {
+        // A device that it may not be on is not even opened.
+        drop(agree()?);
+        let _extending = self.extending.lock();
         let medium = match self.parts().find(|part| part.medium.is(bdev)) {
             Some(part) => part.medium.clone(),
             None => Medium::new(DirectFile::open_bdev(bdev)?)?,
         };
+        let _agreed = agree()?;
         let size = medium.file.size();
         let mut ranges = Ranges::new();
         for range in sectors {
@@ -403,9 +432,21 @@ impl Storage {
         self.parts.iter().map_while(|slot| Some(&**slot.as_ref()?))
     }
 
+    /// The part that a place is in, and the byte in it.
+    fn find(&self, place: u64) -> Result<(&Part, u64)> {
+        let part = self.part((place >> PART_SHIFT) as usize)?;
+        Ok((part, place % (1 << PART_SHIFT)))
+    }
+
     fn part(&self, number: usize) -> Result<&Part> {
         let slot = self.parts.get(number).ok_or(EIO)?;
         Ok(slot.as_ref().ok_or(EIO)?)
+    }
+
+    /// Forgets what was appended and told. Nobody else uses the storage now but to extend it.
+    pub(crate) fn reset(&self) {
+        self.logs.lock().reset();
+        self.events.clear();
     }
 
     /// Whether writes to it may come to `lower`. May sleep.
@@ -464,9 +505,9 @@ impl Storage {
 
     /// Reads `len` bytes at `at` into `pages`, and waits for it. May sleep.
     pub(crate) fn read(&self, at: u64, pages: &mut Pages, len: usize) -> Result {
-        let part = self.part((at >> PART_SHIFT) as usize)?;
+        let (part, at) = self.find(at)?;
         noio::scope(|| {
-            part.each_run(at % PART_BYTES, len, |pos, skip, len| {
+            part.each_run(at, len, |pos, skip, len| {
                 part.medium.file.read(pos, pages, skip, len)
             })
         })
@@ -475,9 +516,9 @@ impl Storage {
     /// The block device and its sector from which the `len` bytes at `at` can be read as they are,
     /// if there is one.
     pub(crate) fn device(&self, at: u64, len: u64) -> Option<(&Arc<BdevFile>, u64)> {
-        let part = self.part((at >> PART_SHIFT) as usize).ok()?;
+        let (part, at) = self.find(at).ok()?;
         let device = part.medium.device.as_ref()?;
-        let (pos, run) = part.ranges.locate(at % PART_BYTES)?;
+        let (pos, run) = part.ranges.locate(at)?;
         (run >= len).then_some((device, pos >> SECTOR_SHIFT))
     }
 
@@ -601,6 +642,20 @@ mod tests {
         assert_eq!(logs.low(), None);
         append(&mut logs, 20)?;
         assert_eq!(logs.low(), Some(38));
+        Ok(())
+    }
+
+    #[test]
+    fn all_is_free_after_a_reset() -> Result {
+        let mut logs = logs(&[100, 50])?;
+        logs.low_space = 100;
+        append(&mut logs, 90)?;
+        append(&mut logs, 40)?;
+        assert_eq!(logs.low(), Some(10));
+        logs.reset();
+        assert_eq!((logs.used(), logs.left(), logs.low()), (0, 150, None));
+        assert_eq!(append(&mut logs, 100), Ok((0, 0)));
+        assert_eq!(logs.low(), Some(50));
         Ok(())
     }
 

@@ -41,7 +41,10 @@ use crate::{
     },
     ffi::c_ulong,
     fmt,
-    fs::LocalFile,
+    fs::{
+        file::flags::O_PATH,
+        LocalFile, //
+    },
     prelude::*,
     sync::Arc,
     types::Opaque, //
@@ -82,6 +85,7 @@ impl SectorRange {
 pub struct DevT(bindings::dev_t);
 
 impl DevT {
+    #[inline]
     pub(crate) fn as_raw(self) -> bindings::dev_t {
         self.0
     }
@@ -124,6 +128,7 @@ impl BlockDevice {
     /// # Safety
     ///
     /// `ptr` points to a block device of a disk, which stays during `'a`.
+    #[inline]
     pub(crate) unsafe fn from_raw<'a>(ptr: *mut bindings::block_device) -> &'a Self {
         // INVARIANT: As the caller promises.
         // SAFETY: `BlockDevice` is transparent, and the caller promises the rest.
@@ -134,29 +139,41 @@ impl BlockDevice {
     pub fn of_file(file: &LocalFile) -> Option<&Self> {
         // SAFETY: The file is open, and so its inode is valid.
         let mode = u32::from(unsafe { (*bindings::file_inode(file.as_ptr())).i_mode });
-        if mode & bindings::S_IFMT != bindings::S_IFBLK {
+        // With O_PATH only the name is open.
+        if file.flags() & O_PATH != 0 || mode & bindings::S_IFMT != bindings::S_IFBLK {
             return None;
         }
         // SAFETY: It is an opened block device, which stays as long as the file.
         Some(unsafe { Self::from_raw(bindings::file_bdev(file.as_ptr())) })
     }
 
+    #[inline]
     pub(crate) fn as_raw(&self) -> *mut bindings::block_device {
         self.0.get()
     }
 
+    #[inline]
     fn disk(&self) -> *mut bindings::gendisk {
         // SAFETY: `bd_disk` is set before the device can be found and never changes.
         unsafe { (*self.as_raw()).bd_disk }
     }
 
     /// The device number.
+    #[inline]
     pub fn dev(&self) -> DevT {
         // SAFETY: `bd_dev` is set before the device can be found and never changes.
         DevT(unsafe { (*self.as_raw()).bd_dev })
     }
 
+    /// Writes what file systems on the device have not written yet, or if there are none what the
+    /// page cache has of the device, and waits for that. May sleep for long.
+    pub fn sync(&self) {
+        // SAFETY: The device is valid by the type invariant.
+        unsafe { bindings::bdev_sync(self.as_raw()) }
+    }
+
     /// The size in sectors of 512 bytes. It may change at any time.
+    #[inline]
     pub fn nr_sectors(&self) -> u64 {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_nr_sectors(self.as_raw()) }
@@ -179,6 +196,7 @@ impl BlockDevice {
     }
 
     /// The smallest unit in bytes that the device can address: a power of two from 512 on.
+    #[inline]
     pub fn logical_block_size(&self) -> u32 {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_logical_block_size(self.as_raw()) }
@@ -186,18 +204,34 @@ impl BlockDevice {
 
     /// The smallest unit in bytes that the device can write without reading: a power of two, at
     /// least the logical block size.
+    #[inline]
     pub fn physical_block_size(&self) -> u32 {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_physical_block_size(self.as_raw()) }
     }
 
+    /// What the memory of bios for the device must be aligned to, in bytes: a power of two.
+    #[inline]
+    pub fn dma_alignment(&self) -> u32 {
+        // SAFETY: The device is valid by the type invariant.
+        unsafe { bindings::bdev_dma_alignment(self.as_raw()) + 1 }
+    }
+
     /// Whether user space cannot write to it. The kernel can, with a warning.
+    #[inline]
     pub fn is_read_only(&self) -> bool {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_read_only(self.as_raw()) }
     }
 
+    /// Whether this and `other` are the same disk, or partitions of it.
+    #[inline]
+    pub fn has_disk_of(&self, other: &Self) -> bool {
+        self.disk() == other.disk()
+    }
+
     /// Whether this is a partition, not a whole disk.
+    #[inline]
     pub fn is_partition(&self) -> bool {
         // SAFETY: The device is valid by the type invariant.
         unsafe { bindings::bdev_is_partition(self.as_raw()) }
@@ -301,6 +335,7 @@ impl BdevFile {
 impl Deref for BdevFile {
     type Target = BlockDevice;
 
+    #[inline]
     fn deref(&self) -> &BlockDevice {
         // SAFETY: By the type invariant the file is an opened block device, which stays until it
         // is closed.
@@ -378,7 +413,6 @@ impl Drop for FrozenFs {
 ///     with_frozen(&[bdev], || generation.add(1, Relaxed))
 /// }
 /// ```
-#[cfg(CONFIG_BLK_FILTER)]
 #[cfg(CONFIG_BLK_FILTER)]
 pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result<R> {
     let mut bdevs = KVec::with_capacity(devices.len(), GFP_KERNEL)?;

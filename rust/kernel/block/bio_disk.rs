@@ -43,6 +43,7 @@
 //!     nr_sectors: (pages.len() >> SECTOR_SHIFT) as u64,
 //!     logical_block_size: 512,
 //!     physical_block_size: PAGE_SIZE as u32,
+//!     dma_alignment: 512,
 //!     read_only: true,
 //! };
 //! let disk = BioDisk::<MemoryDisk>::new(fmt!("rust-doctest"), &options, pages)?;
@@ -75,6 +76,7 @@ use crate::{
         Write, //
     },
     module::this_module,
+    page::PAGE_SIZE,
     prelude::*,
     static_lock_class,
     str::{
@@ -121,6 +123,9 @@ pub struct Options {
     pub logical_block_size: u32,
     /// The smallest unit in bytes that the disk can write without reading: a power of two.
     pub physical_block_size: u32,
+    /// What the memory of bios must be aligned to, in bytes: a power of two, at most the size of a
+    /// page.
+    pub dma_alignment: u32,
     /// Whether user space cannot write. The kernel can, with a warning, so the driver has to refuse
     /// writes.
     pub read_only: bool,
@@ -173,16 +178,21 @@ impl<T: Operations> BioDisk<T> {
     ///
     /// # Errors
     ///
-    /// [`EINVAL`] if the name is too long, a block size is not possible or the size is too large,
-    /// and others of adding a disk.
+    /// [`EINVAL`] if the name is too long, a block size or the alignment is not possible or the
+    /// size is too large, and others of adding a disk.
     pub fn new(name: fmt::Arguments<'_>, options: &Options, data: T::Data) -> Result<Self> {
         GenDiskBuilder::validate_block_size(options.logical_block_size)?;
-        if options.nr_sectors > i64::MAX as u64 >> SECTOR_SHIFT {
+        if options.nr_sectors > i64::MAX as u64 >> SECTOR_SHIFT
+            || !options.dma_alignment.is_power_of_two()
+            || options.dma_alignment as usize > PAGE_SIZE
+        {
             return Err(EINVAL);
         }
         let mut limits = bindings::queue_limits {
             logical_block_size: options.logical_block_size,
             physical_block_size: options.physical_block_size,
+            // As a mask, of which 0 would be the default.
+            dma_alignment: options.dma_alignment.max(2) - 1,
             ..pin_init::zeroed()
         };
         // SAFETY: The limits are valid, and the lock class is static.

@@ -406,6 +406,7 @@ fn options(nr_sectors: u64) -> Options {
         nr_sectors,
         logical_block_size: 512,
         physical_block_size: 4096,
+        dma_alignment: 512,
         read_only: true,
     }
 }
@@ -574,11 +575,21 @@ mod disk_tests {
         assert_eq!(bdev.logical_block_size(), 512);
         assert_eq!(bdev.physical_block_size(), 4096);
         assert!(!bdev.is_partition());
-        assert!(bdev.reaches(&bdev)?);
-        assert!(!bdev.reaches(&*BdevFile::open(other.dev())?)?);
+        assert!(!bdev.has_disk_of(&*BdevFile::open(other.dev())?));
         assert_eq!(bdev.next_partition(0), None);
         assert_eq!(bdev.partition(0)?.dev(), bdev.dev());
         assert_eq!(bdev.partition(1).err(), Some(ENXIO));
+        Ok(())
+    }
+
+    #[cfg(CONFIG_BLK_FILTER)]
+    #[test]
+    fn device_reaches_itself() -> Result {
+        let (disk, _) = memory_disk()?;
+        let (other, _) = memory_disk()?;
+        let bdev = BdevFile::open(disk.dev())?;
+        assert!(bdev.reaches(&bdev)?);
+        assert!(!bdev.reaches(&*BdevFile::open(other.dev())?)?);
         Ok(())
     }
 
@@ -596,6 +607,13 @@ mod disk_tests {
         for logical_block_size in [0, 256, 1000] {
             let options = Options {
                 logical_block_size,
+                ..options(8)
+            };
+            assert_eq!(make("rust-kunit", &options), Err(EINVAL));
+        }
+        for dma_alignment in [0, 3, 2 * PAGE_SIZE as u32] {
+            let options = Options {
+                dma_alignment,
                 ..options(8)
             };
             assert_eq!(make("rust-kunit", &options), Err(EINVAL));
@@ -701,23 +719,36 @@ mod disk_tests {
         Ok(())
     }
 
-    #[test]
-    fn forwarding_checks_the_sector_again() -> Result {
+    /// Forwards a bio to `sector` of a disk, and tells how often it ended, and how.
+    fn forward(op: bindings::req_op, sector: u64) -> Result<(u32, i32)> {
         let (disk, _) = memory_disk()?;
         let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
         let set = BioSet::<Forward>::new(1)?;
         let page = Page::alloc_page(GFP_KERNEL)?;
         let vecs = [(page.as_ptr(), 0, 512)];
-        let test = TestBio::new(bindings::req_op_REQ_OP_READ, 0, &vecs)?;
+        let test = TestBio::new(op, 0, &vecs)?;
         // As a filter gets it.
         // SAFETY: The bio is ours, and the device stays open longer.
         unsafe {
             (*test.as_raw()).bi_bdev = bdev.as_raw();
             (*test.as_raw()).bi_flags |= 1u16 << bindings::BIO_REMAPPED;
         }
-        set.forward(&bdev, DISK_SECTORS, test.own(), Forward, GFP_KERNEL);
+        set.forward(&bdev, sector, test.own(), Forward, GFP_KERNEL);
+        Ok(test.ended())
+    }
+
+    #[test]
+    fn forwards_reads_only() -> Result {
+        let failed = (1, EIO.to_errno());
+        assert_eq!(forward(bindings::req_op_REQ_OP_WRITE, 0)?, failed);
+        Ok(())
+    }
+
+    #[test]
+    fn forwarding_checks_the_sector_again() -> Result {
         // The disk itself would say EINVAL.
-        assert_eq!(test.ended(), (1, EIO.to_errno()));
+        let failed = (1, EIO.to_errno());
+        assert_eq!(forward(bindings::req_op_REQ_OP_READ, DISK_SECTORS)?, failed);
         Ok(())
     }
 

@@ -52,23 +52,13 @@ use core::{
     ptr::NonNull, //
 };
 
-/// What a [`DirectFile`] is kept in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// A file that was there.
-    Regular,
-    /// A file without a name, in a directory.
-    Unnamed,
-    /// A whole block device or a partition, opened exclusively.
-    BlockDevice,
-}
-
 /// A file that a driver reads and writes past the page cache, where its file system can.
 ///
 /// While a file is open here, nobody else can write to it, truncate it or swap to it. Nobody had it
-/// open for reading before, and only its owner, who is the user that has opened it here, and those
-/// who may read all files can open it so. A block device is only kept from those who want it
-/// exclusively too, like file systems.
+/// open for reading before, as far as the kernel counts that (with `CONFIG_FILE_LOCKING` or
+/// `CONFIG_IMA`), and only its owner, who is the user that has opened it here, and those who may
+/// read all files can open it so. A block device is only kept from those who want it exclusively
+/// too, like file systems.
 ///
 /// It is closed when this is dropped, which may be in any context; what has to sleep for that is
 /// left to the kernel. Where I/O is done on the way of other I/O, use
@@ -77,11 +67,12 @@ pub enum Kind {
 /// # Invariants
 ///
 /// - `file` is open for reading and writing, and this object owns a reference to it.
-/// - If `kind` is not `BlockDevice`, the inode's `i_writecount` was changed from 1, the reference
-///   of `file`, to -1.
+/// - If `is_bdev` is false, the inode's `i_writecount` was changed from 1, the reference of `file`,
+///   to -1.
 pub struct DirectFile {
     file: NonNull<bindings::file>,
-    kind: Kind,
+    /// This is a block device, opened exclusively, and no regular file.
+    is_bdev: bool,
     /// What is written goes by way of the page cache.
     cached: bool,
     /// Its address says who holds a block device that was opened here.
@@ -97,7 +88,7 @@ impl DirectFile {
     /// Opens what is at `path`, with the rights of the calling task: a regular file, a block
     /// device, or a directory, in which a file without a name is made.
     ///
-    /// A regular file is made readable for its owner only. May sleep.
+    /// A regular file is made readable for its owner only, and stays so. May sleep.
     ///
     /// # Errors
     ///
@@ -119,41 +110,34 @@ impl DirectFile {
             other => other,
         };
 
-        let (file, unnamed) = match open_direct(0) {
+        let file = match open_direct(0) {
             // O_TMPFILE without O_EXCL would let it be given a name later.
-            Err(e) if e == EISDIR => (open_direct(bindings::O_TMPFILE as c_int)?, true),
-            other => (other?, false),
+            Err(e) if e == EISDIR => open_direct(bindings::O_TMPFILE as c_int)?,
+            other => other?,
         };
         // SAFETY: It is not an error, and `filp_open` does not return null.
         let file = unsafe { NonNull::new_unchecked(file) };
         // SAFETY: The file is open.
         let mode = u32::from(unsafe { (*bindings::file_inode(file.as_ptr())).i_mode });
-        let kind = match (mode & bindings::S_IFMT, unnamed) {
-            (bindings::S_IFREG, true) => Some(Kind::Unnamed),
-            (bindings::S_IFREG, false) => Some(Kind::Regular),
-            (bindings::S_IFBLK, _) => Some(Kind::BlockDevice),
-            _ => None,
-        };
-
-        let made = match kind {
-            Some(Kind::BlockDevice) => Ok(()),
+        let made = match mode & bindings::S_IFMT {
+            bindings::S_IFBLK => Ok(true),
             // SAFETY: The file is a regular one that is open for writing.
-            Some(_) => unsafe { Self::claim(file.as_ptr()) },
-            None => Err(EINVAL),
+            bindings::S_IFREG => unsafe { Self::claim(file.as_ptr()) }.map(|()| false),
+            _ => Err(EINVAL),
         };
-        match (made, kind) {
+        match made {
             // INVARIANT: The file is open for both, and `claim` has done the rest.
-            (Ok(()), Some(kind)) => Ok(Self {
+            Ok(is_bdev) => Ok(Self {
                 file,
-                kind,
+                is_bdev,
                 // SAFETY: The file is open.
                 cached: unsafe { Self::is_cached(file.as_ptr()) },
                 _holder: None,
             }),
-            (result, _) => {
+            Err(e) => {
                 // SAFETY: The reference is that of opening.
                 unsafe { bindings::fput(file.as_ptr()) };
-                Err(result.err().unwrap_or(EINVAL))
+                Err(e)
             }
         }
     }
@@ -184,7 +168,7 @@ impl DirectFile {
         let this = Self {
             // SAFETY: It is not an error, and `bdev_file_open_by_dev` does not return null.
             file: unsafe { NonNull::new_unchecked(file) },
-            kind: Kind::BlockDevice,
+            is_bdev: true,
             cached: false,
             _holder: Some(holder),
         };
@@ -267,6 +251,8 @@ impl DirectFile {
         // SAFETY: The file is open.
         let count = unsafe { Self::write_count(file) };
         count.cmpxchg(1, -1, Full).map_err(|_| ETXTBSY)?;
+        // SAFETY: As above.
+        let mode = unsafe { (*bindings::file_inode(file)).i_mode };
         // SAFETY: The file is open.
         let result = to_result(unsafe { bindings::vfs_fchmod(file, 0o600) }).and_then(|()| {
             // Who has it open already is not stopped by the mode.
@@ -277,14 +263,11 @@ impl DirectFile {
             }
         });
         if result.is_err() {
+            // SAFETY: The file is open.
+            unsafe { bindings::vfs_fchmod(file, mode) };
             count.fetch_add(2, Full);
         }
         result
-    }
-
-    /// What it is kept in.
-    pub fn kind(&self) -> Kind {
-        self.kind
     }
 
     /// The size in bytes, of the file or of the device, at this moment. May be called in any
@@ -296,7 +279,7 @@ impl DirectFile {
 
     /// The block device that this is, if it is one. May be called in any context.
     pub fn bdev(&self) -> Option<&BlockDevice> {
-        if self.kind != Kind::BlockDevice {
+        if !self.is_bdev {
             return None;
         }
         // SAFETY: By the type invariant it is open, and it is a block device, which stays as long
@@ -332,7 +315,7 @@ impl DirectFile {
     pub fn allocate(&self, start: u64, len: u64) -> Result {
         // SAFETY: By the type invariant the file is open, which keeps its file system.
         let magic = unsafe { (*(*bindings::file_inode(self.file.as_ptr())).i_sb).s_magic };
-        if self.kind == Kind::BlockDevice || magic == bindings::TMPFS_MAGIC as c_ulong {
+        if self.is_bdev || magic == bindings::TMPFS_MAGIC as c_ulong {
             return Ok(());
         }
         // SAFETY: By the type invariant the file is open for writing.
@@ -457,7 +440,7 @@ impl DirectFile {
 
 impl Drop for DirectFile {
     fn drop(&mut self) {
-        if self.kind != Kind::BlockDevice {
+        if !self.is_bdev {
             // SAFETY: By the type invariant the file is open, and the count is lower by 2 than it
             // would be without `claim`.
             unsafe { Self::write_count(self.file.as_ptr()) }.fetch_add(2, Full);
@@ -521,7 +504,6 @@ mod tests {
         let Some(file) = unnamed() else {
             return Ok(());
         };
-        assert_eq!(file.kind(), Kind::Unnamed);
         assert!(file.bdev().is_none());
         assert_eq!(file.size(), 0);
 

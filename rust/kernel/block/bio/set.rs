@@ -10,6 +10,7 @@
 
 use super::{
     status,
+    Op,
     OwnedBio, //
 };
 use crate::{
@@ -567,6 +568,7 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
     ///
     /// - [`ENOMEM`] if there is no memory,
     /// - [`ENODEV`] if the driver's module is being unloaded,
+    /// - [`EBADF`] if `parent` is no read: `bdev` was not opened for more,
     /// - or what the device says, [`EIO`] also for sectors that it does not have.
     pub fn forward(
         &self,
@@ -576,6 +578,9 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
         data: T,
         flags: Flags,
     ) {
+        if parent.op() != Op::Read {
+            return data.end_io(parent, Err(EBADF));
+        }
         if !self.inner().enter() {
             return data.end_io(parent, Err(ENODEV));
         }

@@ -196,6 +196,21 @@ image()
 	done
 }
 
+# Reads that the image hands on have the memory of who reads it.
+alignment()
+{
+	local key
+
+	null_blk 16
+	printf -v key %0128x 4711
+	dm blksnap-aligned \
+		"0 $((16 << 11)) crypt aes-xts-plain64 $key 0 $REPLY 0 1 sector_size:4096"
+	equal 4095 "$(<"/sys/block/${REPLY#/dev/}/queue/dma_alignment")" "what dm-crypt wants"
+	snapshot_of "$REPLY"
+	REPLY=$(image_of "$REPLY")
+	equal 4095 "$(<"/sys/block/${REPLY#/dev/}/queue/dma_alignment")" "what the image wants"
+}
+
 # A 32-bit program's struct blkfilter_attach is four bytes shorter.
 compat()
 {
@@ -236,4 +251,5 @@ run_cases \
 	"snapshots are collected, with too little, enough and more room" collect \
 	"info before and after take" info_before_take \
 	"the image has the device's size and block sizes and is read-only" image \
+	"the image wants memory that is aligned as for the device" alignment \
 	"32-bit programs" compat

@@ -250,6 +250,24 @@ zoned()
 	expect ENOENT ctl detach "$REPLY"
 }
 
+# Larger than a page
+large_blocks()
+{
+	local dev
+
+	truncate -s 16M "$scratch/backing"
+	undo rm -f "$scratch/backing"
+	loop_on "$scratch/backing"; dev=$REPLY
+	losetup --sector-size 16384 "$dev" || skip "no blocks that are larger than a page"
+	[ "$(blockdev --getss "$dev")" -gt "$(getconf PAGESIZE)" ] || skip "pages are large, too"
+	attach "$dev"
+	create "$scratch" "$ROOM"
+	expect EOPNOTSUPP ctl add "$dev" "$snapshot"
+	expect EOPNOTSUPP ctl append "$snapshot" "$dev"
+	ctl destroy "$snapshot"
+	expect EOPNOTSUPP ctl create "$dev" "$ROOM"
+}
+
 limits()
 {
 	new_storage
@@ -510,6 +528,7 @@ run_cases \
 	"unknown snapshots" unknown_ids \
 	"calls in the wrong order" order \
 	"zoned device" zoned \
+	"devices with large blocks" large_blocks \
 	"limits of the storage" limits \
 	"paths of the storage" paths \
 	"storage that is in use" storage_in_use \

@@ -190,24 +190,24 @@ disk_with_file_systems()
 	equal before "$(<"$REPLY/before")" "the file written before"
 }
 
-# loop_on_fs TYPE: what is on a file of a file system is frozen before that, in whatever
-# order they are added.
-loop_on_fs()
+# fs_on_loop DIR MEBIBYTES: a file there is $loop, with an ext4 that has $where/file
+fs_on_loop()
 {
-	local dev loop where order
-
-	null_blk 256; dev=$REPLY
-	make_fs "$1" "$dev"
-	mounted "$dev"
-	truncate -s 64M "$REPLY/file"
-	loop_on "$REPLY/file"; loop=$REPLY
+	truncate -s "$2M" "$1/file"
+	loop_on "$1/file"; loop=$REPLY
 	make_fs ext4 "$loop"
 	mounted "$loop"; where=$REPLY
 	: >"$where/file"
-	attach "$dev"
-	attach "$loop"
+}
+
+# in_orders DEV ORDER...: what is on a file of a file system is frozen before that, in whatever
+# order they are added. An order is a list of devices.
+in_orders()
+{
+	local dev=$1 order
+
 	watched
-	for order in "$dev $loop" "$loop $dev"; do
+	for order in "${@:2}"; do
 		# It is written when the file system is frozen.
 		ctl put buffered 0 $((4 << 20)) "$where/file"
 		# shellcheck disable=SC2086
@@ -217,6 +217,36 @@ loop_on_fs()
 		ctl destroy "$snapshot"
 		step
 	done
+}
+
+# loop_on_fs TYPE
+loop_on_fs()
+{
+	local dev loop where
+
+	null_blk 256; dev=$REPLY
+	make_fs "$1" "$dev"
+	mounted "$dev"
+	fs_on_loop "$REPLY" 64
+	attach "$dev"
+	attach "$loop"
+	in_orders "$dev" "$dev $loop" "$loop $dev"
+}
+
+# The same where the other device of the disk, and the disk itself, are in the snapshot too,
+# which it is not on.
+loop_on_partition()
+{
+	local disk two loop where
+
+	partitioned 128; disk=$REPLY two=${REPLY}p2
+	make_fs ext4 "${disk}p1"
+	mounted "${disk}p1"
+	fs_on_loop "$REPLY" 32
+	attach "$disk"
+	attach "$two"
+	attach "$loop"
+	in_orders "$disk" "$two $loop $disk" "$disk $loop $two" "$loop $two $disk"
 }
 
 # What somebody else has frozen stays frozen.
@@ -287,5 +317,6 @@ run_cases \
 	"disk with file systems on its partitions" disk_with_file_systems \
 	"loop device on an ext4" "loop_on_fs ext4" \
 	"loop device on a btrfs" "loop_on_fs btrfs" \
+	"loop device on a partition, with the disk and another one" loop_on_partition \
 	"file system that somebody else has frozen" frozen_by_another \
 	"take that fails" failing_take

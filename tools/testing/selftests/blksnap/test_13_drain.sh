@@ -293,7 +293,7 @@ take_timed_out()
 # Device-mapper keeps its own list of polled bios, where the count would be kept.
 polled()
 {
-	local dev rw
+	local dev rw round io
 
 	need fio
 	null_blk 16 poll_queues=1 irqmode=2 completion_nsec=100000; dev=$REPLY
@@ -310,7 +310,50 @@ polled()
 	same "$(image_of "$dev")" "$scratch/old"
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
 	ctl destroy "$snapshot"
-	take "$dev"
+	# With bios on their way that were split, and in such a list, before there is a filter
+	ctl detach "$dev"
+	background fio --thread --name=polled --filename="$dev" --rw=randrw --bs=8k \
+		--offset=4096k --size=64k --time_based --runtime=600 \
+		--direct=1 --ioengine=io_uring --iodepth=4 --hipri=1 --output="$scratch/fio"
+	io=$!
+	for ((round = 0; round < 5; round++)); do
+		ctl attach "$dev"
+		take "$dev"
+		ctl destroy "$snapshot"
+		take "$dev"
+		ctl destroy "$snapshot"
+		ctl detach "$dev"
+	done
+	kill -0 "$io" || { cat "$scratch/fio"; wrong "fio has ended"; }
+}
+
+# Others than the one that is frozen can be in a snapshot already. What is saved of them is
+# read meanwhile, and the writes that it is saved for may be chained to some that are done.
+md_with_partitions()
+{
+	local one md round first zeroing
+
+	need sfdisk
+	null_blk 32 irqmode=2 completion_nsec=1000000; one=$REPLY
+	null_blk 32 irqmode=2 completion_nsec=1000000
+	md_raid1 "$one" "$REPLY"; md=$REPLY
+	printf '2048,32768\n34816,\n' | sfdisk -q "$md"
+	eventually test -b "${md}p2"
+	filled "${md}p2" 8 "$scratch/two"
+	attach "${md}p1"
+	for ((round = 0; round < 5; round++)); do
+		filled "${md}p1" 16 "$scratch/one"
+		take "${md}p1"; first=$snapshot
+		blkdiscard -z "${md}p1" & zeroing=$!
+		ctl attach "${md}p2"
+		take "${md}p2"
+		wait $zeroing
+		same "$(image_of "${md}p1")" "$scratch/one"
+		same "$(image_of "${md}p2")" "$scratch/two"
+		ctl destroy "$snapshot"
+		ctl detach "${md}p2"
+		ctl destroy "$first"
+	done
 }
 
 run_cases \
@@ -320,6 +363,7 @@ run_cases \
 	"dm-delay that splits" on_delay_with_splits \
 	"dm that is polled" polled \
 	"md" on_md \
+	"md with partitions, one of which is in a snapshot" md_with_partitions \
 	"md that holds a write back when the filter comes" attach_to_holding_md \
 	"md that holds the rest of a write back when it is taken" take_of_holding_md \
 	"brd" on_brd \

@@ -654,33 +654,60 @@ partition_cut()
 	destroy_soon
 }
 
-# The same with its disk. The partition keeps its size, so nothing else tells of that.
+# exchanged DEV COMMAND...: of a device of 8 MiB, which keeps its size, but not its content
+exchanged()
+{
+	local dev=$1 image before
+
+	filled "$dev" 8 "$scratch/old"
+	snapshot_of "$dev"
+	image=$(image_of "$dev")
+	before=$(generation_of "$dev")
+	"${@:2}"
+	equal $((8 << 20)) "$(size_of "$dev")" "the size of the device"
+	equal -6 "$(error_of "$dev")" "the snapshot's error"
+	right_or_eio "$image" "$scratch/old"
+	destroy_soon
+	take "$dev"
+	[ "$before" != "$(generation_of "$dev")" ] || wrong "the generation goes on"
+	destroy_soon
+}
+
+# What its disk loses. The partition keeps its size, so nothing else tells of that.
 disk_cut()
 {
-	local file=$scratch/backing disk part image before
+	local file=$scratch/backing disk
 
 	need sfdisk
 	watched
 	truncate -s 16M "$file"
 	undo rm -f "$file"
 	printf '2048,16384\n' | sfdisk -q "$file"
-	loop_on "$file" --partscan; disk=$REPLY part=${REPLY}p1
-	eventually test -b "$part"
-	filled "$part" 8 "$scratch/old"
-	snapshot_of "$part"
-	image=$(image_of "$part")
-	before=$(generation_of "$part")
+	loop_on "$file" --partscan; disk=$REPLY
+	eventually test -b "${disk}p1"
+	exchanged "${disk}p1" cut_file
+}
+
+cut_file()
+{
 	truncate -s 5M "$file"
 	losetup -c "$disk"
 	truncate -s 16M "$file"
 	losetup -c "$disk"
-	equal $((8 << 20)) "$(size_of "$part")" "the size of the partition"
-	equal -6 "$(error_of "$part")" "the snapshot's error"
-	right_or_eio "$image" "$scratch/old"
-	destroy_soon
-	take "$part"
-	[ "$before" != "$(generation_of "$part")" ] || wrong "the generation goes on"
-	destroy_soon
+}
+
+moved_in_file()
+{
+	local file=$scratch/backing zeroes
+
+	watched
+	truncate -s 16M "$file"
+	undo rm -f "$file"
+	loop_on "$file" --sizelimit 8M
+	# LOOP_SET_STATUS64, with lo_offset and lo_sizelimit
+	printf -v zeroes %0384x 0
+	exchanged "$REPLY" ctl raw "$REPLY" 0x4c04 \
+		"${zeroes:0:48}00001000000000000000800000000000$zeroes"
 }
 
 loop_resized()
@@ -804,6 +831,7 @@ run_cases "${cases[@]}" \
 	"partition that is resized" partition_resized \
 	"partition that is cut" partition_cut \
 	"disk that is cut, and its partition" disk_cut \
+	"loop device that gets another offset" moved_in_file \
 	"loop device that is resized" loop_resized \
 	"dm that is resized" dm_resized \
 	"loop device that gets another file" other_file \
