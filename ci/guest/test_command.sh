@@ -370,6 +370,16 @@ backup_full_target()
 	cmp "$work/restored" "$scratch/old"
 }
 
+# flip FILE OFFSET: changes a byte, whatever it is
+flip()
+{
+	local byte
+
+	byte=$(od -An -tu1 -j "$2" -N 1 "$1")
+	printf '%b' "\\0$(printf %o $((byte ^ 255)))" |
+		dd of="$1" bs=1 seek="$2" conv=notrunc status=none
+}
+
 # Damage is found, and told where it matters.
 backup_damaged()
 {
@@ -381,7 +391,7 @@ backup_damaged()
 	back_up "$work/copy2"
 	file=$(echo "$work"/backup/000001/*.qcow2)
 	# The last byte of data, which follows the header of 64 KiB, did not change since.
-	printf x | dd of="$file" bs=1 seek=$(((SIZE << 20) + 65535)) conv=notrunc status=none
+	flip "$file" $(((SIZE << 20) + 65535))
 	exits 4 blksnap verify "$work/backup"
 	exits 4 blksnap restore "$work/backup" --point 2 "$work/restored"
 	exits 4 blksnap verify --json --point 1 "$work/backup" >"$work/report"
