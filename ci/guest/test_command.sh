@@ -229,11 +229,14 @@ backup()
 	begin
 	for point in 1 2 3 4; do
 		start_backup "$work/copy$point"
+		# Not done before its image was looked at, however slow the machine is
+		kill -STOP "$!"
 		put direct $((point << 20)) $((6 << 20)) "$dev"
 		dd if=/dev/zero of="$dev" bs=64K seek=$((12 << 4)) count="$point" oflag=direct \
 			conv=notrunc status=none
 		image=$(blksnap image "$dev")
 		same "$image" "$work/copy$point"
+		kill -CONT "$!"
 		ends 0 "$!"
 		equal "$((point - 1))" "$(base | sed s/None/0/)" "the base of $point"
 	done
