@@ -9,7 +9,7 @@ tests than report a result, or a suite that never ends, is how a crash looks.
 import re
 from dataclasses import dataclass, field
 
-TIMESTAMP = re.compile(r"^\[ *\d+\.\d+\](?:\[[^]]*\])? ?")
+TIMESTAMP = re.compile(r"^\[ *(\d+\.\d+)\](?:\[[^]]*\])? ?")
 RESULT = re.compile(r"^( *)(ok|not ok) (\d+)(?: -)? ?(.*?)(?: *# *(SKIP|TODO|XFAIL)\b:? ?(.*))?$")
 PLAN = re.compile(r"^( *)1\.\.(\d+)(?: *# *SKIP ?(.*))?$")
 SUBTEST = re.compile(r"^( *)# Subtest: (.*)$")
@@ -22,10 +22,11 @@ class Test:
     status: str                                  # "pass", "fail" or "skip"
     why: str = ""
     notes: list = field(default_factory=list)    # the diagnostic lines before the result
+    seconds: float | None = None                 # None where the lines have no time stamps
 
     def line(self, prefix=""):
-        text = f"{self.status.upper()} {prefix}{self.name}"
-        return text + (f" ({self.why})" if self.why else "")
+        text = f"{self.status.upper()} {prefix}{self.name}" + (f" ({self.why})" if self.why else "")
+        return text + (f" [{self.seconds:.1f} s]" if self.seconds is not None and self.status != "skip" else "")
 
 
 def parse(lines, suite=""):
@@ -34,6 +35,8 @@ def parse(lines, suite=""):
     counts = {}         # depth: how many results, suites too
     plans, titles, notes = {}, {}, {}
     started = False
+    before = now = None     # time stamps of the last result and of this line
+    earlier = []            # the tests of the documents before this one
 
     def level(indent):
         return len(indent) // 4
@@ -54,9 +57,16 @@ def parse(lines, suite=""):
         return leaves
 
     for line in lines:
-        line = TIMESTAMP.sub("", line.rstrip("\r\n"))
+        line = line.rstrip("\r\n")
+        if stamp := TIMESTAMP.match(line):
+            now = float(stamp[1])
+            line = line[stamp.end():]
         if re.match(r" *K?TAP version", line):
+            if started and not line.startswith(" "):
+                # The suites of a module that is loaded later are a document of their own.
+                earlier += close(0)
             started = True
+            before = now
         if not started:
             continue
         if match := PLAN.match(line):
@@ -86,13 +96,16 @@ def parse(lines, suite=""):
                 results.setdefault(depth, []).extend(children)
             else:
                 why = match[6] or ""
-                results.setdefault(depth, []).append(Test(name, status, why, notes.pop(depth, []) + notes.pop(depth + 1, [])))
+                seconds = now - before if before is not None else None
+                results.setdefault(depth, []).append(
+                    Test(name, status, why, notes.pop(depth, []) + notes.pop(depth + 1, []), seconds))
+            before = now
             notes.pop(depth, None)
         elif match := DIAGNOSTIC.match(line):
             notes.setdefault(level(match[1]), []).append(match[2])
 
     open_levels = {d: t for d, t in titles.items() if d > 0 and (results.get(d) or d in plans)}
-    tests = close(0)
+    tests = earlier + close(0)
     for _, title in sorted(open_levels.items()):
         tests.append(Test(title, "fail", "the suite did not end"))
     if suite:

@@ -19,6 +19,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE / "guest")]
 import kernel_log      # noqa: E402
 import ktap            # noqa: E402
+import plan            # noqa: E402
 import workload        # noqa: E402
 
 
@@ -59,6 +60,19 @@ class Ktap(unittest.TestCase):
     def test_nothing(self):
         self.assertEqual(outcome("hello"), [])
 
+    def test_documents_one_after_the_other(self):
+        first = "KTAP version 1\n1..2\n    # Subtest: s\n    1..1\n    ok 1 a\nok 1 s\n"
+        second = "KTAP version 1\n1..1\n    # Subtest: t\n    1..1\n    ok 1 b\nok 1 t\n"
+        self.assertEqual(outcome(first.replace("1..2", "1..1") + second), [("s.a", "pass"), ("t.b", "pass")])
+        # What the first one announced is missing, whatever the second one has.
+        self.assertIn("fail", [status for _, status in outcome(first + second)])
+
+    def test_durations(self):
+        tests = ktap.parse("[1.5] KTAP version 1\n[1.5] 1..2\n[4.0] ok 1 a\n[4.25] ok 2 b".splitlines())
+        self.assertEqual([t.seconds for t in tests], [2.5, 0.25])
+        self.assertEqual(tests[0].line(), "PASS a [2.5 s]")
+        self.assertIsNone(ktap.parse("KTAP version 1\n1..1\nok 1 a".splitlines())[0].seconds)
+
 
 class KernelLog(unittest.TestCase):
     def test_finds(self):
@@ -82,6 +96,21 @@ class KernelLog(unittest.TestCase):
             self.assertEqual(len(kernel_log.splats([*race, "[ 1.0]  " + frame, *end])), 1)
         self.assertEqual(len(kernel_log.splats(others + ours)), 1)
         self.assertEqual(len(kernel_log.splats(ours + others)), 1)
+
+
+class Plan(unittest.TestCase):
+    def test_the_table_is_that_of_the_plan(self):
+        self.assertIn("\n\n" + plan.table() + "\n", (HERE / "README.md").read_text())
+
+    def test_every_test_runs_somewhere_and_whole(self):
+        for it in plan.PLANS:
+            self.assertIn(plan.ALL, (it.um, it.smp, it.x86), it.test)
+
+    def test_no_plan_is_of_a_test_that_is_not_there(self):
+        names = [path.name for place in ("ci/guest", "tools/testing/selftests/blksnap")
+                 for path in (HERE.parent / place).glob("test_*.sh")]
+        self.assertEqual([it.test for it in plan.PLANS if not any(n.startswith(it.test) for n in names)], [])
+        self.assertEqual([n for n in names if not any(n.startswith(it.test) for it in plan.PLANS)], [])
 
 
 class Workload(unittest.TestCase):

@@ -41,7 +41,7 @@ logged() {
 		# behind with our locks and our output open.
 		exec {never}<> <(:)
 		while ! read -r -t 30 -u "$never" && kill -0 "$me" 2>/dev/null; do
-			say "  … $name: $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-90)"
+			say "  … $name: $(tail -c 400 "$log" | tr '\r' '\n' | tail -n 1 | cut -c 1-90)$(left "$name" "$log")"
 		done
 	) &
 	beat=$!
@@ -57,6 +57,30 @@ logged() {
 		} >&2
 	fi
 	return "$rc"
+}
+
+# stage SECONDS SECONDS-AFTER [LOG LINES]: from here on, `logged` says how much time is left:
+# of this stage, which takes so long on a machine with 2 cores, and of those after it. A
+# stage is half done when the log LOG has half of its LINES.
+stage() {
+	export BLKSNAP_STAGE="$EPOCHSECONDS $*"
+	say "about $((($1 + $2 + 59) / 60)) minutes left"
+}
+
+# left NAME LOG: the estimate, if there is one
+left() {
+	local begin seconds after log lines have spent
+	[ -n "${BLKSNAP_STAGE:-}" ] || return 0
+	read -r begin seconds after log lines <<<"$BLKSNAP_STAGE"
+	spent=$((EPOCHSECONDS - begin))
+	if [ "$log" = "$1" ]; then
+		have=$(wc -l <"$2")
+		# Before that it says nothing of the machine's speed.
+		[ $((have * 20)) -lt "$lines" ] || seconds=$((spent * lines / have))
+	fi
+	seconds=$((seconds - spent))
+	[ "$seconds" -gt 0 ] || seconds=0
+	echo " (about $(((seconds + after + 59) / 60)) minutes left)"
 }
 
 # One script at a time for what NAME stands for; the lock goes with the process.

@@ -9,6 +9,8 @@
 #   BLKSNAP_DISKS    spare disks, separated by spaces; the tests overwrite them
 #   BLKSNAP_MODULES  a directory with blksnap.ko, if modprobe does not find it
 #   BLKSNAP_STALL    seconds without progress that are a stall (10; more for slow machines)
+#   BLKSNAP_CASES    run only the cases whose description matches this extended regular
+#                    expression
 #   TMPDIR           where scratch files go; should be in memory
 
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
@@ -38,9 +40,17 @@ ctl()
 # run_cases DESCRIPTION FUNCTION...: a function may have arguments, separated by spaces
 run_cases()
 {
+	local cases=()
+
+	while [ $# -gt 0 ]; do
+		[[ ! $1 =~ ${BLKSNAP_CASES:-} ]] || cases+=("$1" "$2")
+		shift 2
+	done
+	[ ${#cases[@]} -gt 0 ] || ktap_exit_fail_msg "no case matches $BLKSNAP_CASES"
 	prepare
 	ktap_print_header
-	ktap_set_plan $(($# / 2))
+	ktap_set_plan $((${#cases[@]} / 2))
+	set -- "${cases[@]}"
 	while [ $# -gt 0 ]; do
 		run_case "$1" "$2"
 		shift 2
