@@ -443,14 +443,33 @@ void end_writes(void)
 	statistics.concurrent += nr_writes;
 }
 
+/*
+ * Whether pages of a write may have been dropped before they were written. fallocate() drops the
+ * dirty pages of a range before it finds out that the device cannot write zeroes.
+ */
+static bool may_be_dropped(const struct write *w)
+{
+	if (w->way == LAZY)
+		return true;
+	for (int i = 0; i < nr_writes && w->way == BUFFERED; i++) {
+		const struct write *other = &writes[i];
+
+		if (zeroes(other->way) && !other->done && other->path == w->path &&
+		    other->span.at < w->span.at + w->span.len &&
+		    w->span.at < other->span.at + other->span.len)
+			return true;
+	}
+	return false;
+}
+
 /* What is known of those that began last */
 void tell_writes(void (*tell)(struct span must, struct span may))
 {
 	for (int i = 0; i < nr_writes; i++) {
+		const struct write *w = &writes[i];
 		struct span none = {};
-		/* Something else may have taken the pages away before they were written. */
-		bool sure = writes[i].done && writes[i].way != LAZY;
+		bool sure = w->done && !may_be_dropped(w);
 
-		tell(sure ? on_device(writes[i].span) : none, on_device(may_change(&writes[i])));
+		tell(sure ? on_device(w->span) : none, on_device(may_change(w)));
 	}
 }

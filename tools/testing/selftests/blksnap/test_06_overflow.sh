@@ -146,6 +146,8 @@ silent()
 {
 	local one two store pid
 
+	# Else the storage in a circle can become full first.
+	! is_module || reloaded copy_memory=1
 	null_blk 64
 	dm_linear blksnap-silent "$REPLY" 0 131072; store=$REPLY
 	null_blk 64; one=$REPLY
