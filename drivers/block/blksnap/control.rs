@@ -3,6 +3,7 @@
 //! `/dev/blksnap-control`.
 
 use crate::{
+    arg::fill_zeroes,
     compat,
     event::{
         Event,
@@ -313,10 +314,5 @@ fn write_event(event: &Event, arg: UserSlice) -> Result {
         }
     }
     // Nothing of an earlier event stays behind it.
-    while !to.is_empty() {
-        let zeroes = [0; 64];
-        let len = to.len().min(zeroes.len());
-        to.write_slice(&zeroes[..len])?;
-    }
-    Ok(())
+    fill_zeroes(to)
 }
