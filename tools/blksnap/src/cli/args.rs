@@ -573,8 +573,9 @@ Back up devices into a directory, in full or what changed since
 Takes one snapshot of all DEVs and makes a restore point of it: for each DEV a
 qcow2 image in DIR. The first one of a DEV has everything, the next ones what
 changed since. A full one is made anew, and told, when the change tracking
-cannot say what changed: after the machine was started anew, the filter was
-detached, the device was resized, or 254 snapshots.
+cannot say what changed: after the machine was started anew or put back to an
+earlier state, the filter was detached, the device was resized or got another
+content, or 254 snapshots.
 
 Devices are recognised by their change tracking, not by their names. Names that
 stay the same, as those in /dev/disk/by-id, are easier to find again, and what
@@ -590,7 +591,8 @@ Reading goes past the page cache. On a terminal it shows how far it is.";
 const BACKUP_AFTER: &str = "\
 With --json the report has point, time, directory, devices and errors; of each
 device device, base (the restore point that it is based on), full (why it is
-full), size, read_bytes, data_bytes, generation_id, changes_number and image.
+full), size, read_bytes, data_bytes, generation_id, changes_number, take_id and
+image.
 
 Examples:
   blksnap backup /dev/sda /dev/sdb --to /backup --store /var/tmp

@@ -302,6 +302,7 @@ pub fn list(output: &Output, directory: &Path) -> Result<u8> {
                 "file": store.qcow2(&image.name).display().to_string(),
                 "generation_id": image.generation_id,
                 "changes_number": image.changes_number,
+                "take_id": image.take_id,
             }));
         }
         points.push(json!({ "point": point.number, "time": point.time, "devices": devices }));
