@@ -72,7 +72,7 @@ const INFO: u32 = _IOWR::<uapi::blksnap_storage_info>(TYPE, 36);
 const WATCH: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 37);
 
 /// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
-const INTERFACE: [u16; 4] = [3, 1, 0, 0];
+const INTERFACE: [u16; 4] = [3, 2, 0, 0];
 
 /// How many ranges of sectors can be appended at once.
 const MAX_RANGES: usize = 65536;
