@@ -458,6 +458,12 @@ changed()
 	equal 0 "$(json 'first["changed_bytes"]' "$work/report")" "what changed since"
 	exits 1 blksnap changed "$dev" --since 3
 	exits 1 blksnap changed "$dev" --generation 00000000-0000-0000-0000-000000000000
+	# By the id of the snapshot
+	equal "$(ctl cbttakes "$dev" | tail -n 1)" "$(json 'first["take_id"]' "$work/report")" \
+		"the id of the newest"
+	blksnap changed "$dev" --take "$(ctl cbttakes "$dev" | sed -n 2p)" >"$work/report"
+	equal 1 "$(json 'first["since"]' "$work/report")" "the number of the first"
+	exits 1 blksnap changed "$dev" --take 00112233-4455-6677-8899-aabbccddeeff
 }
 
 # The recipes of the README: a file system with restic, a disk with borg

@@ -20,10 +20,12 @@ use crate::{
 use kernel::{
     block::filter,
     miscdevice::MiscDeviceRegistration,
-    prelude::*, //
+    prelude::*,
+    vmfork, //
 };
 
 mod area;
+mod arg;
 mod change_map;
 mod chunk;
 mod compat;
@@ -89,12 +91,24 @@ module! {
     },
 }
 
+/// Ends change tracking where numbers and ids could go on in two copies of a virtual machine.
+struct EndGenerations;
+
+impl vmfork::Handler for EndGenerations {
+    fn vm_forked(&self) {
+        change_map::end_generations();
+        pr_info!("the virtual machine was forked, change tracking starts again\n");
+    }
+}
+
 #[pin_data]
 struct Blksnap {
     // In the order in which they go.
     #[pin]
     _control: MiscDeviceRegistration<Control>,
     _filter: filter::Registration<Tracker>,
+    #[pin]
+    _vmfork: vmfork::Registration<EndGenerations>,
     _snapshots: SnapshotsGuard,
 }
 
@@ -102,6 +116,7 @@ impl kernel::InPlaceModule for Blksnap {
     fn init(_module: &'static ThisModule) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             _snapshots: Snapshots::enable()?,
+            _vmfork <- vmfork::Registration::new(EndGenerations),
             _filter: filter::Registration::new()?,
             _control <- MiscDeviceRegistration::register(Control::OPTIONS),
         })

@@ -9,22 +9,62 @@
 //!
 //! When the numbers are used up, the maps start again under a new generation id, so that nobody
 //! can take a small number for "no change".
+//!
+//! A number does not identify a snapshot: a virtual machine that was put back to an earlier state,
+//! disk and memory, counts on from there. So each snapshot has a random id, too.
 
 use kernel::{
     block::{
         bdev::SectorRange,
         SECTOR_SHIFT, //
     },
+    new_spinlock,
     prelude::*,
-    sync::atomic::{
-        Atomic,
-        Relaxed, //
+    sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
+        Arc,
+        SpinLock, //
+    },
+    time::{
+        Instant,
+        RealTime, //
     },
     uuid::Uuid, //
 };
 
+/// How often all generations have ended.
+static ENDED: Atomic<u64> = Atomic::new(0);
+
+/// Ends the generations of all maps: the next snapshot of each device begins another one. What
+/// was frozen stays readable until then. Does not sleep.
+pub(crate) fn end_generations() {
+    ENDED.add(1, Relaxed);
+}
+
 /// The highest number of a snapshot: the next one is the highest that a byte can hold.
 const MAX_NUMBER: u32 = 254;
+
+/// In place of the id of a take that failed.
+const NO_ID: Uuid = Uuid::from_bytes([0; 16]);
+
+/// A random id for a take.
+///
+/// A virtual machine that is put back gets back the state of its random number generator, too, and
+/// that could repeat what it has given before. The time in nanoseconds makes a difference then.
+fn take_id() -> Uuid {
+    // Version and variant are in the bytes ahead of these.
+    const TIME: usize = 9;
+
+    let mut bytes = *Uuid::random().as_bytes();
+    let time = Instant::<RealTime>::now().as_nanos().to_le_bytes();
+    for (byte, time) in bytes[TIME..].iter_mut().zip(time) {
+        *byte ^= time;
+    }
+    Uuid::from_bytes(bytes)
+}
 
 /// The limits of a map.
 #[derive(Clone, Copy, Debug)]
@@ -49,6 +89,7 @@ impl Limits {
 }
 
 /// The maps of a device of a given size.
+#[pin_data]
 pub(crate) struct ChangeMap {
     nr_sectors: u64,
     shift: u32,
@@ -57,13 +98,22 @@ pub(crate) struct ChangeMap {
     /// The number of the newest snapshot, or 0.
     number: Atomic<u32>,
     generation: Uuid,
+    /// [`ENDED`] when the generation began.
+    ended: u64,
+    /// Ids of the takes, from number 1 on; has room for `MAX_TAKES`. The lock protects `number`
+    /// against changes, too.
+    #[pin]
+    takes: SpinLock<KVec<Uuid>>,
     /// A write was not tracked, so nobody may rely on what the live map says.
     lost: Atomic<u32>,
 }
 
 impl ChangeMap {
+    /// How many snapshots there are in a generation at most.
+    pub(crate) const MAX_TAKES: usize = MAX_NUMBER as usize;
+
     /// Empty maps of a new generation, for a device of `nr_sectors`. May sleep.
-    pub(crate) fn new(limits: &Limits, nr_sectors: u64) -> Result<Self> {
+    pub(crate) fn new(limits: &Limits, nr_sectors: u64) -> Result<Arc<Self>> {
         let shift = limits.shift_for(nr_sectors);
         let count = usize::try_from(nr_sectors.div_ceil(1 << (shift - SECTOR_SHIFT)))?;
         // CBTINFO has 32 bits for it.
@@ -75,15 +125,25 @@ impl ChangeMap {
             }
             Ok(map)
         };
-        Ok(Self {
-            nr_sectors,
-            shift,
-            live: zeroed()?,
-            frozen: zeroed()?,
-            number: Atomic::new(0),
-            generation: Uuid::random(),
-            lost: Atomic::new(0),
-        })
+        let live = zeroed()?;
+        let frozen = zeroed()?;
+        let takes = KVec::with_capacity(Self::MAX_TAKES, GFP_KERNEL)?;
+        // Ahead of the id, which could come to a copy of the virtual machine, too.
+        let ended = ENDED.load(Relaxed);
+        Arc::pin_init(
+            pin_init!(Self {
+                nr_sectors,
+                shift,
+                live,
+                frozen,
+                number: Atomic::new(0),
+                generation: Uuid::random(),
+                ended,
+                takes <- new_spinlock!(takes, "blksnap_takes"),
+                lost: Atomic::new(0),
+            }),
+            GFP_KERNEL,
+        )
     }
 
     /// The size of the device in sectors that the maps are for.
@@ -170,6 +230,7 @@ impl ChangeMap {
     pub(crate) fn can_freeze(&self, nr_sectors: u64) -> bool {
         self.nr_sectors == nr_sectors
             && self.is_complete()
+            && self.ended == ENDED.load(Relaxed)
             && self.number.load(Relaxed) < MAX_NUMBER
     }
 
@@ -179,7 +240,37 @@ impl ChangeMap {
         for (frozen, live) in self.frozen.iter().zip(self.live.iter()) {
             frozen.store(live.load(Relaxed), Relaxed);
         }
+        let _takes = self.takes.lock();
         self.number.add(1, Relaxed);
+    }
+
+    /// Gives the newest snapshot its id, since its take has succeeded. Does not sleep.
+    ///
+    /// The id is made only now: one from before the maps were frozen could come to two snapshots,
+    /// if a virtual machine is copied in between.
+    pub(crate) fn identify_newest(&self) {
+        let id = take_id();
+        let mut takes = self.takes.lock();
+        // There is room for it.
+        while takes.len() + 1 < self.number().into() && takes.push_within_capacity(NO_ID).is_ok() {}
+        if takes.len() < self.number().into() {
+            let _ = takes.push_within_capacity(id);
+        }
+    }
+
+    /// Appends the ids of all snapshots in the order of their numbers, from 1 on; zeroes for takes
+    /// that have failed. They are of one moment.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOSPC`] if `ids` has no room for them; [`Self::MAX_TAKES`] is enough.
+    pub(crate) fn read_takes(&self, ids: &mut KVec<Uuid>) -> Result {
+        let takes = self.takes.lock();
+        for number in 0..self.number().into() {
+            let id = takes.get(number).copied().unwrap_or(NO_ID);
+            ids.push_within_capacity(id).map_err(|_| ENOSPC)?;
+        }
+        Ok(())
     }
 
     /// Copies the frozen map from block `at` on.
@@ -275,6 +366,86 @@ mod tests {
         assert!(!map.can_freeze(1281));
         map.mark(range(1280, 1));
         assert!(!map.can_freeze(1280));
+        Ok(())
+    }
+
+    fn takes(map: &ChangeMap) -> Result<KVec<Uuid>> {
+        let mut ids = KVec::with_capacity(ChangeMap::MAX_TAKES, GFP_KERNEL)?;
+        map.read_takes(&mut ids)?;
+        Ok(ids)
+    }
+
+    #[test]
+    fn takes_have_ids() -> Result {
+        let map = ChangeMap::new(&LIMITS, 1280)?;
+        // There is none that could get one.
+        map.identify_newest();
+        assert!(takes(&map)?.is_empty());
+
+        map.freeze();
+        assert_eq!(takes(&map)?[..], [NO_ID]);
+        map.identify_newest();
+        let first = takes(&map)?[0];
+        assert_ne!(first, NO_ID);
+        // Version 4, and the variant of RFC 9562.
+        assert_eq!(first.as_bytes()[6] >> 4, 4);
+        assert_eq!(first.as_bytes()[8] >> 6, 2);
+        map.identify_newest();
+        assert_eq!(takes(&map)?[..], [first]);
+
+        // Two takes that fail
+        map.freeze();
+        map.freeze();
+        map.freeze();
+        map.identify_newest();
+        let ids = takes(&map)?;
+        assert_eq!(ids[..3], [first, NO_ID, NO_ID]);
+        assert_ne!(ids[3], NO_ID);
+        assert_ne!(ids[3], first);
+        assert_eq!(ids.len(), 4);
+
+        let mut full = KVec::with_capacity(3, GFP_KERNEL)?;
+        while full.push_within_capacity(NO_ID).is_ok() {}
+        assert_eq!(map.read_takes(&mut full).err(), Some(ENOSPC));
+
+        let other = ChangeMap::new(&LIMITS, 1280)?;
+        assert!(takes(&other)?.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn all_takes_have_ids() -> Result {
+        let map = ChangeMap::new(&LIMITS, 1280)?;
+        for n in 1..=ChangeMap::MAX_TAKES {
+            map.freeze();
+            map.identify_newest();
+            let ids = takes(&map)?;
+            assert_eq!(ids.len(), n);
+            assert!(!ids[..n - 1].contains(&ids[n - 1]));
+            assert_ne!(ids[n - 1], NO_ID);
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn all_generations_end() -> Result {
+        let map = ChangeMap::new(&LIMITS, 1280)?;
+        map.mark(range(0, 1));
+        map.freeze();
+        map.identify_newest();
+        let ids = takes(&map)?;
+        end_generations();
+        assert!(!map.can_freeze(1280));
+        // Nothing was missed up to the snapshot, which can be read.
+        assert!(map.is_complete());
+        assert_eq!(frozen(&map)?[0], 1);
+        assert_eq!(takes(&map)?[..], ids[..]);
+
+        let next = ChangeMap::new(&LIMITS, 1280)?;
+        assert!(next.can_freeze(1280));
+        assert_ne!(next.generation(), map.generation());
+        end_generations();
+        assert!(!next.can_freeze(1280));
         Ok(())
     }
 

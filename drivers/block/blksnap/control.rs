@@ -3,6 +3,7 @@
 //! `/dev/blksnap-control`.
 
 use crate::{
+    arg::fill_zeroes,
     compat,
     event::{
         Event,
@@ -71,7 +72,7 @@ const INFO: u32 = _IOWR::<uapi::blksnap_storage_info>(TYPE, 36);
 const WATCH: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 37);
 
 /// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
-const INTERFACE: [u16; 4] = [3, 1, 0, 0];
+const INTERFACE: [u16; 4] = [3, 2, 0, 0];
 
 /// How many ranges of sectors can be appended at once.
 const MAX_RANGES: usize = 65536;
@@ -313,10 +314,5 @@ fn write_event(event: &Event, arg: UserSlice) -> Result {
         }
     }
     // Nothing of an earlier event stays behind it.
-    while !to.is_empty() {
-        let zeroes = [0; 64];
-        let len = to.len().min(zeroes.len());
-        to.write_slice(&zeroes[..len])?;
-    }
-    Ok(())
+    fill_zeroes(to)
 }

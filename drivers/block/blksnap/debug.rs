@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What there is in debugfs: the state of each difference area, and a switch for tests.
+//! What there is in debugfs: the state of each difference area, and switches for tests.
 
 use crate::area::Area;
 use kernel::{
@@ -21,6 +21,8 @@ pub(crate) struct Directory {
     dir: Dir,
     #[cfg(CONFIG_BLKSNAP_DEBUG)]
     _trust_reads: Arc<File<switch::TrustReads>>,
+    #[cfg(CONFIG_BLKSNAP_DEBUG)]
+    _vm_forked: Arc<File<switch::VmForked>>,
 }
 
 impl Directory {
@@ -31,6 +33,11 @@ impl Directory {
             #[cfg(CONFIG_BLKSNAP_DEBUG)]
             _trust_reads: Arc::pin_init(
                 dir.read_write_file(c"trust_reads", switch::TrustReads),
+                GFP_KERNEL,
+            )?,
+            #[cfg(CONFIG_BLKSNAP_DEBUG)]
+            _vm_forked: Arc::pin_init(
+                dir.write_only_file(c"vm_forked", switch::VmForked),
                 GFP_KERNEL,
             )?,
             dir,
@@ -77,7 +84,8 @@ mod switch {
             Atomic,
             Relaxed, //
         },
-        uaccess::UserSliceReader, //
+        uaccess::UserSliceReader,
+        vmfork::Handler, //
     };
 
     static TRUST_READS: Atomic<u32> = Atomic::new(0);
@@ -94,6 +102,16 @@ mod switch {
     impl Reader for TrustReads {
         fn read_from_slice(&self, reader: &mut UserSliceReader) -> Result {
             TRUST_READS.read_from_slice(reader)
+        }
+    }
+
+    /// Whatever is written counts as the notification that the virtual machine was forked.
+    pub(crate) struct VmForked;
+
+    impl Reader for VmForked {
+        fn read_from_slice(&self, _reader: &mut UserSliceReader) -> Result {
+            crate::EndGenerations.vm_forked();
+            Ok(())
         }
     }
 

@@ -298,7 +298,12 @@ impl Snapshot {
         }
         let result = self.take_all(&mut devices.list);
         match result {
-            Ok(()) => devices.state = State::Taken,
+            Ok(()) => {
+                for device in &devices.list {
+                    device.tracker.identify_take();
+                }
+                devices.state = State::Taken;
+            }
             Err(_) => {
                 for device in &mut devices.list {
                     device.undo_take();

@@ -5,6 +5,10 @@
 
 use crate::{
     area::Area,
+    arg::{
+        expect_zeroes,
+        fill_zeroes, //
+    },
     change_map::{
         ChangeMap,
         Limits, //
@@ -29,6 +33,7 @@ use kernel::{
         SECTOR_SHIFT, //
     },
     new_mutex,
+    page::PAGE_SIZE,
     prelude::*,
     sync::{
         atomic::Full,
@@ -132,7 +137,7 @@ impl Tracker {
         }
         if !self.with_map(|map| map.can_freeze(nr_sectors))? {
             let map = ChangeMap::new(&self.limits, nr_sectors)?;
-            self.map.replace(Some(Arc::new(map, GFP_KERNEL)?));
+            self.map.replace(Some(map));
             pr_info!("change tracking of {} starts again\n", self.dev);
         }
         Ok(())
@@ -155,6 +160,11 @@ impl Tracker {
             // The size has changed since the take was prepared.
             self.break_off(&area, ENXIO);
         }
+    }
+
+    /// The take has succeeded, so its snapshot gets an id. Does not sleep.
+    pub(crate) fn identify_take(&self) {
+        let _ = self.with_map(ChangeMap::identify_newest);
     }
 
     /// The device does not have its content any more.
@@ -196,9 +206,47 @@ impl Tracker {
             to.write_slice(&bytes[..count])?;
             at += count;
         }
-        // A snapshot was taken meanwhile: this is of both.
-        if self.with_map(|map| map.number())? != number {
+        // A take changes the frozen map with the lock held. If there was one, or a new generation,
+        // what was read is of both.
+        let _device = self.device.lock();
+        if map.number() != number || !Arc::ptr_eq(&map, &self.map()?) {
             return Err(EAGAIN);
+        }
+        Ok(())
+    }
+
+    fn cbt_takes(&self, arg: UserSlice) -> Result {
+        const ID: usize = size_of::<uapi::blksnap_uuid>();
+
+        let (mut from, mut to) = arg.reader_writer();
+        let room = from.read::<u32>()? as usize;
+        let size = from.read::<u32>()?;
+        let address = from.read::<u64>()?;
+        from.skip(ID)?;
+        let element = size as usize;
+        if from.read::<u64>()? != 0 || !(ID..=PAGE_SIZE).contains(&element) {
+            return Err(EINVAL);
+        }
+        expect_zeroes(from)?;
+
+        let mut ids = KVec::with_capacity(ChangeMap::MAX_TAKES, GFP_KERNEL)?;
+        let map = self.map()?;
+        map.read_takes(&mut ids)?;
+        to.write(&(ids.len() as u32))?;
+        to.write(&size)?;
+        to.write(&address)?;
+        to.write_slice(map.generation().as_bytes())?;
+        if address == 0 {
+            return Ok(());
+        }
+        if room < ids.len() {
+            return Err(ENODATA);
+        }
+        let takes = UserPtr::from_addr(usize::try_from(address)?);
+        for (n, id) in ids.iter().enumerate() {
+            let mut to = UserSlice::new(takes.wrapping_byte_add(n * element), element).writer();
+            to.write_slice(id.as_bytes())?;
+            fill_zeroes(to)?;
         }
         Ok(())
     }
@@ -256,7 +304,6 @@ impl Filter for Tracker {
         }
         let limits = params::change_map_limits();
         let map = ChangeMap::new(&limits, bdev.nr_sectors())?;
-        let map = Arc::new(map, GFP_KERNEL)?;
         let dev = bdev.dev();
         Arc::pin_init(
             pin_init!(Self {
@@ -297,7 +344,9 @@ impl Filter for Tracker {
         smp_mb(Full);
         let guard = rcu::read_lock();
         if let Some(area) = this.area.get(&guard) {
-            if nr_sectors < area.geometry().nr_sectors() {
+            if nr_sectors == 0 {
+                this.break_off(&area, ESTALE);
+            } else if nr_sectors < area.geometry().nr_sectors() {
                 this.break_off(&area, ENXIO);
             }
         }
@@ -328,6 +377,12 @@ impl Filter for Tracker {
             uapi::blksnap_filter_cmd_BLKSNAP_FILTER_SNAPSHOTINFO => {
                 expect(&arg, &[size_of::<uapi::blksnap_snapshotinfo>()])?;
                 this.snapshot_info(arg)
+            }
+            uapi::blksnap_filter_cmd_BLKSNAP_FILTER_CBTTAKES => {
+                if arg.len() < size_of::<uapi::blksnap_cbttakes>() {
+                    return Err(EINVAL);
+                }
+                this.cbt_takes(arg)
             }
             _ => Err(ENOTTY),
         }

@@ -34,6 +34,8 @@ enum blksnap_filter_cmd {
 	BLKSNAP_FILTER_SNAPSHOTADD	= 3,
 	/* Read struct blksnap_snapshotinfo. */
 	BLKSNAP_FILTER_SNAPSHOTINFO	= 4,
+	/* Read the ids of the snapshots in the change map: struct blksnap_cbttakes. */
+	BLKSNAP_FILTER_CBTTAKES		= 32,
 };
 
 /**
@@ -70,6 +72,35 @@ struct blksnap_cbtmap {
 };
 
 /**
+ * struct blksnap_cbttakes - the snapshots that the change map knows
+ * @count: number of elements that @takes has room for; returns the number of the
+ *	newest snapshot in this generation, at most 254
+ * @size: bytes of an element, at least 16; what it is longer than struct
+ *	blksnap_uuid is filled with zeroes
+ * @takes: user address of an array of struct blksnap_uuid, or 0 to learn @count
+ * @generation_id: returns the generation
+ * @flags: 0
+ *
+ * Element K - 1 is the random id of the snapshot numbered K, made when it was
+ * taken. It is all zeroes if that take failed after the number was used.
+ *
+ * A number proves nothing: in a virtual machine that was put back to an earlier
+ * state, disk and memory, the same numbers come again for other snapshots. So a
+ * backup can build on an earlier one only if the id of that one's snapshot is
+ * here, and reads what has changed since the number where it is.
+ *
+ * All that is returned is of one moment. The structure may grow: a caller's that
+ * is longer has zeroes at the end.
+ */
+struct blksnap_cbttakes {
+	__u32 count;
+	__u32 size;
+	__u64 takes;
+	struct blksnap_uuid generation_id;
+	__u64 flags;
+};
+
+/**
  * struct blksnap_sectors - a range of sectors of 512 bytes
  * @offset: first sector
  * @count: number of sectors
@@ -100,7 +131,8 @@ struct blksnap_snapshotadd {
 /**
  * struct blksnap_snapshotinfo - the snapshot of a device
  * @error_code: 0, or a negative error number if the snapshot is broken:
- *	-ENOSPC means that the difference storage was full
+ *	-ENOSPC means that the difference storage was full, -ESTALE that the
+ *	device has got another content
  * @image: name of the image's disk, as in /dev; empty before the snapshot is
  *	taken
  */

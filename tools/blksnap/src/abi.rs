@@ -74,6 +74,8 @@ pub enum Command {
     SnapshotAdd = 3,
     /// State of the device's snapshot, see [`SnapshotInfo`].
     SnapshotInfo = 4,
+    /// Ids of the takes that the map knows, see [`CbtTakes`].
+    CbtTakes = 32,
 }
 
 /// The event code of a snapshot that turned corrupted.
@@ -137,6 +139,22 @@ pub struct CbtMap {
     pub offset: u32,
     pub length: u32,
     pub buffer: u64,
+}
+
+/// The largest number of a take.
+pub const MAX_TAKES: usize = 254;
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct CbtTakes {
+    /// In: ids there is room for. Out: number of the newest take.
+    pub count: u32,
+    /// Bytes of an id.
+    pub size: u32,
+    /// Address of an array of [`Id`]: of take 1 first, zeroes of one that failed.
+    pub takes: u64,
+    pub generation_id: Id,
+    pub flags: u64,
 }
 
 /// A range of sectors.
@@ -291,6 +309,7 @@ const _: () = {
     assert!(size_of::<CbtInfo>() == 40);
     assert!(size_of::<CbtMap>() == 16);
     assert!(size_of::<CbtDirty>() == 16);
+    assert!(size_of::<CbtTakes>() == 40);
     assert!(size_of::<SectorRange>() == 16);
     assert!(size_of::<Id>() == 16);
     assert!(size_of::<SnapshotInfo>() == 36);
@@ -345,6 +364,7 @@ mod tests {
         assert_eq!(Command::CbtDirty as u32, 2);
         assert_eq!(Command::SnapshotAdd as u32, 3);
         assert_eq!(Command::SnapshotInfo as u32, 4);
+        assert_eq!(Command::CbtTakes as u32, 32);
     }
 
     #[test]
@@ -360,6 +380,10 @@ mod tests {
         assert_eq!(offset_of!(CbtInfo, changes_number), 32);
         assert_eq!(offset_of!(CbtMap, length), 4);
         assert_eq!(offset_of!(CbtMap, buffer), 8);
+        assert_eq!(offset_of!(CbtTakes, size), 4);
+        assert_eq!(offset_of!(CbtTakes, takes), 8);
+        assert_eq!(offset_of!(CbtTakes, generation_id), 16);
+        assert_eq!(offset_of!(CbtTakes, flags), 32);
         assert_eq!(offset_of!(CbtDirty, dirty_sectors), 8);
         assert_eq!(offset_of!(SnapshotInfo, image), 4);
         assert_eq!(offset_of!(SnapshotCreate, diff_storage_filename), 8);

@@ -97,6 +97,35 @@ pub struct Tracking {
     pub changes_number: u8,
 }
 
+/// The takes that a device's change tracking knows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Takes {
+    pub generation_id: Uuid,
+    /// Random ids, made at each take: that of take number 1 first, none of a
+    /// take that failed. A number alone does not identify a take, as a virtual
+    /// machine that was put back counts on from there.
+    pub ids: Vec<Option<Uuid>>,
+}
+
+impl Takes {
+    /// The number of the take with this id, if it is known.
+    pub fn number_of(&self, id: Uuid) -> Option<u8> {
+        let index = self.ids.iter().position(|known| *known == Some(id))?;
+        u8::try_from(index + 1).ok()
+    }
+
+    /// The id of the newest take.
+    pub fn newest(&self) -> Option<Uuid> {
+        self.ids.last().copied().flatten()
+    }
+
+    /// Whether they are those of this state of the tracking.
+    pub fn fit(&self, tracking: &Tracking) -> bool {
+        self.generation_id == tracking.generation_id
+            && self.ids.len() == usize::from(tracking.changes_number)
+    }
+}
+
 /// State of the snapshot that a device is in.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotState {
@@ -205,6 +234,24 @@ impl Device {
         })
     }
 
+    /// The takes that the tracking knows, or `None` if the driver is from before
+    /// takes had ids.
+    pub fn takes(&self) -> Result<Option<Takes>> {
+        let mut ids = [abi::Id::default(); abi::MAX_TAKES];
+        let info = match sys::cbt_takes(self.file.as_fd(), &mut ids) {
+            Ok(info) => info,
+            Err(Errno::NOTTY) => return Ok(None),
+            Err(errno) => return Err(self.error(Operation::CbtTakes, errno)),
+        };
+        let ids = ids.iter().take(info.count as usize);
+        Ok(Some(Takes {
+            generation_id: info.generation_id.into(),
+            ids: ids
+                .map(|id| (id.bytes != [0; 16]).then(|| Uuid::from(*id)))
+                .collect(),
+        }))
+    }
+
     /// Fills `map` with the map frozen by the newest take, from the block
     /// `offset` on.
     pub fn read_map(&self, offset: u32, map: &mut [u8]) -> Result<()> {
@@ -258,6 +305,38 @@ mod tests {
         assert_eq!(DeviceNumber::parse("259:3\n"), Some(number));
         assert_eq!(number.to_string(), "259:3");
         assert_eq!(DeviceNumber::parse("259"), None);
+    }
+
+    #[test]
+    fn takes_are_known_by_their_ids() {
+        let id = |byte| Uuid::from_bytes([byte; 16]);
+        let takes = Takes {
+            generation_id: id(1),
+            ids: vec![Some(id(2)), None, Some(id(3))],
+        };
+        assert_eq!(takes.number_of(id(2)), Some(1));
+        assert_eq!(takes.number_of(id(3)), Some(3));
+        assert_eq!(takes.number_of(id(1)), None);
+        assert_eq!(takes.number_of(id(0)), None);
+        assert_eq!(takes.newest(), Some(id(3)));
+        let tracking = Tracking {
+            device_capacity: 512,
+            block_size: 512,
+            block_count: 1,
+            generation_id: id(1),
+            changes_number: 3,
+        };
+        assert!(takes.fit(&tracking));
+        let other = Tracking {
+            generation_id: id(9),
+            ..tracking
+        };
+        assert!(!takes.fit(&other));
+        let later = Tracking {
+            changes_number: 4,
+            ..tracking
+        };
+        assert!(!takes.fit(&later));
     }
 
     #[test]

@@ -106,7 +106,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
              a device that does not answer",
         ),
 
-        (CbtInfo | CbtMap | CbtDirty | SnapshotAdd | SnapshotInfo, Errno::NOENT) => because(
+        (CbtInfo | CbtTakes | CbtMap | CbtDirty | SnapshotAdd | SnapshotInfo, Errno::NOENT) => because(
             "the filter is not attached, or is just being attached",
             ATTACH_FIRST,
         ),
@@ -360,6 +360,11 @@ pub fn explain_corruption(errno: Errno) -> Explanation {
             "discard the backup; check with \"lsblk\" whether the device was removed or its \
              partition deleted",
         ),
+        Errno::STALE => because(
+            "the device has got another content under the snapshot: another medium, another \
+             backing file or offset of a loop device, or another device-mapper table",
+            "discard the backup and make it anew; it will read all of the device",
+        ),
         _ => because(
             "the snapshot is corrupted",
             "discard the backup; look into the kernel's log with \"dmesg\"",
@@ -374,6 +379,7 @@ impl Operation {
             Self::Attach
                 | Self::Detach
                 | Self::CbtInfo
+                | Self::CbtTakes
                 | Self::CbtMap
                 | Self::CbtDirty
                 | Self::SnapshotAdd
@@ -415,6 +421,7 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::ALREADY => "EALREADY",
         Errno::DQUOT => "EDQUOT",
         Errno::TIMEDOUT => "ETIMEDOUT",
+        Errno::STALE => "ESTALE",
         Errno::NOMEDIUM => "ENOMEDIUM",
         Errno::MEDIUMTYPE => "EMEDIUMTYPE",
         other => return format!("errno {}", other.raw_os_error()),
@@ -446,6 +453,7 @@ mod tests {
             (Detach, Errno::BUSY),
             (Detach, Errno::NOENT),
             (CbtInfo, Errno::NOENT),
+            (CbtTakes, Errno::NOENT),
             (CbtMap, Errno::NODATA),
             (CbtMap, Errno::AGAIN),
             (SnapshotAdd, Errno::SRCH),

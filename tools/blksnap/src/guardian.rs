@@ -32,6 +32,7 @@ use serde::Serialize;
 
 use crate::device::Attachment;
 use crate::device::SnapshotState;
+use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Error;
 use crate::error::Operation;
@@ -187,6 +188,10 @@ impl<K: Kernel> Kernel for Guarded<K> {
 
     fn tracking(&self, device: &Path) -> Result<Tracking> {
         self.kernel.tracking(device)
+    }
+
+    fn takes(&self, device: &Path) -> Result<Option<Takes>> {
+        self.kernel.takes(device)
     }
 
     fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {

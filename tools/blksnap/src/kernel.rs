@@ -11,6 +11,7 @@ use crate::device::Attachment;
 use crate::device::Device;
 use crate::device::DeviceNumber;
 use crate::device::SnapshotState;
+use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Result;
 use crate::mounts;
@@ -29,6 +30,8 @@ pub trait Kernel {
     fn destroy(&self, id: Uuid) -> Result<()>;
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState>;
     fn tracking(&self, device: &Path) -> Result<Tracking>;
+    /// The takes that the tracking knows, or `None` if the driver does not tell.
+    fn takes(&self, device: &Path) -> Result<Option<Takes>>;
     /// The first `map.len()` bytes of the map frozen by the newest take.
     fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()>;
     /// The node of the disk `image`, or `None` as long as there is none.
@@ -74,6 +77,10 @@ impl Kernel for Linux {
 
     fn tracking(&self, device: &Path) -> Result<Tracking> {
         Device::open(device)?.tracking()
+    }
+
+    fn takes(&self, device: &Path) -> Result<Option<Takes>> {
+        Device::open(device)?.takes()
     }
 
     fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {

@@ -91,6 +91,21 @@ pub(crate) fn cbt_map(fd: BorrowedFd<'_>, offset: u32, map: &mut [u8]) -> Result
     unsafe { control(fd, Command::CbtMap, &mut arg) }
 }
 
+/// Fills `ids` with those of all takes of the generation; the argument that is
+/// returned has their number.
+pub(crate) fn cbt_takes(fd: BorrowedFd<'_>, ids: &mut [abi::Id]) -> Result<abi::CbtTakes> {
+    let mut arg = abi::CbtTakes {
+        count: u32::try_from(ids.len()).map_err(|_| Errno::OVERFLOW)?,
+        size: size_of::<abi::Id>() as u32,
+        takes: ids.as_mut_ptr().expose_provenance() as u64,
+        ..abi::CbtTakes::default()
+    };
+    // SAFETY: the type is that of the command; the kernel writes at most
+    // `count` ids to `ids`, which is borrowed exclusively.
+    unsafe { control(fd, Command::CbtTakes, &mut arg)? };
+    Ok(arg)
+}
+
 pub(crate) fn cbt_dirty(fd: BorrowedFd<'_>, ranges: &[abi::SectorRange]) -> Result<()> {
     let mut arg = abi::CbtDirty {
         count: u32::try_from(ranges.len()).map_err(|_| Errno::OVERFLOW)?,

@@ -22,6 +22,7 @@ use blksnap::backup::Progress;
 use blksnap::backup::Watch;
 use blksnap::device::Attachment;
 use blksnap::device::SnapshotState;
+use blksnap::device::Takes;
 use blksnap::device::Tracking;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
@@ -103,6 +104,15 @@ impl Kernel for Files {
             generation_id: Uuid::from_bytes([1; 16]),
             changes_number: self.number(),
         })
+    }
+
+    fn takes(&self, _device: &Path) -> Result<Option<Takes>> {
+        Ok(Some(Takes {
+            generation_id: Uuid::from_bytes([1; 16]),
+            ids: (1..=self.number())
+                .map(|number| Some(Uuid::from_bytes([number; 16])))
+                .collect(),
+        }))
     }
 
     fn read_map(&self, _device: &Path, map: &mut [u8]) -> Result<()> {

@@ -26,6 +26,7 @@ use std::time::Instant;
 use blksnap::control::StorageInfo;
 use blksnap::device::Attachment;
 use blksnap::device::SnapshotState;
+use blksnap::device::Takes;
 use blksnap::device::Tracking;
 use blksnap::error::Operation;
 use blksnap::grow;
@@ -136,6 +137,10 @@ impl Kernel for Files {
     }
 
     fn tracking(&self, _device: &Path) -> Result<Tracking> {
+        unreachable!("a snapshot is held without it");
+    }
+
+    fn takes(&self, _device: &Path) -> Result<Option<Takes>> {
         unreachable!("a snapshot is held without it");
     }
 

@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Result;
 use crate::held::HeldDevice;
@@ -38,6 +39,7 @@ pub struct Job {
     /// What its files are called.
     pub label: String,
     pub tracking: Tracking,
+    pub takes: Option<Takes>,
     pub source: Source,
     pub base: Option<Image>,
     pub why_full: Option<WhyFull>,
@@ -116,6 +118,7 @@ impl<'a> Copier<'a> {
             size,
             generation_id: job.tracking.generation_id,
             changes_number: job.tracking.changes_number,
+            take_id: job.takes.as_ref().and_then(Takes::newest),
             data_bytes: target.data_bytes,
             file_bytes: written.file_bytes,
             metadata: written.metadata,

@@ -65,6 +65,10 @@ pub struct Image {
     pub generation_id: Uuid,
     /// The number of the snapshot within the generation, from 1 on.
     pub changes_number: u8,
+    /// The random id of the snapshot's take. None if the driver did not tell it;
+    /// then nothing can be based on this by a change map.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub take_id: Option<Uuid>,
     /// Bytes of data in it.
     pub data_bytes: u64,
     /// Bytes of the qcow2 file.
@@ -280,11 +284,19 @@ pub(super) mod tests {
             size: 1 << 20,
             generation_id: Uuid::from_bytes([generation; 16]),
             changes_number: number,
+            take_id: Some(take(generation, number)),
             data_bytes: 0,
             file_bytes: 0,
             metadata: String::new(),
             sums: String::new(),
         }
+    }
+
+    /// The id of a take, other ones for other numbers and generations.
+    pub fn take(generation: u8, number: u8) -> Uuid {
+        let mut bytes = [generation; 16];
+        bytes[15] = number;
+        Uuid::from_bytes(bytes)
     }
 
     /// Restore points with one device and one image each.
@@ -325,6 +337,18 @@ pub(super) mod tests {
             .push(("000003.partial".to_owned(), "000003".to_owned()));
         manifest.todo.remove.push("000001/sda.qcow2".to_owned());
         assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
+    }
+
+    #[test]
+    fn images_from_before_takes_had_ids_are_read() {
+        let mut manifest = sample();
+        for image in &mut manifest.images {
+            image.take_id = None;
+        }
+        let text = manifest.to_json();
+        assert!(!text.contains("take_id"));
+        assert_eq!(Manifest::from_json(&text), Ok(manifest));
+        assert!(sample().to_json().contains("take_id"));
     }
 
     #[test]

@@ -32,7 +32,6 @@ use std::time::UNIX_EPOCH;
 use rustix::io::Errno;
 use serde::Serialize;
 
-use crate::device::Tracking;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
@@ -52,6 +51,8 @@ use manifest::Manifest;
 use manifest::Point;
 use manifest::PointDevice;
 use manifest::Todo;
+use plan::Base;
+use plan::Known;
 use plan::Mode;
 use plan::WhyFull;
 use source::Source;
@@ -117,6 +118,7 @@ pub struct DeviceReport {
     pub data_bytes: u64,
     pub generation_id: Uuid,
     pub changes_number: u8,
+    pub take_id: Option<Uuid>,
     /// Name of the image in the directory.
     pub image: String,
 }
@@ -225,6 +227,7 @@ fn make(
             data_bytes: image.data_bytes,
             generation_id: image.generation_id,
             changes_number: image.changes_number,
+            take_id: image.take_id,
             image: image.name.clone(),
         });
         manifest.images.push(image);
@@ -262,8 +265,15 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
     let tracking = kernel
         .tracking(&device.path)
         .map_err(|error| error.on(&device.device))?;
+    let takes = kernel
+        .takes(&device.path)
+        .map_err(|error| error.on(&device.device))?;
     let source = Source::open(&device.node)?;
-    let changes = changes_since(store, kernel, device, &name, &tracking, &source, mode);
+    let known = Known {
+        tracking: &tracking,
+        takes: takes.as_ref(),
+    };
+    let changes = changes_since(store, kernel, device, &name, known, &source, mode);
     let (base, changed) = match changes {
         Ok((base, changed)) => (Ok(base), changed),
         Err(why) => (
@@ -280,6 +290,7 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
         name,
         extents: changes::aligned(&changed, CLUSTER, source.size()),
         tracking,
+        takes,
         source,
         why_full: base.as_ref().err().cloned(),
         base: base.ok(),
@@ -292,11 +303,12 @@ fn changes_since(
     kernel: &dyn Kernel,
     device: &HeldDevice,
     name: &str,
-    tracking: &Tracking,
+    known: Known<'_>,
     source: &Source,
     mode: Mode,
 ) -> std::result::Result<(Image, Vec<Extent>), WhyFull> {
-    let base = plan::base(store.manifest(), name, tracking, mode)?;
+    let tracking = known.tracking;
+    let Base { image: base, since } = plan::base(store.manifest(), name, known, mode)?;
     if source.size() != base.size {
         return Err(WhyFull::Resized);
     }
@@ -310,7 +322,7 @@ fn changes_since(
     // Better now than when half of it is written.
     View::open(store, &store.manifest().chain(&base.name))
         .map_err(|error| WhyFull::Base(error.to_string()))?;
-    let changed = changes::changed(&map, base.changes_number, tracking);
+    let changed = changes::changed(&map, since, tracking);
     Ok((base.clone(), changed))
 }
 
@@ -318,7 +330,10 @@ fn changes_since(
 fn confirm(kernel: &dyn Kernel, held: &Held<'_>, job: &Job) -> Result<()> {
     held.verify(&job.device)?;
     let named = |error: Error| error.on(&job.device.device);
-    if kernel.tracking(&job.device.path).map_err(named)? == job.tracking {
+    let path = &job.device.path;
+    let same = kernel.tracking(path).map_err(named)? == job.tracking
+        && kernel.takes(path).map_err(named)? == job.takes;
+    if same {
         return Ok(());
     }
     Err(Error::new(

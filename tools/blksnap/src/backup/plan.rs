@@ -1,15 +1,37 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! What a backup of a device can be based on.
+//!
+//! One rule decides: a base is an image whose take the change tracking still
+//! knows, by its random id; of several the newest, in the order of the manifest.
+//! Neither names nor generations nor numbers prove anything: a virtual machine
+//! that was put back to an earlier state, disk and memory, counts on from there.
 
 use std::fmt;
 
 use serde::Serialize;
 
+use crate::device::Takes;
 use crate::device::Tracking;
 
 use super::manifest::Image;
 use super::manifest::Manifest;
+
+/// What the kernel says of a device whose snapshot is held.
+#[derive(Debug, Clone, Copy)]
+pub struct Known<'a> {
+    pub tracking: &'a Tracking,
+    /// None if the driver does not tell.
+    pub takes: Option<&'a Takes>,
+}
+
+/// What a backup is based on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Base<'a> {
+    pub image: &'a Image,
+    /// The number that the tracking has for its take.
+    pub since: u8,
+}
 
 /// What is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,8 +55,12 @@ pub enum WhyFull {
     OtherGeneration,
     /// The device has another size.
     Resized,
-    /// The numbers of snapshots do not go on.
-    OutOfOrder,
+    /// Images are of this generation, but none of a take that it knows.
+    PutBack,
+    /// The images of this generation were made without ids of takes.
+    NoIdInBackup,
+    /// The driver does not tell ids of takes.
+    NoIdFromDriver,
     /// The change map makes no sense.
     Map(String),
     /// The base cannot be used.
@@ -48,12 +74,20 @@ impl fmt::Display for WhyFull {
             Self::First => f.write_str("this is its first backup here"),
             Self::OtherGeneration => f.write_str(
                 "its change tracking began after its last backup here: the machine was started \
-                 anew, the filter was detached, the device was resized, it is another device, or \
-                 254 snapshots were taken",
+                 anew or resumed as a copy, the filter was detached, the device was resized or \
+                 got another content, it is another device, or 254 snapshots were taken",
             ),
             Self::Resized => f.write_str("it has another size than at its last backup"),
-            Self::OutOfOrder => f.write_str(
-                "the numbers of its snapshots do not go on from those of its last backup",
+            Self::PutBack => f.write_str(
+                "its change tracking does not know the snapshots of its backups here: the machine \
+                 was put back to an earlier state",
+            ),
+            Self::NoIdInBackup => f.write_str(
+                "its last backup here was made before backups noted the ids of snapshots",
+            ),
+            Self::NoIdFromDriver => f.write_str(
+                "the kernel's driver does not tell the ids of snapshots, so a change map proves \
+                 nothing; a newer driver does",
             ),
             Self::Map(reason) => f.write_str(reason),
             Self::Base(reason) => write!(f, "its last backup cannot be built on: {reason}"),
@@ -61,51 +95,64 @@ impl fmt::Display for WhyFull {
     }
 }
 
-/// The image that a backup of `device` with this tracking can be based on.
-///
-/// The same generation proves that it is the same device and that all changes
-/// since were tracked, whatever it is called.
+/// What a backup of `device` can be based on, or why on nothing.
 pub fn base<'a>(
     manifest: &'a Manifest,
     device: &str,
-    tracking: &Tracking,
+    known: Known<'_>,
     mode: Mode,
-) -> Result<&'a Image, WhyFull> {
+) -> Result<Base<'a>, WhyFull> {
     if mode == Mode::Full {
         return Err(WhyFull::Asked);
     }
-    let newest = manifest
-        .images
-        .iter()
-        .filter(|image| image.generation_id == tracking.generation_id)
-        .max_by_key(|image| image.changes_number);
-    let Some(newest) = newest else {
-        let mut devices = manifest.points.iter().flat_map(|point| &point.devices);
-        return Err(if devices.any(|known| known.device == device) {
-            WhyFull::OtherGeneration
-        } else {
-            WhyFull::First
-        });
+    let tracking = known.tracking;
+    if let Some(takes) = known.takes.filter(|takes| !takes.fit(tracking)) {
+        return Err(WhyFull::Map(format!(
+            "the ids of {} snapshots do not fit to its change tracking, whose newest is {}",
+            takes.ids.len(),
+            tracking.changes_number
+        )));
+    }
+    let known_as = |image: &'a Image| {
+        let since = known.takes?.number_of(image.take_id?)?;
+        // The newest take is the one that is to be backed up.
+        (since < tracking.changes_number).then_some(Base { image, since })
+    };
+    let Some(newest) = manifest.images.iter().rev().find_map(known_as) else {
+        return Err(why_nothing(manifest, device, known));
     };
     let base = match mode {
-        Mode::Differential => manifest
-            .chain(&newest.name)
-            .last()
-            .copied()
-            .unwrap_or(newest),
+        Mode::Differential => {
+            let full = manifest.chain(&newest.image.name).last().copied();
+            full.and_then(known_as).ok_or(WhyFull::OtherGeneration)?
+        }
         _ => newest,
     };
-    if base.size != tracking.device_capacity {
+    if base.image.size != tracking.device_capacity {
         return Err(WhyFull::Resized);
     }
-    let numbers = 1..tracking.changes_number;
-    if base.generation_id != tracking.generation_id
-        || !numbers.contains(&base.changes_number)
-        || !numbers.contains(&newest.changes_number)
-    {
-        return Err(WhyFull::OutOfOrder);
-    }
     Ok(base)
+}
+
+/// Why the tracking knows the take of no image.
+fn why_nothing(manifest: &Manifest, device: &str, known: Known<'_>) -> WhyFull {
+    let generation = known.tracking.generation_id;
+    let of_generation = |image: &&Image| image.generation_id == generation;
+    let newest = manifest.images.iter().rev().find(of_generation);
+    let mut devices = manifest.points.iter().flat_map(|point| &point.devices);
+    match newest {
+        _ if known.takes.is_none() => {
+            if newest.is_some() || devices.any(|known| known.device == device) {
+                WhyFull::NoIdFromDriver
+            } else {
+                WhyFull::First
+            }
+        }
+        Some(image) if image.take_id.is_none() => WhyFull::NoIdInBackup,
+        Some(_) => WhyFull::PutBack,
+        None if devices.any(|known| known.device == device) => WhyFull::OtherGeneration,
+        None => WhyFull::First,
+    }
 }
 
 #[cfg(test)]
@@ -113,6 +160,7 @@ mod tests {
     use super::*;
     use crate::backup::manifest::tests::image;
     use crate::backup::manifest::tests::manifest;
+    use crate::backup::manifest::tests::take;
     use crate::Uuid;
 
     const FIRST: &str = "000001/sda";
@@ -135,22 +183,44 @@ mod tests {
         }
     }
 
-    fn decide(tracking: Tracking, mode: Mode) -> Result<String, WhyFull> {
-        base(&sample(), "/dev/sda", &tracking, mode).map(|image| image.name.clone())
+    /// The takes of a tracking that was never put back.
+    fn takes(tracking: &Tracking) -> Takes {
+        let generation = tracking.generation_id;
+        Takes {
+            generation_id: generation,
+            ids: (1..=tracking.changes_number)
+                .map(|number| Some(take(generation.bytes()[0], number)))
+                .collect(),
+        }
+    }
+
+    fn decide_in<'a>(
+        manifest: &'a Manifest,
+        device: &str,
+        tracking: &Tracking,
+        takes: &Takes,
+        mode: Mode,
+    ) -> Result<(&'a str, u8), WhyFull> {
+        let known = Known {
+            tracking,
+            takes: Some(takes),
+        };
+        base(manifest, device, known, mode).map(|base| (base.image.name.as_str(), base.since))
+    }
+
+    fn decide(tracking: Tracking, mode: Mode) -> Result<(String, u8), WhyFull> {
+        decide_in(&sample(), "/dev/sda", &tracking, &takes(&tracking), mode)
+            .map(|(name, since)| (name.to_owned(), since))
     }
 
     #[test]
-    fn the_newest_image_of_the_generation_is_the_base() {
+    fn the_newest_image_whose_take_is_known_is_the_base() {
         // Others may have taken snapshots between.
         for number in [5, 6, 254] {
-            assert_eq!(
-                decide(tracking(1, number), Mode::Incremental).unwrap(),
-                SECOND
-            );
-            assert_eq!(
-                decide(tracking(1, number), Mode::Differential).unwrap(),
-                FIRST
-            );
+            let decided = decide(tracking(1, number), Mode::Incremental);
+            assert_eq!(decided, Ok((SECOND.to_owned(), 4)));
+            let decided = decide(tracking(1, number), Mode::Differential);
+            assert_eq!(decided, Ok((FIRST.to_owned(), 1)));
             assert_eq!(decide(tracking(1, number), Mode::Full), Err(WhyFull::Asked));
         }
     }
@@ -158,21 +228,77 @@ mod tests {
     #[test]
     fn names_prove_nothing() {
         let sample = sample();
-        let same = base(&sample, "/dev/sdq", &tracking(1, 5), Mode::Incremental);
-        assert_eq!(same.unwrap().name, SECOND);
-        let other = base(&sample, "/dev/sdq", &tracking(2, 5), Mode::Incremental);
-        assert_eq!(other.unwrap_err(), WhyFull::First);
-        let other = base(&sample, "/dev/sda", &tracking(2, 5), Mode::Incremental);
-        assert_eq!(other.unwrap_err(), WhyFull::OtherGeneration);
+        let decide = |tracking: Tracking| {
+            let takes = takes(&tracking);
+            decide_in(&sample, "/dev/sdq", &tracking, &takes, Mode::Incremental)
+        };
+        assert_eq!(decide(tracking(1, 5)), Ok((SECOND, 4)));
+        assert_eq!(decide(tracking(2, 5)), Err(WhyFull::First));
+        let tracking = tracking(2, 5);
+        let takes = takes(&tracking);
+        let decided = decide_in(&sample, "/dev/sda", &tracking, &takes, Mode::Incremental);
+        assert_eq!(decided, Err(WhyFull::OtherGeneration));
     }
 
     #[test]
-    fn what_does_not_go_on_is_no_base() {
+    fn numbers_prove_nothing() {
+        let tracking = tracking(1, 9);
+        let sample = sample();
+        let mut takes = takes(&tracking);
+        let decide = |takes: &Takes, mode| decide_in(&sample, "/dev/sda", &tracking, takes, mode);
+        // Put back to between the first take and the second: number 4 is another one.
+        takes.ids[3] = Some(take(7, 4));
+        assert_eq!(decide(&takes, Mode::Incremental), Ok((FIRST, 1)));
+        assert_eq!(decide(&takes, Mode::Differential), Ok((FIRST, 1)));
+        // A known take under another number than the image has
+        takes.ids.swap(0, 5);
+        assert_eq!(decide(&takes, Mode::Incremental), Ok((FIRST, 6)));
+        // To before the first
+        takes.ids[5] = None;
+        for mode in [Mode::Incremental, Mode::Differential] {
+            assert_eq!(decide(&takes, mode), Err(WhyFull::PutBack));
+        }
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_manifest() {
+        // The abandoned line had got to number 200.
+        let mut manifest = manifest(vec![
+            image(FIRST, None, 1, 1),
+            image(SECOND, Some(FIRST), 1, 200),
+            image("000003/sda", Some(FIRST), 1, 2),
+        ]);
+        let now = tracking(1, 201);
+        let takes = takes(&now);
+        let decided = decide_in(&manifest, "/dev/sda", &now, &takes, Mode::Incremental);
+        assert_eq!(decided, Ok(("000003/sda", 2)));
+        manifest.images[2].take_id = Some(take(9, 9));
+        let decided = decide_in(&manifest, "/dev/sda", &now, &takes, Mode::Incremental);
+        assert_eq!(decided, Ok((SECOND, 200)));
+    }
+
+    #[test]
+    fn takes_of_another_moment_are_no_base() {
         for number in [0, 1, 3, 4] {
             for mode in [Mode::Incremental, Mode::Differential] {
-                assert_eq!(decide(tracking(1, number), mode), Err(WhyFull::OutOfOrder));
+                let decided = decide(tracking(1, number), mode);
+                match number {
+                    // What is backed up is the newest take, or was none.
+                    0 | 1 => assert_eq!(decided, Err(WhyFull::PutBack)),
+                    _ => assert_eq!(decided, Ok((FIRST.to_owned(), 1))),
+                }
             }
         }
+        let (now, then) = (tracking(1, 5), tracking(1, 4));
+        let decided = decide_in(
+            &sample(),
+            "/dev/sda",
+            &now,
+            &takes(&then),
+            Mode::Incremental,
+        )
+        .map(|_| ());
+        assert!(matches!(decided, Err(WhyFull::Map(_))), "{decided:?}");
         let resized = Tracking {
             device_capacity: 1 << 21,
             ..tracking(1, 5)
@@ -181,10 +307,35 @@ mod tests {
     }
 
     #[test]
-    fn a_number_of_zero_is_no_base() {
-        let manifest = manifest(vec![image(FIRST, None, 1, 0)]);
-        let decided = base(&manifest, "/dev/sda", &tracking(1, 5), Mode::Incremental);
-        assert_eq!(decided.unwrap_err(), WhyFull::OutOfOrder);
+    fn images_without_an_id_are_no_base() {
+        let mut manifest = sample();
+        let tracking = tracking(1, 5);
+        let takes = takes(&tracking);
+        manifest.images[1].take_id = None;
+        let decide = |manifest: &Manifest| {
+            decide_in(manifest, "/dev/sda", &tracking, &takes, Mode::Incremental)
+                .map(|(name, _)| name.to_owned())
+        };
+        assert_eq!(decide(&manifest), Ok(FIRST.to_owned()));
+        manifest.images[0].take_id = None;
+        assert_eq!(decide(&manifest), Err(WhyFull::NoIdInBackup));
+    }
+
+    #[test]
+    fn a_driver_without_ids_gives_no_base() {
+        let sample = sample();
+        let decide = |device, tracking: &Tracking| {
+            let known = Known {
+                tracking,
+                takes: None,
+            };
+            base(&sample, device, known, Mode::Incremental)
+        };
+        let (same, other) = (tracking(1, 5), tracking(2, 5));
+        assert_eq!(decide("/dev/sda", &same), Err(WhyFull::NoIdFromDriver));
+        assert_eq!(decide("/dev/sdq", &same), Err(WhyFull::NoIdFromDriver));
+        assert_eq!(decide("/dev/sda", &other), Err(WhyFull::NoIdFromDriver));
+        assert_eq!(decide("/dev/sdq", &other), Err(WhyFull::First));
     }
 
     #[test]
@@ -194,9 +345,11 @@ mod tests {
             image(SECOND, Some(FIRST), 1, 4),
             image("000003/sda", None, 1, 5),
         ]);
+        let tracking = tracking(1, 6);
+        let takes = takes(&tracking);
         for mode in [Mode::Incremental, Mode::Differential] {
-            let decided = base(&manifest, "/dev/sda", &tracking(1, 6), mode);
-            assert_eq!(decided.unwrap().name, "000003/sda");
+            let decided = decide_in(&manifest, "/dev/sda", &tracking, &takes, mode);
+            assert_eq!(decided, Ok(("000003/sda", 5)));
         }
     }
 }

@@ -14,6 +14,7 @@ use rustix::io::Errno;
 use super::restore::Restore;
 use super::*;
 
+mod history;
 mod model;
 
 use model::Model;
@@ -203,11 +204,13 @@ fn restore_points_are_what_the_devices_were() {
             block_size,
             &[("/dev/a", 12 * UNIT), ("/dev/b", 5 * UNIT + 512)],
         );
-        let mut expected = Expected::new();
-        for _ in 0..40 {
+        let directories = ["A", "B"].map(|name| model.directory.path().join(name));
+        let mut expected = [Expected::new(), Expected::new()];
+        let mut then = model.machine();
+        for _ in 0..60 {
             let name = names[random.below(2)];
             let size = model.content(name).len();
-            match random.below(12) {
+            match random.below(17) {
                 0 => model.detach(Path::new(name)).unwrap(),
                 1 => {
                     // The machine is started anew, and the names have moved.
@@ -229,15 +232,22 @@ fn restore_points_are_what_the_devices_were() {
                         model.freeze(Path::new(name));
                     }
                 }
-                4 if model.backup_directory().exists() => {
-                    let mut store =
-                        Store::open_to_change(&model.backup_directory(), false).unwrap();
+                4 => {
+                    let directory = &directories[random.below(2)];
+                    if !directory.exists() {
+                        continue;
+                    }
+                    let mut store = Store::open_to_change(directory, false).unwrap();
                     let keep = random.below(4) + 1;
                     let report =
                         prune::prune(&mut store, keep, 0, &mut Watcher::default()).unwrap();
                     assert!(!report.kept.is_empty());
                 }
-                5..=8 => {
+                5 => then = model.machine(),
+                6 => model.put_back(&then),
+                7 => model.tell_of_copy(),
+                8 => model.swap(name, random.bytes(size)),
+                9..=12 => {
                     let offset = random.below(size / 512) * 512;
                     let length = (random.below(3 * UNIT / 512) + 1) * 512;
                     let bytes = match random.below(3) {
@@ -259,14 +269,24 @@ fn restore_points_are_what_the_devices_were() {
                         Mode::Differential,
                         Mode::Full,
                     ];
-                    let report = back_up(&model, devices, modes[random.below(4)]);
-                    note(&mut expected, &model, &report);
-                    check(&model.backup_directory(), &expected);
+                    let which = random.below(2);
+                    let request = Request {
+                        to: directories[which].clone(),
+                        ..request(&model, devices, modes[random.below(4)])
+                    };
+                    let report = run(&model, &request, &mut Watcher::default()).unwrap();
+                    assert!(report.errors.is_empty());
+                    note(&mut expected[which], &model, &report);
+                    check(&directories[which], &expected[which]);
                 }
             }
         }
-        check(&model.backup_directory(), &expected);
-        check_with_qemu(&model.backup_directory(), &expected);
+        for (directory, expected) in directories.iter().zip(&expected) {
+            if directory.exists() {
+                check(directory, expected);
+                check_with_qemu(directory, expected);
+            }
+        }
     }
 }
 
@@ -384,7 +404,9 @@ fn a_base_that_is_gone_makes_a_full_backup() {
 fn generations_end_after_254_snapshots() {
     let (model, mut expected) = three_points();
     model.with(Path::new("/dev/a"), |disk| {
-        disk.tracker.as_mut().unwrap().number = 253
+        let tracker = disk.tracker.as_mut().unwrap();
+        tracker.number = 253;
+        tracker.takes.resize(253, 0);
     });
     model.write("/dev/a", 0, &[1]);
     let report = back_up(&model, &["/dev/a"], Mode::Incremental);

@@ -324,16 +324,20 @@ pub enum Subcommand {
     /// Print what changed on a device between two snapshots, as JSON
     ///
     /// In bytes, as of the newest snapshot, which may be released already. A
-    /// backup program notes \"generation_id\" and \"changes_number\" while it
-    /// holds a snapshot, and passes both the next time; if the generation is
-    /// another one then, everything has to be read.
+    /// backup program notes \"take_id\" while it holds a snapshot, and passes it
+    /// the next time with --take. If the change tracking does not know it then,
+    /// everything has to be read.
+    ///
+    /// A number does not prove which snapshot it was: a virtual machine that was
+    /// put back to an earlier state counts on from there.
     #[command(after_help = "Output:\n  \
-        {\"device\", \"generation_id\", \"changes_number\", \"since\", \"block_size\",\n  \
-        \"size\", \"changed_bytes\", \"extents\": [{\"offset\", \"length\"}]}\n\n\
+        {\"device\", \"generation_id\", \"changes_number\", \"take_id\", \"since\",\n  \
+        \"block_size\", \"size\", \"changed_bytes\",\n  \
+        \"extents\": [{\"offset\", \"length\"}]}\n\n\
         Examples:\n  \
         blksnap changed /dev/sda\n  \
-        blksnap changed /dev/sda --since 3 \\\n      \
-        --generation 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 | jq .extents")]
+        blksnap changed /dev/sda \\\n      \
+        --take 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 | jq .extents")]
     Changed {
         /// A block device that has the filter
         #[arg(value_name = "DEV")]
@@ -344,6 +348,10 @@ pub enum Subcommand {
         /// By default the one before the newest.
         #[arg(long, value_name = "N")]
         since: Option<u8>,
+
+        /// After the snapshot with this take_id; fail if it is not known
+        #[arg(long, value_name = "ID", conflicts_with_all = ["since", "generation"])]
+        take: Option<Uuid>,
 
         /// Fail if the numbers are not of this generation
         #[arg(long, value_name = "ID")]
@@ -573,8 +581,9 @@ Back up devices into a directory, in full or what changed since
 Takes one snapshot of all DEVs and makes a restore point of it: for each DEV a
 qcow2 image in DIR. The first one of a DEV has everything, the next ones what
 changed since. A full one is made anew, and told, when the change tracking
-cannot say what changed: after the machine was started anew, the filter was
-detached, the device was resized, or 254 snapshots.
+cannot say what changed: after the machine was started anew or put back to an
+earlier state, the filter was detached, the device was resized or got another
+content, or 254 snapshots.
 
 Devices are recognised by their change tracking, not by their names. Names that
 stay the same, as those in /dev/disk/by-id, are easier to find again, and what
@@ -590,7 +599,8 @@ Reading goes past the page cache. On a terminal it shows how far it is.";
 const BACKUP_AFTER: &str = "\
 With --json the report has point, time, directory, devices and errors; of each
 device device, base (the restore point that it is based on), full (why it is
-full), size, read_bytes, data_bytes, generation_id, changes_number and image.
+full), size, read_bytes, data_bytes, generation_id, changes_number, take_id and
+image.
 
 Examples:
   blksnap backup /dev/sda /dev/sdb --to /backup --store /var/tmp

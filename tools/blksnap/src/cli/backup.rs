@@ -22,6 +22,7 @@ use blksnap::backup::manifest::PointDevice;
 use blksnap::backup::plan::Mode;
 use blksnap::backup::restore::Restore;
 use blksnap::backup::store::Store;
+use blksnap::device::Takes;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::Bytes;
@@ -302,6 +303,7 @@ pub fn list(output: &Output, directory: &Path) -> Result<u8> {
                 "file": store.qcow2(&image.name).display().to_string(),
                 "generation_id": image.generation_id,
                 "changes_number": image.changes_number,
+                "take_id": image.take_id,
             }));
         }
         points.push(json!({ "point": point.number, "time": point.time, "devices": devices }));
@@ -326,7 +328,22 @@ pub fn prune(output: &Output, directory: &Path, keep: NonZeroUsize, slack: usize
     Ok(output.result(&report, &text, 0))
 }
 
-pub fn changed(path: &Path, since: Option<u8>, generation: Option<Uuid>) -> Result<u8> {
+/// The number of the take with this id.
+fn number_of(take: Uuid, takes: Option<&Takes>) -> std::result::Result<u8, String> {
+    takes
+        .ok_or("the kernel's driver does not tell the ids of snapshots".to_owned())?
+        .number_of(take)
+        .ok_or(format!(
+            "its change tracking does not know the snapshot {take}"
+        ))
+}
+
+pub fn changed(
+    path: &Path,
+    since: Option<u8>,
+    take: Option<Uuid>,
+    generation: Option<Uuid>,
+) -> Result<u8> {
     let refused = |reason: String| Error::new(Operation::Changed, reason).on(path);
 
     let device = Device::open(path)?;
@@ -342,7 +359,12 @@ pub fn changed(path: &Path, since: Option<u8>, generation: Option<Uuid>) -> Resu
         return Err(refused("no snapshot of it was taken yet".to_owned())
             .remedied_by("take one first; what changed is known as of the newest"));
     }
-    let since = since.unwrap_or(tracking.changes_number - 1);
+    let takes = device.takes()?;
+    let since = match take {
+        Some(take) => number_of(take, takes.as_ref())
+            .map_err(|reason| refused(reason).remedied_by("read everything"))?,
+        None => since.unwrap_or(tracking.changes_number - 1),
+    };
     if since > tracking.changes_number {
         return Err(refused(format!(
             "there is no snapshot {since}, as the newest is {}",
@@ -353,7 +375,8 @@ pub fn changed(path: &Path, since: Option<u8>, generation: Option<Uuid>) -> Resu
     let mut map = vec![0; tracking.block_count as usize];
     device.read_map(0, &mut map)?;
     // A snapshot may have been taken meanwhile.
-    if device.tracking()? != tracking {
+    let fit = takes.as_ref().is_none_or(|takes| takes.fit(&tracking));
+    if !fit || device.takes()? != takes || device.tracking()? != tracking {
         return Err(refused("a snapshot of it was taken meanwhile".to_owned())
             .remedied_by("try again while a snapshot is held"));
     }
@@ -366,6 +389,7 @@ pub fn changed(path: &Path, since: Option<u8>, generation: Option<Uuid>) -> Resu
             "device": path.display().to_string(),
             "generation_id": tracking.generation_id,
             "changes_number": tracking.changes_number,
+            "take_id": takes.as_ref().and_then(Takes::newest),
             "since": since,
             "block_size": tracking.block_size,
             "size": tracking.device_capacity,
@@ -393,6 +417,20 @@ mod tests {
                 })
                 .collect(),
         }
+    }
+
+    #[test]
+    fn takes_are_found_by_their_ids() {
+        let id = |byte| Uuid::from_bytes([byte; 16]);
+        let takes = Takes {
+            generation_id: id(9),
+            ids: vec![Some(id(1)), None, Some(id(3))],
+        };
+        assert_eq!(number_of(id(3), Some(&takes)), Ok(3));
+        assert!(number_of(id(2), Some(&takes))
+            .unwrap_err()
+            .contains("does not know"));
+        assert!(number_of(id(3), None).unwrap_err().contains("driver"));
     }
 
     fn assigned(names: &[&str], targets: &[&str]) -> Result<Vec<(String, PathBuf)>> {

@@ -65,8 +65,9 @@ pub fn main() -> u8 {
         Subcommand::Changed {
             device,
             since,
+            take,
             generation,
-        } => backup::changed(&device, since, generation),
+        } => backup::changed(&device, since, take, generation),
         Subcommand::Completions { shell } => document::completions(shell),
         Subcommand::Man { directory } => document::man(&directory),
         Subcommand::Guard { store, plan } => snapshot::guard(output, &store, &plan.into()),

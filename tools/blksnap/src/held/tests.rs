@@ -6,6 +6,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::device::SnapshotState;
+use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Exit;
 
@@ -89,6 +90,10 @@ impl Kernel for Recorder {
     }
 
     fn tracking(&self, _device: &Path) -> Result<Tracking> {
+        unreachable!("a snapshot is held without it");
+    }
+
+    fn takes(&self, _device: &Path) -> Result<Option<Takes>> {
         unreachable!("a snapshot is held without it");
     }
 
@@ -209,7 +214,12 @@ fn release_goes_on_after_an_error() {
 
 #[test]
 fn a_corrupted_snapshot_is_not_trusted() {
-    for (error_code, word) in [(-28, "overflowed"), (-110, "ETIMEDOUT"), (-5, "EIO")] {
+    for (error_code, word) in [
+        (-28, "overflowed"),
+        (-110, "ETIMEDOUT"),
+        (-116, "another content"),
+        (-5, "EIO"),
+    ] {
         let kernel = Recorder {
             error_code,
             ..Recorder::default()

@@ -14,6 +14,7 @@ static_assert(sizeof(struct blkfilter_attach) == 44, "no padding at the end");
 static_assert(sizeof(struct blksnap_cbtinfo) == 36, "no padding at the end");
 static_assert(sizeof(struct blksnap_cbtdirty) == 12, "no padding inside");
 static_assert(sizeof(struct blksnap_snapshot_collect) == 12, "no padding inside");
+static_assert(sizeof(struct blksnap_cbttakes) == 40, "the same for all");
 static_assert(sizeof(struct blksnap_snapshot_create_empty) == 24, "the same for all");
 static_assert(sizeof(struct blksnap_storage_append) == 40, "the same for all");
 static_assert(sizeof(struct blksnap_storage_limit) == 24, "the same for all");
@@ -25,6 +26,7 @@ static_assert(IOCTL_BLKSNAP_SNAPSHOT_COLLECT == 0x800c5604, "the size is a part 
 #define CONTROL		"/dev/" BLKSNAP_CTL
 #define MAX_IDS		64
 #define MAX_RANGES	16
+#define MAX_TAKES	254
 #define MAX_MAP		65536
 
 static char **argv;
@@ -177,6 +179,37 @@ static void do_cbtmap(void)
 		printf("%u\n", buffer[i]);
 }
 
+static void do_cbttakes(void)
+{
+	static struct blksnap_uuid ids[MAX_TAKES];
+	struct {
+		struct blksnap_cbttakes takes;
+		__u8 behind[4];
+	} arg = {
+		.takes.count = argc > 2 ? number(argv[2]) : MAX_TAKES,
+		.takes.size = sizeof(*ids),
+		.takes.takes = (unsigned long)ids,
+	};
+	struct blkfilter_ctl ctl = {
+		.name = BLKSNAP_FILTER_NAME,
+		.cmd = BLKSNAP_FILTER_CBTTAKES,
+		.optlen = sizeof(arg.takes),
+		.opt = (unsigned long)&arg.takes,
+	};
+	int ret;
+
+	memset(arg.behind, 0xa5, sizeof(arg.behind));
+	ret = ioctl(open_file(argv[1]), BLKFILTER_CTL, &ctl);
+	check_behind(arg.behind, sizeof(arg.behind));
+	if (ret < 0 && errno == ENODATA)
+		printf("%u\n", arg.takes.count);
+	if (ret < 0)
+		fail();
+	print_id(&arg.takes.generation_id);
+	for (__u32 i = 0; i < arg.takes.count; i++)
+		print_id(&ids[i]);
+}
+
 static void do_cbtdirty(void)
 {
 	struct blksnap_sectors ranges[MAX_RANGES];
@@ -288,6 +321,7 @@ static const struct {
 	{ "detach", 1, do_detach },
 	{ "cbtinfo", 1, do_cbtinfo },
 	{ "cbtmap", 3, do_cbtmap },
+	{ "cbttakes", 1, do_cbttakes },
 	{ "cbtdirty", 1, do_cbtdirty },
 	{ "add", 2, do_add },
 	{ "info", 1, do_info },

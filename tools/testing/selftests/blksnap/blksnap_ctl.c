@@ -40,6 +40,7 @@
 #include <linux/fscrypt.h>
 #include <linux/io_uring.h>
 #include <linux/ioprio.h>
+#include <linux/loop.h>
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 #define CONTROL		"/dev/" BLKSNAP_CTL
@@ -345,6 +346,7 @@ static void do_abi(void)
 	VALUE(BLKSNAP_FILTER_CBTDIRTY);
 	VALUE(BLKSNAP_FILTER_SNAPSHOTADD);
 	VALUE(BLKSNAP_FILTER_SNAPSHOTINFO);
+	VALUE(BLKSNAP_FILTER_CBTTAKES);
 	VALUE(BLKSNAP_EVENT_CODE_CORRUPTED);
 	VALUE(BLKSNAP_EVENT_CODE_NO_SPACE);
 	VALUE(BLKSNAP_EVENT_CODE_LOW_SPACE);
@@ -364,6 +366,11 @@ static void do_abi(void)
 	SIZE(blksnap_cbtmap);
 	FIELD(blksnap_cbtmap, length);
 	FIELD(blksnap_cbtmap, buffer);
+	SIZE(blksnap_cbttakes);
+	FIELD(blksnap_cbttakes, size);
+	FIELD(blksnap_cbttakes, takes);
+	FIELD(blksnap_cbttakes, generation_id);
+	FIELD(blksnap_cbttakes, flags);
 	SIZE(blksnap_sectors);
 	SIZE(blksnap_cbtdirty);
 	FIELD(blksnap_cbtdirty, dirty_sectors);
@@ -642,6 +649,52 @@ static void do_cbtmap(void)
 	blksnap_ctl(argv[1], BLKSNAP_FILTER_CBTMAP, sizeof(*map), map);
 	for (__u32 i = 0; !bad && i < map->length; i++)
 		printf("%u\n", buffer[i]);
+}
+
+/* Prints the generation, then the ids, one a line; of an error, the number needed. */
+static void do_cbttakes(void)
+{
+	struct blksnap_cbttakes *takes = guarded(sizeof(*takes));
+	const char *room = arg(2, "254");
+	__u8 *ids = NULL;
+	int error;
+
+	takes->size = number(arg(3, "16"));
+	if (!strcmp(room, "bad")) {
+		takes->count = 254;
+		ids = bad_pointer();
+	} else if (strcmp(room, "null")) {
+		takes->count = number(room);
+		ids = takes->count ? guarded(takes->count * takes->size) :
+				     bad_pointer();
+	}
+	if (ids && takes->count && strcmp(room, "bad"))
+		memset(ids, 0xa5, takes->count * takes->size);
+	takes->takes = ptr(ids);
+
+	__u32 had = takes->count;
+
+	error = filter_ctl(open_device(argv[1]), BLKSNAP_FILTER_NAME,
+			   BLKSNAP_FILTER_CBTTAKES, sizeof(*takes), takes);
+	if (error == ENODATA || (!error && !ids))
+		printf("%u\n", takes->count);
+	must(error);
+	if (takes->size != number(arg(3, "16")) || takes->takes != ptr(ids) || takes->flags)
+		die("more was written than returned");
+	print_id(&takes->generation_id);
+	putchar('\n');
+	for (__u32 i = 0; ids && i < had; i++) {
+		const __u8 *id = ids + i * takes->size;
+		bool filled = i < takes->count;
+
+		for (__u32 j = filled ? sizeof(struct blksnap_uuid) : 0; j < takes->size; j++)
+			if (id[j] != (filled ? 0 : 0xa5))
+				die("element %u, byte %u: %02x", i, j, id[j]);
+		if (filled) {
+			print_id((const struct blksnap_uuid *)id);
+			putchar('\n');
+		}
+	}
 }
 
 static void do_cbtdirty(void)
@@ -1405,6 +1458,17 @@ static void do_overtake(void)
  * Gives the file system with DIR a key, and with a second argument makes it the key of the
  * empty directory DIR. The key is always the same.
  */
+/* Exchanges the backing file of a loop device that is read-only. */
+static void do_change_fd(void)
+{
+	int fd = open(argv[2], O_RDONLY);
+
+	if (fd < 0)
+		fail(errno);
+	if (ioctl(open_device(argv[1]), LOOP_CHANGE_FD, fd))
+		fail(errno);
+}
+
 static void do_encrypt(void)
 {
 	const size_t len = 64;
@@ -1500,6 +1564,7 @@ static const struct {
 	{ "poll", 1, 2, do_poll, "MILLISECONDS [ID]" },
 	{ "cbtinfo", 1, 1, do_cbtinfo, "DEV" },
 	{ "cbtmap", 3, 4, do_cbtmap, "DEV OFFSET LENGTH [bad]" },
+	{ "cbttakes", 1, 3, do_cbttakes, "DEV [COUNT|null|bad [SIZE]]" },
 	{ "cbtdirty", 1, 999, do_cbtdirty, "DEV OFFSET:COUNT... | DEV bad [COUNT]" },
 	{ "raw", 3, 3, do_raw, "FILE REQUEST BYTES" },
 	{ "cycle", 4, 4, do_cycle, "DEV PATH SECTORS ROUNDS" },
@@ -1514,6 +1579,7 @@ static const struct {
 	{ "overtake", 4, 4, do_overtake, "IMAGE DEV COPY COUNT" },
 	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },
 	{ "submit", 3, 3, do_submit, "DEV COUNT STRIDE" },
+	{ "change_fd", 2, 2, do_change_fd, "DEV FILE" },
 	{ "encrypt", 1, 2, do_encrypt, "DIR [new]" },
 	{ "uncache", 1, 999, do_uncache, "DEV..." },
 	{ "run", 0, 0, do_run, "" },

@@ -111,6 +111,18 @@ static int cbtdirty(void)
 	return filter(BLKSNAP_FILTER_CBTDIRTY, &dirty, sizeof(dirty));
 }
 
+static int cbttakes(void)
+{
+	struct blksnap_uuid ids[4];
+	struct blksnap_cbttakes takes = {
+		.count = ARRAY_SIZE(ids),
+		.size = sizeof(*ids),
+		.takes = ptr(ids),
+	};
+
+	return filter(BLKSNAP_FILTER_CBTTAKES, &takes, sizeof(takes));
+}
+
 static int collect(void)
 {
 	struct blksnap_uuid ids[16];
@@ -152,6 +164,7 @@ static const struct {
 	{ "cbtinfo", cbtinfo },
 	{ "cbtmap", cbtmap },
 	{ "cbtdirty", cbtdirty },
+	{ "cbttakes", cbttakes },
 	{ "collect", collect },
 	{ "wait", wait_event },
 	{ "destroy", destroy },

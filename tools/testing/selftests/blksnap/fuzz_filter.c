@@ -109,6 +109,51 @@ static size_t make_cbtdirty(struct worker *w, __u64 bytes, struct blksnap_cbtdir
 	return sizeof(*dirty);
 }
 
+static size_t make_cbttakes(struct worker *w, struct blksnap_cbttakes *takes)
+{
+	static const __u8 zeroes[SLOT_BYTES / 2];
+	size_t len;
+
+	memset(takes, 0, sizeof(*takes));
+	takes->size = percent(&w->random, 80) ? sizeof(struct blksnap_uuid) :
+						below(&w->random, 128);
+	takes->count = percent(&w->random, 80) ? 254 : below(&w->random, 255);
+	len = (size_t)takes->count * takes->size;
+	if (percent(&w->random, 90))
+		takes->takes = place(w, BUFFER, zeroes, len, 5);
+	if (percent(&w->random, 5)) {
+		__u64 address = takes->takes;
+
+		mutate(&w->random, takes, sizeof(*takes));
+		takes->takes = harmless(w, takes->takes);
+		if (takes->takes != address || (size_t)takes->count * takes->size != len)
+			w->wild = true;
+	}
+	return sizeof(*takes);
+}
+
+static void check_cbttakes(struct worker *w, const __u8 *bytes,
+			   const struct blksnap_cbttakes *sent)
+{
+	static const struct blksnap_uuid none;
+	struct blksnap_cbttakes takes;
+
+	memcpy(&takes, bytes, sizeof(takes));
+	if (takes.size != sent->size || takes.takes != sent->takes || takes.flags)
+		wrong(w, "what is not returned was changed");
+	if (takes.count > 254)
+		wrong(w, "%u takes", takes.count);
+	if (!memcmp(&takes.generation_id, &none, sizeof(none)))
+		wrong(w, "no generation");
+	if (!takes.takes)
+		return;
+	if (takes.count > sent->count)
+		wrong(w, "%u takes where there is room for %u", takes.count, sent->count);
+	else if (takes.count &&
+		 !begins_writable(&w->arguments[BUFFER], takes.count * takes.size))
+		wrong(w, "success with a bad buffer");
+}
+
 static void check_cbtinfo(struct worker *w, const __u8 *bytes, __u32 len)
 {
 	struct blksnap_cbtinfo info = {};
@@ -165,6 +210,8 @@ static enum command ctl_command(__u32 cmd)
 		return SNAPSHOTADD;
 	case BLKSNAP_FILTER_SNAPSHOTINFO:
 		return SNAPSHOTINFO;
+	case BLKSNAP_FILTER_CBTTAKES:
+		return CBTTAKES;
 	default:
 		return OTHER_CTL;
 	}
@@ -178,6 +225,7 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 		__u8 bytes[256];
 		struct blksnap_cbtmap map;
 		struct blksnap_cbtdirty dirty;
+		struct blksnap_cbttakes takes;
 		struct blksnap_uuid id;
 	} arg;
 	struct blkfilter_ctl ctl = {};
@@ -209,6 +257,10 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 		ctl.cmd = BLKSNAP_FILTER_SNAPSHOTINFO;
 		len = sizeof(struct blksnap_snapshotinfo);
 		break;
+	case CBTTAKES:
+		ctl.cmd = BLKSNAP_FILTER_CBTTAKES;
+		len = make_cbttakes(w, &arg.takes);
+		break;
 	default:
 		/* The first numbers from 32 on are kept for extensions. */
 		ctl.cmd = 5 + below(&w->random, 27);
@@ -229,7 +281,7 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 		ctl.opt = harmless(w, ctl.opt);
 	}
 	which = ctl_command(ctl.cmd);
-	writes = which == CBTINFO || which == SNAPSHOTINFO;
+	writes = which == CBTINFO || which == SNAPSHOTINFO || which == CBTTAKES;
 	if (ctl.opt != address || (writes && ctl.optlen > len))
 		w->wild = true;
 	address = place(w, MAIN, &ctl, sizeof(ctl), 3);
@@ -239,7 +291,7 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 	error = call(w, which, fd, BLKFILTER_CTL, address, device < 0);
 	check_unchanged(w, MAIN, 0, sizeof(ctl));
 	/* What could be written before there was an error was written. */
-	if (!writes || (error && error != EFAULT))
+	if (!writes || (error && error != EFAULT && error != ENODATA))
 		check_unchanged(w, OPTION, 0, len);
 	if (error || w->wild)
 		return;
@@ -250,6 +302,8 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 		set_state(&arg.id, ADDED);
 	else if (which == CBTINFO)
 		check_cbtinfo(w, option->at, ctl.optlen);
+	else if (which == CBTTAKES)
+		check_cbttakes(w, option->at, &arg.takes);
 	else if (which == SNAPSHOTINFO)
 		check_info(w, option->at, device);
 	else if (which == CBTMAP && arg.map.length &&

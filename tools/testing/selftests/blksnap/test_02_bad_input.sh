@@ -63,6 +63,50 @@ lengths()
 	done
 }
 
+# The structure and its elements may become longer, with zeroes in what is not known.
+takes()
+{
+	local dev size
+
+	null_blk 1; dev=$REPLY
+	expect ENOENT ctl cbttakes "$dev"
+	attach "$dev"
+	equal 0 "$(ctl cbttakes "$dev" null | head -1)" "the number of takes"
+	take "$dev"
+	ctl destroy "$snapshot"
+	take "$dev"
+	equal 2 "$(ctl cbttakes "$dev" null | head -1)" "the number of takes"
+	for size in 16 17 24 4096; do
+		equal "$(ctl cbttakes "$dev")" "$(ctl cbttakes "$dev" 3 "$size")" \
+			"the takes in elements of $size bytes"
+	done
+	for size in 0 1 15 4097 0x7fffffff 0xffffffff; do
+		expect EINVAL ctl cbttakes "$dev" null "$size"
+	done
+	equal 2 "$(ctl cbttakes "$dev" 1 2>/dev/null | head -1)" "the number needed"
+	expect ENODATA ctl cbttakes "$dev" 1
+	expect ENODATA ctl cbttakes "$dev" 0
+	expect EFAULT ctl cbttakes "$dev" bad
+	for size in 0 1 16 39; do
+		expect EINVAL ctl ctl "$dev" blksnap 32 "$size" zero:40
+	done
+	# 16 bytes an element, no room asked for
+	ctl ctl "$dev" blksnap 32 40 "$(takes_of 00)"
+	ctl ctl "$dev" blksnap 32 48 "$(takes_of 00)$(printf '%016x' 0)"
+	expect EINVAL ctl ctl "$dev" blksnap 32 40 "$(takes_of 01)"
+	expect E2BIG ctl ctl "$dev" blksnap 32 48 "$(takes_of 00)$(printf '%016x' 1)"
+	expect E2BIG ctl ctl "$dev" blksnap 32 0xffffffff "$(takes_of 00)"
+	expect EFAULT ctl ctl "$dev" blksnap 32 48 "$(takes_of 00)"
+	expect EFAULT ctl ctl "$dev" blksnap 32 40 null
+	expect EFAULT ctl ctl "$dev" blksnap 32 40 bad
+}
+
+# takes_of FLAGS: struct blksnap_cbttakes without an array, the first byte of its flags
+takes_of()
+{
+	printf '%08x10000000%048x%s%014x' 0 0 "$1" 0
+}
+
 pointers()
 {
 	local dev cmd size request
@@ -133,6 +177,7 @@ calls_of()
 	detach $dev nosuchfilter
 	cbtinfo $dev
 	cbtmap $dev 0 1
+	cbttakes $dev
 	cbtdirty $dev 0:1
 	add $dev $id
 	info $dev
@@ -148,7 +193,7 @@ calls_of()
 	destroy $id
 	destroy $NOBODY
 	END
-	for cmd in 0 1 2 3 4 5 32 0xffffffff; do
+	for cmd in 0 1 2 3 4 5 32 33 0xffffffff; do
 		echo "ctl $dev blksnap $cmd 0 null"
 		echo "ctl $dev nosuchfilter $cmd 16 zero:16"
 	done
@@ -521,6 +566,7 @@ run_cases \
 	"not a block device" not_a_block_device \
 	"names of filters" names \
 	"lengths of arguments" lengths \
+	"ids of the snapshots in the change map" takes \
 	"pointers" pointers \
 	"create that cannot return the id" create_unwritable \
 	"event that cannot be returned" event_unwritable \

@@ -201,6 +201,92 @@ generations()
 	equal "" "$(map "$dev")" "the map"
 }
 
+# takes DEV: the ids of the snapshots in the change map
+takes()
+{
+	ctl cbttakes "$1" | tail -n +2
+}
+
+# Each take has an id of its own, which stays what it is.
+take_ids()
+{
+	local dev ids
+
+	null_blk 4; dev=$REPLY
+	attach "$dev"
+	equal "" "$(takes "$dev")" "the ids before the first take"
+	next "$dev"
+	ids=$(takes "$dev")
+	equal 1 "$(wc -w <<<"$ids")" "the number of ids"
+	next "$dev"
+	next "$dev"
+	equal "$ids" "$(takes "$dev" | head -1)" "the first id"
+	ids=$(takes "$dev")
+	equal 3 "$(sort -u <<<"$ids" | wc -w)" "the number of ids"
+	# Random ones: version 4
+	equal 3 "$(grep -cE '^.{14}4.{4}[89ab]' <<<"$ids")" "ids of version 4"
+	equal "$(cbt "$dev" generation)" "$(ctl cbttakes "$dev" | head -1)" "the generation"
+	# They end with the generation.
+	ctl detach "$dev"
+	ctl attach "$dev"
+	equal "" "$(takes "$dev")" "the ids after an attach"
+	next "$dev"
+	! grep -qF "$(takes "$dev")" <<<"$ids" || wrong "an id has come again"
+}
+
+# Two devices in one snapshot: two takes
+take_ids_of_two()
+{
+	local one two
+
+	null_blk 4; one=$REPLY
+	null_blk 4; two=$REPLY
+	snapshot_of "$one" "$two"
+	equal 1 "$(takes "$one" | wc -w)" "the number of ids of the first"
+	equal 1 "$(takes "$two" | wc -w)" "the number of ids of the second"
+	[ "$(takes "$one")" != "$(takes "$two")" ] || wrong "two devices have one id"
+}
+
+# A hypervisor has resumed the virtual machine as a copy. The snapshot that is held stays,
+# and so does its map; what comes after it is of another generation.
+forked()
+{
+	local dev image generation before
+
+	[ -e /sys/kernel/debug/blksnap/vm_forked ] || skip "no CONFIG_BLKSNAP_DEBUG"
+	null_blk 16; dev=$REPLY
+	filled "$dev" 16 "$scratch/old"
+	attach "$dev"
+	next "$dev"
+	put direct 65536 4096 "$dev"
+	copy_of "$dev" "$scratch/old"
+	take "$dev"
+	image=$(image_of "$dev")
+	before="$(ctl cbtinfo "$dev") $(ctl cbttakes "$dev") $(map "$dev")"
+	generation=$(cbt "$dev" generation)
+	echo 1 >/sys/kernel/debug/blksnap/vm_forked
+	put direct 0 $((1 << 20)) "$dev"
+	same "$image" "$scratch/old"
+	equal 0 "$(ctl info "$dev" | sed -n 's/^error //p')" "the error"
+	equal "$before" "$(ctl cbtinfo "$dev") $(ctl cbttakes "$dev") $(map "$dev")" \
+		"what was frozen"
+	ctl destroy "$snapshot"
+	next "$dev"
+	[ "$(cbt "$dev" generation)" != "$generation" ] || wrong "the generation goes on"
+	equal 1 "$(cbt "$dev" number)" "the number"
+	equal 1 "$(takes "$dev" | wc -w)" "the number of ids"
+	# From then on all goes on.
+	generation=$(cbt "$dev" generation)
+	put direct 131072 4096 "$dev"
+	next "$dev"
+	equal "$generation" "$(cbt "$dev" generation)" "the generation"
+	equal "2:2" "$(map "$dev")" "the map"
+	# All devices are concerned, be they attached after it or not.
+	echo 1 >/sys/kernel/debug/blksnap/vm_forked
+	next "$dev"
+	[ "$(cbt "$dev" generation)" != "$generation" ] || wrong "the generation goes on"
+}
+
 # A take that fails does not use up a number.
 failed_take()
 {
@@ -215,6 +301,7 @@ failed_take()
 	ctl add "$dev" "$snapshot"
 	ctl destroy "$snapshot"
 	equal 1 "$(cbt "$dev" number)" "the number"
+	equal 1 "$(takes "$dev" | wc -w)" "the number of ids"
 }
 
 # resized DEV: it has just become larger
@@ -273,11 +360,13 @@ rollover()
 	attach "$dev"
 	generation=$(cbt "$dev" generation)
 	ctl cycle "$dev" "$scratch" 2048 253
+	equal 253 "$(takes "$dev" | sort -u | wc -w)" "the number of ids"
 	equal 253 "$(cbt "$dev" number)" "the number"
 	put direct 65536 4096 "$dev"
 	ctl cycle "$dev" "$scratch" 2048 1
 	equal "1:254" "$(map "$dev")" "the map"
 	equal "$generation" "$(cbt "$dev" generation)" "the generation"
+	equal 254 "$(takes "$dev" | sort -u | wc -w)" "the number of ids"
 	put direct 0 4096 "$dev"
 	ctl cycle "$dev" "$scratch" 2048 1
 	if [ "$(cbt "$dev" generation)" = "$generation" ]; then
@@ -302,6 +391,9 @@ run_cases \
 	"a copy is brought up to date by the map" restored \
 	"blocks that are marked by hand" dirty \
 	"generations" generations \
+	"each take has an id" take_ids \
+	"takes of two devices" take_ids_of_two \
+	"virtual machine that was resumed as a copy" forked \
 	"take that fails" failed_take \
 	"resized loop device" resize_loop \
 	"resized dm device" resize_dm \

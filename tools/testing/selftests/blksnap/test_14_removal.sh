@@ -654,22 +654,44 @@ partition_cut()
 	destroy_soon
 }
 
-# exchanged DEV COMMAND...: of a device of 8 MiB, which keeps its size, but not its content
+# exchanged ERROR DEV COMMAND...: of a device of 8 MiB, which keeps its size, but not its
+# content; with a snapshot that is held, and without one
 exchanged()
 {
-	local dev=$1 image before
+	local error=$1 dev=$2 image before
 
-	filled "$dev" 8 "$scratch/old"
+	# A loop device may be read-only.
+	if [ "$(blockdev --getro "$dev")" = 0 ]; then
+		filled "$dev" 8 "$scratch/old"
+	else
+		copy_of "$dev" "$scratch/old"
+	fi
 	snapshot_of "$dev"
 	image=$(image_of "$dev")
 	before=$(generation_of "$dev")
-	"${@:2}"
+	"${@:3}"
 	equal $((8 << 20)) "$(size_of "$dev")" "the size of the device"
-	equal -6 "$(error_of "$dev")" "the snapshot's error"
+	equal "$error" "$(error_of "$dev")" "the snapshot's error"
+	ctl wait "$snapshot" 1000 | grep -x "error $error"
 	right_or_eio "$image" "$scratch/old"
+	# What was frozen stays.
+	equal "$before" "$(ctl cbttakes "$dev" | head -1)" "the generation"
 	destroy_soon
+	begins_anew
+	"${@:3}"
+	begins_anew
+}
+
+# The next take of $dev does not go on from the one before.
+begins_anew()
+{
 	take "$dev"
 	[ "$before" != "$(generation_of "$dev")" ] || wrong "the generation goes on"
+	before=$(generation_of "$dev")
+	equal 0 "$(error_of "$dev")" "the error of the next snapshot"
+	equal 2 "$(ctl cbttakes "$dev" | wc -l)" "the generation and the ids of takes"
+	copy_of "$dev" "$scratch/old"
+	same "$(image_of "$dev")" "$scratch/old"
 	destroy_soon
 }
 
@@ -685,7 +707,7 @@ disk_cut()
 	printf '2048,16384\n' | sfdisk -q "$file"
 	loop_on "$file" --partscan; disk=$REPLY
 	eventually test -b "${disk}p1"
-	exchanged "${disk}p1" cut_file
+	exchanged -6 "${disk}p1" cut_file
 }
 
 cut_file()
@@ -698,16 +720,150 @@ cut_file()
 
 moved_in_file()
 {
-	local file=$scratch/backing zeroes
+	local file=$scratch/backing zeroes offset
 
 	watched
-	truncate -s 16M "$file"
+	truncate -s 24M "$file"
 	undo rm -f "$file"
 	loop_on "$file" --sizelimit 8M
-	# LOOP_SET_STATUS64, with lo_offset and lo_sizelimit
 	printf -v zeroes %0384x 0
-	exchanged "$REPLY" ctl raw "$REPLY" 0x4c04 \
-		"${zeroes:0:48}00001000000000000000800000000000$zeroes"
+	offset=0
+	exchanged -116 "$REPLY" move_in_file "$REPLY"
+}
+
+# To another offset each time
+move_in_file()
+{
+	offset=$((offset + 1))
+	# LOOP_SET_STATUS64, with lo_offset and lo_sizelimit
+	ctl raw "$1" 0x4c04 \
+		"${zeroes:0:48}0000${offset}000000000000000800000000000$zeroes"
+}
+
+# LOOP_CHANGE_FD, which wants a loop device that is read-only
+other_backing_file()
+{
+	local files=("$scratch/one" "$scratch/two") next=1
+
+	watched
+	dd if=/dev/urandom of="${files[0]}" bs=1M count=8 status=none
+	dd if=/dev/urandom of="${files[1]}" bs=1M count=8 status=none
+	undo rm -f "${files[@]}"
+	loop_on "${files[0]}" --read-only
+	undo losetup -d "$REPLY"
+	exchanged -116 "$REPLY" change_file "$REPLY"
+}
+
+change_file()
+{
+	ctl change_fd "$1" "${files[next]}"
+	next=$((1 - next))
+}
+
+# The table of a dm device is exchanged with one that has another content, as by
+# "lvconvert --merge".
+other_table()
+{
+	local under offset
+
+	watched
+	null_blk 32; under=$REPLY
+	dm_linear blksnap-exchanged "$under" 0 16384
+	offset=0
+	exchanged -116 "$REPLY" move_on_disk
+}
+
+# To another part of the disk each time
+move_on_disk()
+{
+	offset=$((offset + 16384))
+	put direct $((offset << 9)) $((4 << 20)) "$under"
+	dm_table blksnap-exchanged "0 16384 linear $under $offset"
+}
+
+# dm_table NAME TABLE: exchanges it
+dm_table()
+{
+	dmsetup suspend --noudevsync "$1"
+	dmsetup reload "$1" --table "$2"
+	dmsetup resume --noudevsync "$1"
+}
+
+# Of two targets the second has another content.
+second_target()
+{
+	local under offset
+
+	watched
+	null_blk 32; under=$REPLY
+	dm blksnap-exchanged "0 8192 linear $under 0
+8192 8192 linear $under 8192"
+	offset=8192
+	exchanged -116 "$REPLY" move_second
+}
+
+move_second()
+{
+	offset=$((offset + 8192))
+	dm_table blksnap-exchanged "0 8192 linear $under 0
+8192 8192 linear $under $offset"
+}
+
+# Another type of target
+other_type()
+{
+	local under type=linear
+
+	watched
+	null_blk 32; under=$REPLY
+	dm_linear blksnap-exchanged "$under" 0 16384
+	dmsetup targets | grep -q '^striped ' || skip "no dm-stripe"
+	exchanged -116 "$REPLY" change_type
+}
+
+change_type()
+{
+	if [ "$type" = linear ]; then
+		type="striped 2 128 $under 0 $under 32768"
+		dm_table blksnap-exchanged "0 16384 $type"
+	else
+		type=linear
+		dm_table blksnap-exchanged "0 16384 linear $under 0"
+	fi
+}
+
+# Tables that have the same content, and perhaps more behind it
+same_content()
+{
+	local under dev image before
+
+	watched
+	null_blk 32; under=$REPLY
+	dm_linear blksnap-same "$under" 0 16384; dev=$REPLY
+	filled "$dev" 8 "$scratch/old"
+	snapshot_of "$dev"
+	image=$(image_of "$dev")
+	before=$(generation_of "$dev")
+	dm_table blksnap-same "0 16384 linear $under 0"
+	put direct 0 65536 "$dev"
+	equal 0 "$(error_of "$dev")" "the error after the same table"
+	destroy_soon
+	take "$dev"
+	equal "$before" "$(generation_of "$dev")" "the generation after the same table"
+	destroy_soon
+
+	copy_of "$dev" "$scratch/old"
+	take "$dev"
+	image=$(image_of "$dev")
+	dm_table blksnap-same "0 20480 linear $under 0"
+	put direct 4096 65536 "$dev"
+	# Behind what was added, another piece
+	dm_table blksnap-same "0 20480 linear $under 0
+20480 4096 linear $under 40960"
+	put direct 0 4096 "$dev"
+	equal 0 "$(error_of "$dev")" "the error after more was added"
+	same "$image" "$scratch/old"
+	destroy_soon
 }
 
 loop_resized()
@@ -749,9 +905,7 @@ dm_resize()
 	local table
 
 	table=$(dmsetup table blksnap-resized | cut -d' ' -f3-)
-	dmsetup suspend --noudevsync blksnap-resized
-	dmsetup reload blksnap-resized --table "0 $1 $table"
-	dmsetup resume --noudevsync blksnap-resized
+	dm_table blksnap-resized "0 $1 $table"
 }
 
 grow_dm()
@@ -832,6 +986,11 @@ run_cases "${cases[@]}" \
 	"partition that is cut" partition_cut \
 	"disk that is cut, and its partition" disk_cut \
 	"loop device that gets another offset" moved_in_file \
+	"loop device whose file is exchanged" other_backing_file \
+	"dm device that gets another table" other_table \
+	"dm device whose second target is another one" second_target \
+	"dm device that gets another type of target" other_type \
+	"dm device whose table has the same content" same_content \
 	"loop device that is resized" loop_resized \
 	"dm that is resized" dm_resized \
 	"loop device that gets another file" other_file \

@@ -74,6 +74,10 @@ tracking()
 	same_answer cbtmap "$dev" 200 56
 	same_answer cbtmap "$dev" 200 57
 	same_answer cbtmap "$dev" 0xffffffff 1
+	same_answer cbttakes "$dev"
+	same_answer cbttakes "$dev" 1
+	same_answer cbttakes "$dev" 0
+	expect ENODATA ctl32 cbttakes "$dev" 0
 	same_answer cbtdirty "$dev" 32768:1
 	same_answer cbtdirty "$dev" 0xffffffffffffffff:2
 }

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 
 use crate::device::Attachment;
 use crate::device::SnapshotState;
+use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Result;
 use crate::kernel::Kernel;
@@ -21,15 +22,19 @@ use crate::Uuid;
 const ID: Uuid = Uuid::from_bytes([7; 16]);
 
 /// A change tracking as the driver has it.
+#[derive(Clone)]
 pub struct Tracker {
     pub generation: u128,
     pub number: u8,
     pub live: Vec<u8>,
     pub frozen: Vec<u8>,
     pub size: usize,
+    pub takes: Vec<u128>,
+    /// The generation has ended; the next take begins another one.
+    pub is_over: bool,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct Disk {
     pub content: Vec<u8>,
     pub tracker: Option<Tracker>,
@@ -37,14 +42,19 @@ pub struct Disk {
     pub is_held: bool,
 }
 
+/// All that a virtual machine has, its disks and its memory.
+pub type Machine = BTreeMap<PathBuf, Disk>;
+
 /// A kernel whose devices are in memory, and their images files.
 pub struct Model {
     pub directory: tempfile::TempDir,
-    pub disks: RefCell<BTreeMap<PathBuf, Disk>>,
-    generations: Cell<u128>,
+    pub disks: RefCell<Machine>,
+    random: Cell<u128>,
     block_size: usize,
     /// What the map is replaced by.
     pub map: RefCell<Option<Vec<u8>>>,
+    /// Whether the driver has ids of takes.
+    pub tells_takes: Cell<bool>,
 }
 
 impl Model {
@@ -60,7 +70,8 @@ impl Model {
         Self {
             directory: tempfile::tempdir().unwrap(),
             disks: RefCell::new(disks.iter().map(disk).collect()),
-            generations: Cell::new(0),
+            random: Cell::new(0),
+            tells_takes: Cell::new(true),
             block_size,
             map: RefCell::new(None),
         }
@@ -71,15 +82,22 @@ impl Model {
     }
 
     fn tracker(&self, size: usize) -> Tracker {
-        self.generations.set(self.generations.get() + 1);
         let map = vec![0; size.div_ceil(self.block_size)];
         Tracker {
-            generation: self.generations.get(),
+            generation: self.random(),
             number: 0,
             live: map.clone(),
             frozen: map,
             size,
+            takes: Vec::new(),
+            is_over: false,
         }
+    }
+
+    /// A number that never comes again, whatever is put back.
+    fn random(&self) -> u128 {
+        self.random.set(self.random.get() + 1);
+        self.random.get()
     }
 
     pub fn write(&self, device: &str, offset: usize, bytes: &[u8]) {
@@ -98,16 +116,51 @@ impl Model {
         let size = self.with(device, |disk| disk.content.len());
         let fits = self.with(device, |disk| {
             let tracker = disk.tracker.as_ref().unwrap();
-            tracker.number < 254 && tracker.size == size
+            tracker.number < 254 && tracker.size == size && !tracker.is_over
         });
         if !fits {
             let tracker = self.tracker(size);
             self.with(device, |disk| disk.tracker = Some(tracker));
         }
+        let id = self.random();
         self.with(device, |disk| {
             let tracker = disk.tracker.as_mut().unwrap();
             tracker.frozen.clone_from(&tracker.live);
             tracker.number += 1;
+            tracker.takes.push(id);
+        });
+    }
+
+    /// The machine as it is now, for [`Self::put_back`].
+    pub fn machine(&self) -> Machine {
+        self.disks.borrow().clone()
+    }
+
+    /// The machine is put back to what it was. What is random does not come again.
+    pub fn put_back(&self, machine: &Machine) {
+        self.disks.replace(machine.clone());
+    }
+
+    /// The hypervisor tells that the machine was resumed as a copy.
+    pub fn tell_of_copy(&self) {
+        for disk in self.disks.borrow_mut().values_mut() {
+            if let Some(tracker) = &mut disk.tracker {
+                tracker.is_over = true;
+            }
+        }
+    }
+
+    /// The device gets another content below the filter, of which the kernel
+    /// knows.
+    pub fn swap(&self, device: &str, content: Vec<u8>) {
+        self.with(Path::new(device), |disk| {
+            disk.content = content;
+            if disk.is_held {
+                disk.error_code = -116;
+            }
+            if let Some(tracker) = &mut disk.tracker {
+                tracker.is_over = true;
+            }
         });
     }
 
@@ -188,6 +241,20 @@ impl Kernel for Model {
                 generation_id: Uuid::from_bytes(tracker.generation.to_ne_bytes()),
                 changes_number: tracker.number,
             }
+        }))
+    }
+
+    fn takes(&self, device: &Path) -> Result<Option<Takes>> {
+        if !self.tells_takes.get() {
+            return Ok(None);
+        }
+        Ok(self.with(device, |disk| {
+            let tracker = disk.tracker.as_ref().unwrap();
+            let id = |number: &u128| Some(Uuid::from_bytes(number.to_ne_bytes()));
+            Some(Takes {
+                generation_id: Uuid::from_bytes(tracker.generation.to_ne_bytes()),
+                ids: tracker.takes.iter().map(id).collect(),
+            })
         }))
     }
 
