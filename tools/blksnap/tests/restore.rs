@@ -518,6 +518,34 @@ fn a_device_that_is_mounted_is_in_use() {
 }
 
 #[test]
+fn a_device_that_is_mounted_in_another_namespace_is_in_use() {
+    let (place, _) = Place::with_backup();
+    let Some(device) = Loop::new(&place.path("loop"), 8 << 20, 512) else {
+        return;
+    };
+    fs::create_dir(place.path("mounted")).unwrap();
+    if !loops::run("mkfs.ext4", &["-q", "-F"], device.path()) {
+        return;
+    }
+    let script = "mount \"$1\" \"$2\" && echo && exec sleep 600";
+    let mut holder = Command::new("unshare")
+        .args(["--mount", "sh", "-c", script, "sh"])
+        .args([device.path(), &place.path("mounted")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mounted = holder.stdout.as_mut().unwrap().read_exact(&mut [0]).is_ok();
+    let output = place.run(&[device.name(), "--overwrite", "--truncate"]);
+    holder.kill().unwrap();
+    holder.wait().unwrap();
+    if mounted {
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_has(&text, &["in use", "another mount namespace", "--in-use"]);
+        assert_eq!(output.status.code(), Some(1));
+    }
+}
+
+#[test]
 fn what_the_backup_lies_on_is_never_a_target() {
     let place = Place::new();
     place.fill("disk".as_ref(), 7);

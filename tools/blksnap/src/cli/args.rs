@@ -721,7 +721,7 @@ pub struct Restore {
     pub other_block_size: bool,
 
     /// With --in-place, even if a name may be that of another disk now
-    #[arg(long, requires = "in_place")]
+    #[arg(long, conflicts_with = "targets")]
     pub moved_name: bool,
 
     /// Replaced by the options above
