@@ -431,6 +431,8 @@ restore_mounted()
 	null_blk "$SIZE"; target=$REPLY
 	make_fs ext4 "$target"
 	mounted "$target"
+	# ext4 notes where it is mounted when a file is opened.
+	touch "$REPLY/file"
 	exits 1 blksnap restore "$work/backup" "$target" --overwrite 2>"$work/error"
 	cat "$work/error"
 	grep -q "in use" "$work/error"
@@ -478,6 +480,47 @@ restore_other_block_size()
 	grep -q -e "--other-block-size" "$work/error"
 	blksnap restore "$work/backup" "$target" --other-block-size --check
 	same "$target" "$work/copy1"
+}
+
+# The file systems of the partitions are named, too.
+restore_partitions()
+{
+	local target
+
+	begin
+	back_up "$work/copy1"
+	partitioned "$SIZE"; target=$REPLY
+	make_fs ext4 "${target}p1"
+	mounted "${target}p1"
+	touch "$REPLY/file"
+	umount "$REPLY"
+	exits 1 blksnap restore "$work/backup" "$target" 2>"$work/error"
+	cat "$work/error"
+	grep -q "partition table (dos), ${target}p1 is ext4, last mounted on $REPLY" \
+		"$work/error"
+}
+
+# A thin volume takes what there is data, though it cannot deallocate by writing zeroes.
+restore_thin()
+{
+	local meta pool target blocks
+
+	begin
+	dd if=/dev/zero of="$dev" bs=1M seek=4 count=$((SIZE - 4)) oflag=direct conv=notrunc \
+		status=none
+	back_up "$work/copy1"
+	null_blk 4; meta=$REPLY
+	null_blk 32; pool=$REPLY
+	dm blksnap-pool "0 $((32 << 11)) thin-pool $meta $pool 128 0"
+	pool=$REPLY
+	dmsetup message blksnap-pool 0 "create_thin 0"
+	dm blksnap-thin "0 $((SIZE << 11)) thin $pool 0"
+	target=$REPLY
+	blksnap restore "$work/backup" "$target" --check
+	same "$target" "$work/copy1"
+	blocks=$(dmsetup status blksnap-pool | awk '{ print $6 }')
+	result "$blocks blocks of 64 KiB are used"
+	equal 64 "${blocks%/*}" "the blocks that are used"
 }
 
 # What changed, for other backup programs
@@ -556,6 +599,8 @@ run_cases \
 	"command: restore to what is mounted" restore_mounted \
 	"command: restore to what is mounted elsewhere" restore_mounted_elsewhere \
 	"command: restore to other logical blocks" restore_other_block_size \
+	"command: restore to a disk with partitions" restore_partitions \
+	"command: restore to a thin volume" restore_thin \
 	"command: changed" changed \
 	"command: recipe with restic" recipe_restic \
 	"command: recipe with borg" recipe_borg

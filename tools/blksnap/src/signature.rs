@@ -60,11 +60,11 @@ fn signature(file: &File, programs: &[&str]) -> Result<Option<String>, String> {
         // By the descriptor, so that it is this device that is looked at.
         let stdin = file.try_clone().ok()?;
         let output = Command::new(program)
-            .args(["-p", "-o", "export", "/dev/stdin"])
+            .args(["-p", "-o", "export", "/proc/self/fd/0"])
             .env("LC_ALL", "C.UTF-8")
             .stdin(stdin)
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .output();
         match output {
             Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -76,12 +76,16 @@ fn signature(file: &File, programs: &[&str]) -> Result<Option<String>, String> {
         Some(Err(error)) => return Err(format!("blkid cannot be run: {error}")),
         Some(Ok(output)) => output,
     };
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    let complaint = complaint.trim();
     match output.status.code() {
+        // Also for what it could not open or read.
+        Some(2) if !complaint.is_empty() => Err(format!("blkid says: {complaint}")),
         Some(0 | 2) => Ok(describe(&String::from_utf8_lossy(&output.stdout))),
         Some(8) => Ok(Some(
             "signatures of several kinds (\"wipefs\" lists them)".to_owned(),
         )),
-        _ => Err(format!("blkid failed: {}", output.status)),
+        _ => Err(format!("blkid failed: {} {complaint}", output.status)),
     }
 }
 
@@ -272,6 +276,25 @@ mod tests {
         };
         assert!(why.contains("util-linux"), "{why}");
         assert!(matches!(probe(&file, 0, &["false"]), Content::Unknown(_)));
+    }
+
+    /// The exit code of "nothing found" is also that of "cannot be read".
+    #[test]
+    fn a_blkid_that_complains_has_found_nothing_out() {
+        use std::os::unix::fs::PermissionsExt;
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path().join("blkid");
+        let file = tempfile::tempfile().unwrap();
+        for (script, is_known) in [
+            ("exit 2", true),
+            ("echo no such file >&2; exit 2", false),
+            ("exit 4", false),
+        ] {
+            std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            let content = probe(&file, 0, &[path.to_str().unwrap()]);
+            assert_eq!(content == Content::Nothing, is_known, "{script}");
+        }
     }
 
     #[test]
