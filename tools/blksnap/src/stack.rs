@@ -227,6 +227,21 @@ impl Stack {
         })
     }
 
+    /// Whether it is a thin volume of LVM, of which a discarded block reads as zeroes, or
+    /// as its external origin.
+    pub fn is_thin_volume(&self, number: DeviceNumber) -> bool {
+        let uuid = |directory: &Path| fs::read_to_string(directory.join("dm/uuid")).ok();
+        let Some(directory) = self.directory(number) else {
+            return false;
+        };
+        let pools = names_in(&directory.join("slaves"));
+        uuid(&directory).is_some_and(|uuid| uuid.starts_with("LVM-"))
+            && pools.iter().any(|pool| {
+                uuid(&self.sys.join("class/block").join(pool))
+                    .is_some_and(|uuid| uuid.trim().ends_with("-tpool"))
+            })
+    }
+
     /// Where sysfs has a block device.
     fn directory(&self, number: DeviceNumber) -> Option<PathBuf> {
         fs::canonicalize(self.sys.join("dev/block").join(number.to_string())).ok()
@@ -299,6 +314,13 @@ mod tests {
         fs::create_dir_all(map.join("queue")).unwrap();
         fs::write(map.join("dm/name"), "vg-home\n").unwrap();
         fs::write(map.join("queue/discard_max_bytes"), "4096\n").unwrap();
+        let pool = device("dm-1", "4000:1");
+        fs::create_dir_all(pool.join("dm")).unwrap();
+        fs::write(pool.join("dm/uuid"), "LVM-xy-tpool\n").unwrap();
+        let thin = device("dm-2", "4000:2");
+        fs::create_dir_all(thin.join("dm")).unwrap();
+        fs::write(thin.join("dm/uuid"), "LVM-xz\n").unwrap();
+        fs::write(thin.join("slaves/dm-1"), "").unwrap();
         let on_file = device("loop0", "4007:0");
         fs::create_dir_all(on_file.join("loop")).unwrap();
         let file = root.join("backing");
@@ -381,6 +403,9 @@ mod tests {
         );
         assert!(stack.can_discard(number("4000:0")));
         assert!(!stack.can_discard(number("4008:1")));
+        for (text, is_thin) in [("4000:2", true), ("4000:1", false), ("4000:0", false)] {
+            assert_eq!(stack.is_thin_volume(number(text)), is_thin, "{text}");
+        }
         assert!(!stack.can_discard(number("4008:16")));
     }
 }

@@ -241,6 +241,15 @@ pub(crate) fn snapshot_watch(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> 
     unsafe { update::<{ abi::SNAPSHOT_WATCH }, _>(fd, &mut id) }
 }
 
+/// Discards a range of a block device, in bytes.
+pub(crate) fn discard(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
+    // BLKDISCARD, which has no size in its number.
+    const DISCARD: Opcode = ioctl::opcode::none(0x12, 119);
+    let mut range = [offset, length];
+    // SAFETY: the type is that of the ioctl, without addresses.
+    unsafe { update::<DISCARD, _>(fd, &mut range) }
+}
+
 /// Lets signals reach this thread.
 pub(crate) fn unblock(signals: &[i32]) -> io::Result<()> {
     let mut set = MaybeUninit::uninit();

@@ -122,7 +122,7 @@ impl Target {
                 let (file, room, before) =
                     open_device(&handle, number, &path, wanted, allow, stack)?;
                 let sink = Sink::new(file, &path, Operation::Restore);
-                let zeroer = Zeroer::new(stack.can_discard(number));
+                let zeroer = Zeroer::new(stack.can_discard(number), stack.is_thin_volume(number));
                 target(Medium::Device(sink, zeroer), Some(room), before)
             }
         })
@@ -136,7 +136,7 @@ impl Target {
             room: Some(file.metadata().unwrap().len()),
             medium: Medium::Device(
                 Sink::new(file, path, Operation::Restore),
-                Zeroer::new(false),
+                Zeroer::new(false, false),
             ),
             before: String::new(),
             unfinished: None,

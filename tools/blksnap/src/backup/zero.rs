@@ -4,6 +4,7 @@
 
 use std::fs::File;
 use std::num::NonZeroU64;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::fadvise;
@@ -11,6 +12,8 @@ use rustix::fs::fallocate;
 use rustix::fs::Advice;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
+
+use crate::sys;
 
 use super::image::CLUSTER;
 
@@ -34,19 +37,27 @@ pub enum Piece {
 pub struct Zeroer {
     /// To deallocate what reads as zeroes then, or to fail.
     punches: bool,
+    /// To discard, and to look what that made. Not on any device that can discard, as
+    /// what others read then is not certain to stay.
+    discards: bool,
     /// To look whether there are zeroes already, as on a thin device that was not
-    /// written to. A plain discard would be no way: what is read then is not certain.
+    /// written to.
     looks: bool,
     /// To let the kernel write zeroes, or the device by itself.
     ranges: bool,
+    /// Discarded up to here.
+    discarded: u64,
 }
 
 impl Zeroer {
-    pub fn new(may_be_thin: bool) -> Self {
+    /// For a device that may be thin as it can discard, or is a thin volume.
+    pub fn new(may_be_thin: bool, is_thin_volume: bool) -> Self {
         Self {
             punches: true,
-            looks: may_be_thin,
+            discards: is_thin_volume,
+            looks: may_be_thin || is_thin_volume,
             ranges: true,
+            discarded: 0,
         }
     }
 
@@ -58,6 +69,11 @@ impl Zeroer {
             return Piece::Done(length);
         }
         let mut length = length;
+        if self.discards && at >= self.discarded {
+            // What it leaves, as parts of blocks, is found by looking.
+            self.discards = sys::discard(file.as_fd(), at, length).is_ok();
+            self.discarded = at + length;
+        }
         if self.looks {
             match look(file, at, SMALL_PIECE.min(length)) {
                 Some(Piece::Left(left)) => length = left,
@@ -150,8 +166,10 @@ mod tests {
             let before = file.metadata().unwrap().blocks();
             let mut zeroer = Zeroer {
                 punches,
+                discards: false,
                 looks,
                 ranges,
+                discarded: 0,
             };
             let written = zero_all(&mut zeroer, &file, size);
             let mut bytes = vec![1; size as usize];
