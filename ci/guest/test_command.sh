@@ -246,7 +246,9 @@ backup()
 	done
 	null_blk "$SIZE"; target=$REPLY
 	put direct 0 $((SIZE << 20)) "$target"
-	blksnap restore "$work/backup" --point 3 "$dev=$target"
+	exits 1 blksnap restore "$work/backup" --point 3 "$dev=$target" 2>"$work/error"
+	grep -q -e "--overwrite" "$work/error"
+	blksnap restore "$work/backup" --point 3 "$dev=$target" --overwrite --check
 	same "$target" "$work/copy3"
 	check_with_qemu "$work/copy4"
 
@@ -402,7 +404,7 @@ backup_damaged()
 	# A target that is too small
 	null_blk 4; target=$REPLY
 	exits 1 blksnap restore "$work/backup" --point 2 "$target"
-	exits 4 blksnap restore "$work/backup" --point 1 "$target" --force
+	exits 4 blksnap restore "$work/backup" --point 1 "$target" --truncate
 	head -c 4M "$work/copy1" >"$work/start"
 	same "$target" "$work/start"
 	rm "$file"
@@ -419,7 +421,7 @@ exits()
 	equal "$want" "$status" "the exit code of $*"
 }
 
-# A target that is mounted
+# A target that is mounted, and one that holds a file system
 restore_mounted()
 {
 	local target
@@ -429,12 +431,114 @@ restore_mounted()
 	null_blk "$SIZE"; target=$REPLY
 	make_fs ext4 "$target"
 	mounted "$target"
-	exits 1 blksnap restore "$work/backup" "$target" 2>"$work/error"
+	# ext4 notes where it is mounted when a file is opened.
+	touch "$REPLY/file"
+	exits 1 blksnap restore "$work/backup" "$target" --overwrite 2>"$work/error"
 	cat "$work/error"
 	grep -q "in use" "$work/error"
+	grep -q "$REPLY" "$work/error"
 	umount "$REPLY"
-	blksnap restore "$work/backup" "$target"
+	exits 1 blksnap restore "$work/backup" "$target" --in-use 2>"$work/error"
+	cat "$work/error"
+	grep -q "ext4.*last mounted on $REPLY" "$work/error"
+	blksnap restore "$work/backup" "$target" --overwrite --check
 	same "$target" "$work/copy1"
+}
+
+# A mount in another mount namespace, which cannot be seen from here
+restore_mounted_elsewhere()
+{
+	local target where holder
+
+	begin
+	back_up "$work/copy1"
+	null_blk "$SIZE"; target=$REPLY
+	make_fs ext4 "$target"
+	where=$(mktemp -d "$scratch/elsewhere.XXXXXX")
+	undo rmdir "$where"
+	unshare --mount sh -c 'mount "$1" "$2" && touch "$3" && exec sleep 600' sh \
+		"$target" "$where" "$work/mounted" &
+	holder=$!
+	undo stop "$holder"
+	eventually test -e "$work/mounted"
+	exits 1 blksnap restore "$work/backup" "$target" --overwrite --truncate \
+		2>"$work/error"
+	cat "$work/error"
+	grep -q "in use" "$work/error"
+}
+
+# Logical blocks of another size, of which the manifest knows
+restore_other_block_size()
+{
+	local target
+
+	begin
+	back_up "$work/copy1"
+	null_blk "$SIZE" blocksize=4096; target=$REPLY
+	exits 1 blksnap restore "$work/backup" "$target" 2>"$work/error"
+	cat "$work/error"
+	grep -q -e "--other-block-size" "$work/error"
+	blksnap restore "$work/backup" "$target" --other-block-size --check
+	same "$target" "$work/copy1"
+}
+
+# The file systems of the partitions are named, too.
+restore_partitions()
+{
+	local target
+
+	begin
+	back_up "$work/copy1"
+	partitioned "$SIZE"; target=$REPLY
+	make_fs ext4 "${target}p1"
+	mounted "${target}p1"
+	touch "$REPLY/file"
+	umount "$REPLY"
+	exits 1 blksnap restore "$work/backup" "$target" 2>"$work/error"
+	cat "$work/error"
+	grep -q "partition table (dos), ${target}p1 is ext4, last mounted on $REPLY" \
+		"$work/error"
+}
+
+# A thin volume takes what there is data, though it cannot deallocate by writing zeroes.
+restore_thin()
+{
+	local meta pool target
+
+	begin
+	dd if=/dev/zero of="$dev" bs=1M seek=4 count=$((SIZE - 4)) oflag=direct conv=notrunc \
+		status=none
+	back_up "$work/copy1"
+	null_blk 4; meta=$REPLY
+	null_blk 32; pool=$REPLY
+	dm blksnap-pool "0 $((32 << 11)) thin-pool $meta $pool 128 0"
+	pool=$REPLY
+	dmsetup message blksnap-pool 0 "create_thin 0"
+	dm blksnap-thin "0 $((SIZE << 11)) thin $pool 0"
+	target=$REPLY
+	blksnap restore "$work/backup" "$target" --check
+	same "$target" "$work/copy1"
+	equal 64 "$(thin_blocks)" "the blocks that are used"
+	# Full, it takes no more than before, and as a volume of LVM less again.
+	put direct 0 $((SIZE << 20)) "$target"
+	equal 256 "$(thin_blocks)" "the blocks that are used"
+	blksnap restore "$work/backup" "$target" --overwrite --check
+	same "$target" "$work/copy1"
+	equal 256 "$(thin_blocks)" "the blocks that are used"
+	dmsetup rename --noudevsync blksnap-pool --setuuid LVM-blksnap-pool-tpool
+	dmsetup rename --noudevsync blksnap-thin --setuuid LVM-blksnap-thin
+	blksnap restore "$work/backup" "$target" --overwrite --check
+	same "$target" "$work/copy1"
+	equal 64 "$(thin_blocks)" "the blocks that are used"
+}
+
+# How many blocks of 64 KiB of the pool are used
+thin_blocks()
+{
+	# With what the pool has not written yet
+	dmsetup suspend --noudevsync blksnap-pool
+	dmsetup resume --noudevsync blksnap-pool
+	dmsetup status blksnap-pool | awk '{ split($6, used, "/"); print used[1] }'
 }
 
 # What changed, for other backup programs
@@ -517,6 +621,10 @@ run_cases \
 	"command: backup to a full filesystem" backup_full_target \
 	"command: backup that is damaged" backup_damaged \
 	"command: restore to what is mounted" restore_mounted \
+	"command: restore to what is mounted elsewhere" restore_mounted_elsewhere \
+	"command: restore to other logical blocks" restore_other_block_size \
+	"command: restore to a disk with partitions" restore_partitions \
+	"command: restore to a thin volume" restore_thin \
 	"command: changed" changed \
 	"command: recipe with restic" recipe_restic \
 	"command: recipe with borg" recipe_borg

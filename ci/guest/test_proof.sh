@@ -181,7 +181,7 @@ restored()
 		discard "${targets[$kind]}"
 	done
 	blksnap restore "$work/backup" --point "$point" "${devices[ext4]}=${targets[ext4]}" \
-		"${devices[xfs]}=${targets[xfs]}" >/dev/null
+		"${devices[xfs]}=${targets[xfs]}" --overwrite --check >/dev/null
 	both is_same "$point"
 	for kind in "${KINDS[@]}"; do
 		check_"$kind" "${targets[$kind]}"

@@ -73,6 +73,8 @@ pub enum Operation {
     Prune,
     /// Writing a restore point to a device or file.
     Restore,
+    /// Confirming that a target has what was written to it.
+    CheckTarget,
     /// Telling which blocks of a device changed.
     Changed,
     /// Writing man pages.
@@ -297,6 +299,7 @@ impl Error {
             Operation::CheckBackup => format!("trust {path}"),
             Operation::Prune => format!("prune the backup in {path}"),
             Operation::Restore => format!("restore to {path}"),
+            Operation::CheckTarget => format!("confirm what was restored to {path}"),
             Operation::Changed => format!("tell what changed on {path}"),
             Operation::Document => format!("write {path}"),
             Operation::Print => "write to standard output".to_owned(),

@@ -272,13 +272,29 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "a file of the backup is missing",
             "\"blksnap verify DIR\" tells which restore points are affected",
         ),
-        (BackUp | ReadBackup | WriteBackup | Restore | OpenBackup, Errno::IO) => because(
+        (BackUp | ReadBackup | WriteBackup | Restore | CheckTarget | OpenBackup, Errno::IO) => because(
             "the device or filesystem reported an I/O error",
             "look into the kernel's log with \"dmesg\"",
         ),
         (Restore, Errno::BUSY) => because(
             "it is mounted or in use otherwise",
-            "unmount it, or say --force if its content may change under whoever uses it",
+            "unmount it, or say --in-use if its content may change under what uses it",
+        ),
+        (Restore, Errno::TXTBSY) => because(
+            "it is in use as swap space or as a program that runs",
+            "end that use, or name another target",
+        ),
+        (Restore, Errno::ROFS) => because(
+            "it is read-only, or on a filesystem that is mounted read-only",
+            "name a target that can be written to; \"lsblk -o NAME,RO\" shows which disks can",
+        ),
+        (Restore, Errno::EXIST) => because(
+            "a file of that name was created meanwhile",
+            "look at what it is, and restore again",
+        ),
+        (Restore, Errno::PIPE) => because(
+            "what reads it has ended before the end",
+            "look at why it ended, and restore again",
         ),
         (Restore, Errno::NOSPC | Errno::DQUOT) => because(
             "there is no space left",
@@ -295,7 +311,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "the path does not exist",
             "check its spelling; \"lsblk -p\" lists the block devices",
         ),
-        (Document | Restore | WriteBackup | BackUp | OpenBackup | ReadBackup, _) => {
+        (Document | Restore | CheckTarget | WriteBackup | BackUp | OpenBackup | ReadBackup, _) => {
             Explanation::default()
         }
 
@@ -414,6 +430,7 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::AGAIN => "EAGAIN",
         Errno::EXIST => "EEXIST",
         Errno::ROFS => "EROFS",
+        Errno::PIPE => "EPIPE",
         Errno::DEADLK => "EDEADLK",
         Errno::NODATA => "ENODATA",
         Errno::OVERFLOW => "EOVERFLOW",
@@ -506,6 +523,10 @@ mod tests {
             (WriteBackup, Errno::FBIG),
             (ReadBackup, Errno::NOENT),
             (Restore, Errno::BUSY),
+            (Restore, Errno::TXTBSY),
+            (Restore, Errno::ROFS),
+            (Restore, Errno::EXIST),
+            (Restore, Errno::PIPE),
             (OpenDevice, Errno::NOENT),
             (OpenDevice, Errno::NOTBLK),
             (OpenDevice, Errno::ACCESS),

@@ -42,6 +42,8 @@ pub mod kernel;
 pub mod mounts;
 pub mod run;
 pub mod signals;
+pub mod signature;
+pub mod stack;
 pub mod storage;
 pub mod sysfs;
 

@@ -2,7 +2,7 @@
 
 //! The system calls; all `unsafe` of the crate is here.
 //!
-//! Every function but the last three is one ioctl, takes what it needs by reference
+//! Every function but the last four is one ioctl, takes what it needs by reference
 //! and returns the kernel's errno untouched. None of them keeps a pointer.
 
 use std::ffi::c_uint;
@@ -256,6 +256,15 @@ pub(crate) fn snapshot_watch(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> 
     unsafe { update::<{ abi::SNAPSHOT_WATCH }, _>(fd, &mut id) }
 }
 
+/// Discards a range of a block device, in bytes.
+pub(crate) fn discard(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()> {
+    // BLKDISCARD, which has no size in its number.
+    const DISCARD: Opcode = ioctl::opcode::none(0x12, 119);
+    let mut range = [offset, length];
+    // SAFETY: the type is that of the ioctl, without addresses.
+    unsafe { update::<DISCARD, _>(fd, &mut range) }
+}
+
 /// Lets signals reach this thread.
 pub(crate) fn unblock(signals: &[i32]) -> io::Result<()> {
     let mut set = MaybeUninit::uninit();
@@ -293,4 +302,32 @@ pub(crate) fn close_on_exec() -> io::Result<()> {
 pub(crate) fn leads_session() -> bool {
     // SAFETY: without addresses.
     unsafe { libc::getsid(0) == libc::getpid() }
+}
+
+/// Whether a file, which is open here once and for writing, is open elsewhere, in whatever
+/// mount namespace. False where the kernel does not tell.
+pub(crate) fn is_open_elsewhere(fd: BorrowedFd<'_>) -> bool {
+    // Remote file systems grant leases by rules of their own.
+    const REMOTE: [u32; 3] = [0x6969, 0xff53_4d42, 0xfe53_4d42];
+    match rustix::fs::fstatfs(fd) {
+        Ok(stat) if !REMOTE.contains(&(stat.f_type as u32)) => (),
+        _ => return false,
+    }
+    // As <asm-generic/fcntl.h> has it, and the libc crate not.
+    const F_SETSIG: libc::c_int = 10;
+    let fd = fd.as_raw_fd();
+    // Somebody who opens it just now makes the kernel send a signal: one that is ignored by
+    // default, unlike SIGIO.
+    // SAFETY: without addresses.
+    if unsafe { libc::fcntl(fd, F_SETSIG, libc::SIGURG) } != 0 {
+        return false;
+    }
+    // A lease for writing is granted to the only one who has the file open.
+    // SAFETY: as above.
+    if unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_WRLCK) } != 0 {
+        return io::Error::last_os_error().kind() == io::ErrorKind::WouldBlock;
+    }
+    // SAFETY: as above.
+    unsafe { libc::fcntl(fd, libc::F_SETLEASE, libc::F_UNLCK) };
+    false
 }

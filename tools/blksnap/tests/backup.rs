@@ -7,6 +7,8 @@
 //! what those processes run.
 
 mod common;
+#[path = "common/files.rs"]
+mod files;
 
 use std::fs;
 use std::path::Path;
@@ -20,114 +22,28 @@ use blksnap::backup;
 use blksnap::backup::plan::Mode;
 use blksnap::backup::Progress;
 use blksnap::backup::Watch;
-use blksnap::device::Attachment;
-use blksnap::device::SnapshotState;
-use blksnap::device::Takes;
-use blksnap::device::Tracking;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::guardian;
 use blksnap::guardian::Guarded;
-use blksnap::kernel::Kernel;
 use blksnap::signals::Signals;
 use blksnap::Bytes;
 use blksnap::Error;
 use blksnap::Result;
 use blksnap::Sectors;
-use blksnap::Uuid;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use common::kill;
 use common::start_role;
 use common::DIRECTORY;
-use common::ID;
 use common::ROLE;
+use files::Files;
 
 const BANDWIDTH: &str = "BLKSNAP_TEST_BANDWIDTH";
 
-const SIZE: usize = 2 << 20;
-const BLOCK: usize = 64 << 10;
-
-/// A kernel of files: "disk" is the device, "held" its image while there is a
-/// snapshot, "number" that of the newest. Everything counts as changed.
-#[derive(Clone)]
-struct Files(PathBuf);
-
-impl Files {
-    fn number(&self) -> u8 {
-        let text = fs::read_to_string(self.0.join("number")).unwrap_or_default();
-        text.parse().unwrap_or(0)
-    }
-}
-
-impl Kernel for Files {
-    fn attach(&self, _device: &Path) -> Result<Attachment> {
-        Ok(Attachment::Already)
-    }
-
-    fn detach(&self, _device: &Path) -> Result<()> {
-        Ok(())
-    }
-
-    fn create(&self, _store: &Path, _limit: Sectors) -> Result<Uuid> {
-        Ok(ID)
-    }
-
-    fn add(&self, _id: Uuid, _device: &Path) -> Result<()> {
-        Ok(())
-    }
-
-    fn take(&self, _id: Uuid) -> Result<()> {
-        fs::write(self.0.join("number"), (self.number() + 1).to_string()).unwrap();
-        fs::copy(self.0.join("disk"), self.0.join("held")).unwrap();
-        Ok(())
-    }
-
-    fn destroy(&self, id: Uuid) -> Result<()> {
-        fs::remove_file(self.0.join("held"))
-            .map_err(|_| Error::from_errno(Operation::Destroy, rustix::io::Errno::NODEV).of(id))
-    }
-
-    fn snapshot_state(&self, _device: &Path) -> Result<SnapshotState> {
-        Ok(SnapshotState {
-            error_code: 0,
-            image: Some("held".to_owned()),
-        })
-    }
-
-    fn tracking(&self, _device: &Path) -> Result<Tracking> {
-        Ok(Tracking {
-            device_capacity: SIZE as u64,
-            block_size: BLOCK as u32,
-            block_count: (SIZE / BLOCK) as u32,
-            generation_id: Uuid::from_bytes([1; 16]),
-            changes_number: self.number(),
-        })
-    }
-
-    fn takes(&self, _device: &Path) -> Result<Option<Takes>> {
-        Ok(Some(Takes {
-            generation_id: Uuid::from_bytes([1; 16]),
-            ids: (1..=self.number())
-                .map(|number| Some(Uuid::from_bytes([number; 16])))
-                .collect(),
-        }))
-    }
-
-    fn read_map(&self, _device: &Path, map: &mut [u8]) -> Result<()> {
-        map.fill(self.number());
-        Ok(())
-    }
-
-    fn image_node(&self, image: &str) -> Option<PathBuf> {
-        Some(self.0.join(image))
-    }
-
-    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
-        Vec::new()
-    }
-}
+const SIZE: usize = files::SIZE;
+const BLOCK: usize = files::BLOCK;
 
 /// Stops at a signal.
 struct Watcher(Signals);
@@ -278,7 +194,7 @@ impl Disk {
 
     /// All restore points are what the disk was.
     fn check(&self) {
-        assert!(!self.path("held").exists());
+        assert!(!self.path("disk.held").exists());
         let list = self.json(&["list"]);
         assert_eq!(
             list["points"].as_array().unwrap().len(),
@@ -323,7 +239,7 @@ fn a_backup_that_is_killed_is_cleared_away_by_the_next() {
     let mut disk = Disk::new();
     disk.change(2);
     let mut child = disk.start_slowly();
-    assert!(disk.path("held").exists());
+    assert!(disk.path("disk.held").exists());
     let output = disk.run(&["verify", "--json"]);
     assert_eq!(output.status.code(), Some(1));
     let error: Value = serde_json::from_slice(&output.stderr).unwrap();
@@ -333,7 +249,7 @@ fn a_backup_that_is_killed_is_cleared_away_by_the_next() {
 
     kill(&child, Signal::KILL);
     child.wait().unwrap();
-    disk.wait_until("the guardian", || !disk.path("held").exists());
+    disk.wait_until("the guardian", || !disk.path("disk.held").exists());
     assert!(disk.path("backup/000002.partial").exists());
     disk.check();
     assert_eq!(disk.back_up()["devices"][0]["base"], 1);
@@ -391,14 +307,14 @@ fn the_command_restores_verifies_and_prunes() {
     let target = disk.path("restored");
     let target = target.to_str().unwrap();
     let code = |arguments: &[&str]| disk.run(arguments).status.code().unwrap();
-    assert_eq!(code(&["restore", "--point=1", target, "--force"]), 1);
+    assert_eq!(code(&["restore", "--point=1", target, "--overwrite"]), 1);
     assert_eq!(code(&["restore", target]), 1);
     // A name mistyped makes no file among the devices.
     assert_eq!(code(&["restore", "/dev/blksnap-no-such-disk"]), 1);
     assert!(!Path::new("/dev/blksnap-no-such-disk").exists());
     let name = format!("/dev/disk={target}");
-    assert_eq!(code(&["restore", &name, &name, "--force"]), 2);
-    assert_eq!(code(&["restore", target, "--force"]), 0);
+    assert_eq!(code(&["restore", &name, &name, "--overwrite"]), 2);
+    assert_eq!(code(&["restore", target, "--overwrite"]), 0);
     assert!(fs::read(target).unwrap() == disk.restore_points[3]);
 
     let image = disk.path("backup/000003/disk.qcow2");
@@ -413,7 +329,7 @@ fn the_command_restores_verifies_and_prunes() {
     assert_eq!(report["damaged"].as_array().unwrap().len(), 1);
     assert_eq!(report["damaged"][0]["point"], 3);
     assert_eq!(report["damaged"][0]["images"][0], "000003/disk");
-    let output = disk.run(&["restore", "--point=3", target, "--force", "--json"]);
+    let output = disk.run(&["restore", "--point=3", target, "--overwrite", "--json"]);
     assert_eq!(output.status.code(), Some(4));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["devices"][0]["damaged"][0]["length"], BLOCK);

@@ -147,6 +147,8 @@ fn wrong_command_lines_exit_with_2() {
         ],
         &["restore", "/tmp"],
         &["restore", "/tmp", "x", "--in-place"],
+        &["restore", "/tmp", "x", "--moved-name"],
+        &["restore", "/tmp", "x", "--force"],
         &["prune", "/tmp"],
         &["prune", "/tmp", "--keep", "0"],
         &["changed", "/dev/null", "--since", "256"],

@@ -116,6 +116,7 @@ impl<'a> Copier<'a> {
             name: format!("{}/{}", manifest::directory(self.number), job.label),
             base,
             size,
+            logical_block_size: job.source.logical_block_size(),
             generation_id: job.tracking.generation_id,
             changes_number: job.tracking.changes_number,
             take_id: job.takes.as_ref().and_then(Takes::newest),

@@ -42,8 +42,10 @@ pub struct Point {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PointDevice {
-    /// The device as it was named then, made absolute. Only a label: names may
-    /// move from disk to disk.
+    /// The device as it was named then, made absolute, as [`name`] writes it. Only a
+    /// label: names may move from disk to disk.
+    ///
+    /// [`name`]: super::name
     pub device: String,
     /// Name of its image.
     pub image: String,
@@ -60,6 +62,9 @@ pub struct Image {
     pub base: Option<String>,
     /// Bytes of the device.
     pub size: u64,
+    /// Bytes of a logical block of the device; older backups do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub logical_block_size: Option<u32>,
     /// The generation of the device's change tracking. Proves that it is the
     /// same device, as every start of tracking has another one.
     pub generation_id: Uuid,
@@ -282,6 +287,7 @@ pub(super) mod tests {
             name: name.to_owned(),
             base: base.map(str::to_owned),
             size: 1 << 20,
+            logical_block_size: None,
             generation_id: Uuid::from_bytes([generation; 16]),
             changes_number: number,
             take_id: Some(take(generation, number)),
@@ -349,6 +355,16 @@ pub(super) mod tests {
         assert!(!text.contains("take_id"));
         assert_eq!(Manifest::from_json(&text), Ok(manifest));
         assert!(sample().to_json().contains("take_id"));
+    }
+
+    #[test]
+    fn images_without_a_block_size_are_read_as_before() {
+        let mut manifest = sample();
+        let old = manifest.to_json();
+        assert!(!old.contains("logical_block_size"));
+        assert_eq!(Manifest::from_json(&old), Ok(manifest.clone()));
+        manifest.images[2].logical_block_size = Some(4096);
+        assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
     }
 
     #[test]

@@ -12,17 +12,24 @@
 
 pub mod changes;
 pub mod copy;
+pub mod grounds;
 pub mod image;
 pub mod manifest;
+pub mod name;
 pub mod plan;
 pub mod prune;
+pub mod readback;
 pub mod restore;
 pub mod sink;
 pub mod source;
+pub mod spot;
 pub mod store;
+pub mod stream;
 pub mod sums;
+pub mod target;
 pub mod verify;
 pub mod view;
+pub mod zero;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -258,10 +265,9 @@ fn make(
 /// Looks at a device and decides what is to be read.
 fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) -> Result<Job> {
     // For a restore in place, which may be begun in another directory.
-    let name = std::path::absolute(&device.device)
-        .map_err(|error| Error::from_io(Operation::BackUp, &error).on(&device.device))?
-        .display()
-        .to_string();
+    let path = std::path::absolute(&device.device)
+        .map_err(|error| Error::from_io(Operation::BackUp, &error).on(&device.device))?;
+    let name = name::encode(&path);
     let tracking = kernel
         .tracking(&device.path)
         .map_err(|error| error.on(&device.device))?;

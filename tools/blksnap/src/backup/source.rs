@@ -85,6 +85,11 @@ impl Source {
         self.size
     }
 
+    /// Bytes of a logical block, which an image has from its device.
+    pub fn logical_block_size(&self) -> Option<u32> {
+        rustix::fs::ioctl_blksszget(&self.file).ok()
+    }
+
     /// Fills `bytes`, which are of a [`Buffer`].
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
         self.read_at(offset, bytes)

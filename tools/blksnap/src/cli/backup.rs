@@ -3,14 +3,8 @@
 //! "blksnap backup", and what works with its restore points; "changed", for
 //! other backup programs.
 
-use std::ffi::OsStr;
-use std::ffi::OsString;
-use std::fs;
 use std::num::NonZeroUsize;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Component;
 use std::path::Path;
-use std::path::PathBuf;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
@@ -18,9 +12,7 @@ use blksnap::backup;
 use blksnap::backup::changes;
 use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
-use blksnap::backup::manifest::PointDevice;
 use blksnap::backup::plan::Mode;
-use blksnap::backup::restore::Restore;
 use blksnap::backup::store::Store;
 use blksnap::device::Takes;
 use blksnap::error::Exit;
@@ -98,7 +90,7 @@ fn failed_if(is_failed: bool, exit: Exit) -> u8 {
 }
 
 /// The restore point that is wanted, or the newest.
-fn find(store: &Store, wanted: Option<u64>) -> Result<&Point> {
+pub fn find(store: &Store, wanted: Option<u64>) -> Result<&Point> {
     let manifest = store.manifest();
     let found = match wanted {
         Some(number) => manifest.point(number),
@@ -117,133 +109,6 @@ fn find(store: &Store, wanted: Option<u64>) -> Result<&Point> {
                 directory.display()
             ))
     })
-}
-
-pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
-    let store = Store::open(&args.directory)?;
-    let point = find(&store, args.point)?;
-    let targets = match args.in_place {
-        true => in_place(point, args.force)?,
-        false => assign(point, &args.targets)?,
-    };
-    // All are looked at before anything is written.
-    let mut attendants = Vec::new();
-    let mut restores = Vec::new();
-    for (device, target) in &targets {
-        attendants.push(Attendant::new(*output, Operation::Restore, target)?);
-        restores.push(Restore::open(
-            &store,
-            &device.device,
-            &device.image,
-            target,
-            args.force,
-            &restores,
-        )?);
-    }
-    let mut reports = Vec::new();
-    let mut text = Vec::new();
-    for ((restore, mut attendant), (device, target)) in
-        restores.into_iter().zip(attendants).zip(&targets)
-    {
-        let report = restore.run(&mut attendant)?;
-        drop(attendant);
-        if report.truncated {
-            output.warning(&format!(
-                "{} is smaller; the end is missing",
-                target.display()
-            ));
-        }
-        for extent in &report.damaged {
-            let reason = format!(
-                "its bytes {} to {} are not what was backed up: the backup has a wrong checksum \
-                 there, or cannot be read",
-                extent.offset,
-                extent.end()
-            );
-            output.error(&Error::new(Operation::CheckBackup, reason).on(target));
-        }
-        text.push(format!(
-            "restore point {}: {} is restored to {}",
-            point.number,
-            device.device,
-            target.display()
-        ));
-        reports.push(report);
-    }
-    let is_damaged = reports.iter().any(|report| !report.damaged.is_empty());
-    Ok(output.result(
-        &json!({ "point": point.number, "devices": reports }),
-        &text.join("\n"),
-        failed_if(is_damaged, Exit::Damaged),
-    ))
-}
-
-/// Every device with where it came from, as far as that can be known by its name.
-fn in_place(point: &Point, force: bool) -> Result<Vec<(&PointDevice, PathBuf)>> {
-    let mut places = Vec::new();
-    for device in &point.devices {
-        let path = PathBuf::from(&device.device);
-        if !force && !is_lasting(&path, Path::new("/dev")) {
-            let reason = "names like this move from disk to disk, and it may be another one now";
-            let remedy = format!(
-                "say where to instead of --in-place, as \"{}=TARGET\"",
-                device.device
-            );
-            return Err(Error::new(Operation::Restore, reason)
-                .on(&path)
-                .remedied_by(remedy));
-        }
-        places.push((device, path));
-    }
-    Ok(places)
-}
-
-/// Whether a name is that of one disk for ever, as those in /dev/disk/by-id: not
-/// one that the kernel gives in the order in which it finds disks, as are all in `dev`
-/// itself but links, nor one that depends on the directory.
-fn is_lasting(path: &Path, dev: &Path) -> bool {
-    let is_plain = path.is_absolute() && !path.components().any(|it| it == Component::ParentDir);
-    let Ok(name) = path.strip_prefix(dev) else {
-        return is_plain;
-    };
-    let is_link = || fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
-    let is_number = name.starts_with("block") || name.starts_with("disk/by-diskseq");
-    is_plain && !is_number && (name.components().count() > 1 || is_link())
-}
-
-/// Whether what a user says is this device, which was made absolute when it was backed up.
-fn is_name(said: &OsStr, device: &str) -> bool {
-    let absolute = std::path::absolute(said);
-    said == device || absolute.is_ok_and(|path| path.display().to_string() == device)
-}
-
-/// Which device goes where.
-fn assign<'a>(point: &'a Point, targets: &[OsString]) -> Result<Vec<(&'a PointDevice, PathBuf)>> {
-    let names = || {
-        let names: Vec<&str> = point.devices.iter().map(|it| it.device.as_str()).collect();
-        names.join(", ")
-    };
-    let mut assigned: Vec<(&PointDevice, PathBuf)> = Vec::new();
-    for target in targets {
-        // A name may have any character, so that it is looked for in what there is.
-        let named = target.as_bytes().iter().enumerate().find_map(|(at, byte)| {
-            let (name, path) = target.as_bytes().split_at(at);
-            let named = |it: &&PointDevice| is_name(OsStr::from_bytes(name), &it.device);
-            let device = (*byte == b'=').then(|| point.devices.iter().find(named))?;
-            Some((device?, &path[1..]))
-        });
-        let (device, path) = match (named, &point.devices[..]) {
-            (Some(named), _) => named,
-            (None, [only]) => (only, target.as_bytes()),
-            (None, _) => {
-                let reason = format!("the restore point has several devices: {}", names());
-                return Err(Error::new(Operation::Arguments, reason)
-                    .remedied_by("say which one goes where, as DEV=TARGET"));
-            }
-        };
-        assigned.push((device, PathBuf::from(OsStr::from_bytes(path))));
-    }
-    Ok(assigned)
 }
 
 pub fn verify(output: &Output, directory: &Path, point: Option<u64>) -> Result<u8> {
@@ -405,20 +270,6 @@ pub fn changed(
 mod tests {
     use super::*;
 
-    fn point(names: &[&str]) -> Point {
-        Point {
-            number: 1,
-            time: 0,
-            devices: names
-                .iter()
-                .map(|name| PointDevice {
-                    device: (*name).to_owned(),
-                    image: "000001/x".to_owned(),
-                })
-                .collect(),
-        }
-    }
-
     #[test]
     fn takes_are_found_by_their_ids() {
         let id = |byte| Uuid::from_bytes([byte; 16]);
@@ -431,85 +282,5 @@ mod tests {
             .unwrap_err()
             .contains("does not know"));
         assert!(number_of(id(3), None).unwrap_err().contains("driver"));
-    }
-
-    fn assigned(names: &[&str], targets: &[&str]) -> Result<Vec<(String, PathBuf)>> {
-        let targets: Vec<OsString> = targets.iter().map(OsString::from).collect();
-        let point = point(names);
-        let assigned = assign(&point, &targets)?;
-        Ok(assigned
-            .into_iter()
-            .map(|(device, path)| (device.device.clone(), path))
-            .collect())
-    }
-
-    #[test]
-    fn targets_find_their_devices() {
-        let one = ["/dev/a"];
-        let two = ["/dev/a", "/dev/a=b"];
-        let pair = |device: &str, path: &str| (device.to_owned(), PathBuf::from(path));
-        assert_eq!(assigned(&one, &["x=y"]).unwrap(), [pair("/dev/a", "x=y")]);
-        assert_eq!(
-            assigned(&one, &["/dev/a=x"]).unwrap(),
-            [pair("/dev/a", "x")]
-        );
-        assert_eq!(
-            assigned(&two, &["/dev/a=x", "/dev/a=y"]).unwrap(),
-            [pair("/dev/a", "x"), pair("/dev/a", "y")]
-        );
-        // Names need not be written as they are in the backup.
-        let here = std::env::current_dir().unwrap().join("disks/a=b");
-        let here = here.to_str().unwrap();
-        assert_eq!(
-            assigned(&["/dev/a", here], &["disks/a=b=x=y", "/dev//./a=z"]).unwrap(),
-            [pair(here, "x=y"), pair("/dev/a", "z")]
-        );
-        assert_eq!(assigned(&["a"], &["a=x"]).unwrap(), [pair("a", "x")]);
-        for targets in [&["x"][..], &["/dev/b=x"]] {
-            assert_eq!(assigned(&two, targets).unwrap_err().exit().code(), 2);
-        }
-    }
-
-    #[test]
-    fn names_that_move_are_not_restored_to() {
-        for name in [
-            "/dev/disk/by-id/ata-DISK",
-            "/dev/mapper/vg-home",
-            "/dev/vdata/home",
-            "/dev/md/home",
-            "/dev/blocks/home",
-            "/srv/disk.img",
-        ] {
-            assert!(in_place(&point(&[name]), false).is_ok(), "{name}");
-        }
-        for name in [
-            "/dev/sda",
-            "/dev//sda1",
-            "/dev/./nvme0n1p2",
-            "/dev/mapper/../vda",
-            "/dev/md127",
-            "/dev/dm-3",
-            "/dev/loop0",
-            "/dev/rbd0p1",
-            "/dev/block/8:16",
-            "/dev/disk/by-diskseq/3",
-            "/dev",
-            "sda",
-            "disk/by-id/ata-DISK",
-        ] {
-            let error = in_place(&point(&["/srv/x", name]), false).unwrap_err();
-            assert_eq!(error.exit().code(), 1, "{name}");
-            let remedy = error.remedy().unwrap();
-            assert!(remedy.contains(&format!("{name}=TARGET")), "{remedy}");
-            assert!(!remedy.contains("--force"), "{remedy}");
-            assert!(in_place(&point(&[name]), true).is_ok(), "{name}");
-        }
-
-        let dev = tempfile::tempdir().unwrap();
-        let of_udev = dev.path().join("backup-disk");
-        fs::write(dev.path().join("sda"), "").unwrap();
-        std::os::unix::fs::symlink("sda", &of_udev).unwrap();
-        assert!(is_lasting(&of_udev, dev.path()));
-        assert!(!is_lasting(&dev.path().join("sda"), dev.path()));
     }
 }

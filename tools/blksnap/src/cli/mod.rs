@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 mod args;
+mod assign;
 mod backup;
 mod commands;
 mod document;
@@ -8,6 +9,7 @@ mod events;
 mod grow;
 mod output;
 mod progress;
+mod restore;
 mod snapshot;
 mod status;
 
@@ -54,7 +56,7 @@ pub fn main() -> u8 {
         Subcommand::Version => commands::version(&output),
         Subcommand::Snapshot(args) => snapshot::snapshot(&output, args),
         Subcommand::Backup(args) => backup::backup(&output, args),
-        Subcommand::Restore(args) => backup::restore(&output, &args),
+        Subcommand::Restore(args) => restore::restore(&output, &args),
         Subcommand::Verify { directory, point } => backup::verify(&output, &directory, point),
         Subcommand::List { directory } => backup::list(&output, &directory),
         Subcommand::Prune {

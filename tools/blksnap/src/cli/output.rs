@@ -77,6 +77,11 @@ impl Output {
         }
     }
 
+    /// A result on standard error, for machines, where standard output has data.
+    pub fn record(&self, value: &impl Serialize) {
+        self.complain(&json!({ "result": value }).to_string());
+    }
+
     fn complain(&self, line: &str) {
         // At once, so that lines of several processes do not mix.
         let _ = io::stderr().write_all(format!("{line}\n").as_bytes());

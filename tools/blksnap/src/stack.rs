@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Which block devices lie below a file, and what uses a block device.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::path::PathBuf;
+
+use crate::device::DeviceNumber;
+use crate::mounts;
+use crate::mounts::Mount;
+
+/// Device and inode number of a file.
+pub type FileId = (u64, u64);
+
+pub fn file_id(metadata: &Metadata) -> FileId {
+    (metadata.dev(), metadata.ino())
+}
+
+/// What something lies on, all the way down.
+#[derive(Debug, Default)]
+pub struct Below {
+    pub devices: BTreeSet<DeviceNumber>,
+    /// Backing files of loop devices.
+    pub files: BTreeSet<FileId>,
+}
+
+/// A view of sysfs and of the mounts.
+#[derive(Debug)]
+pub struct Stack {
+    sys: PathBuf,
+    dev: PathBuf,
+    mounts: Vec<Mount>,
+}
+
+impl Default for Stack {
+    fn default() -> Self {
+        Self {
+            sys: "/sys".into(),
+            dev: "/dev".into(),
+            mounts: mounts::read().unwrap_or_default(),
+        }
+    }
+}
+
+impl Stack {
+    /// What a file or directory lies on, as far as sysfs knows.
+    pub fn below_file(&self, path: &Path) -> Below {
+        let mut below = Below::default();
+        self.add_file(path, &mut below);
+        below
+    }
+
+    /// What a block device lies on: itself, its disk if it is a partition, and the
+    /// devices that it is made of.
+    pub fn below_device(&self, number: DeviceNumber) -> Below {
+        let mut below = Below::default();
+        self.add_device(number, &mut below);
+        below
+    }
+
+    fn add_file(&self, path: &Path, below: &mut Below) {
+        let Ok(path) = fs::canonicalize(path) else {
+            return;
+        };
+        let Ok(metadata) = fs::metadata(&path) else {
+            return;
+        };
+        let number = DeviceNumber::from_raw(metadata.dev());
+        if self.directory(number).is_some() {
+            return self.add_device(number, below);
+        }
+        // That of a btrfs is anonymous, and another one for each subvolume.
+        let mount = self
+            .mounts
+            .iter()
+            .filter(|mount| path.starts_with(&mount.mount_point))
+            // Of several at one place the last one counts.
+            .max_by_key(|mount| mount.mount_point.components().count());
+        if let Some(number) = mount.and_then(|mount| block_device(&mount.source)) {
+            self.add_device(number, below);
+        }
+    }
+
+    fn add_device(&self, number: DeviceNumber, below: &mut Below) {
+        if !below.devices.insert(number) {
+            return;
+        }
+        let Some(directory) = self.directory(number) else {
+            return;
+        };
+        if directory.join("partition").exists() {
+            if let Some(disk) = directory.parent().and_then(number_in) {
+                self.add_device(disk, below);
+            }
+        }
+        for name in names_in(&directory.join("slaves")) {
+            self.add_named(&name, below);
+        }
+        for name in self.btrfs_siblings(&directory) {
+            self.add_named(&name, below);
+        }
+        if let Ok(file) = fs::read(directory.join("loop/backing_file")) {
+            let path = PathBuf::from(String::from_utf8_lossy(&file).trim_end_matches('\n'));
+            if let Ok(metadata) = fs::metadata(&path) {
+                below.files.insert(file_id(&metadata));
+                self.add_file(&path, below);
+            }
+        }
+    }
+
+    fn add_named(&self, name: &str, below: &mut Below) {
+        if let Some(number) = number_in(&self.sys.join("class/block").join(name)) {
+            self.add_device(number, below);
+        }
+    }
+
+    /// The devices that have a btrfs together with this one.
+    fn btrfs_siblings(&self, directory: &Path) -> Vec<String> {
+        let Some(name) = directory.file_name().and_then(|name| name.to_str()) else {
+            return Vec::new();
+        };
+        let filesystems = self.sys.join("fs/btrfs");
+        names_in(&filesystems)
+            .into_iter()
+            .map(|uuid| names_in(&filesystems.join(uuid).join("devices")))
+            .find(|names| names.iter().any(|it| it == name))
+            .unwrap_or_default()
+    }
+
+    /// What uses a block device or a partition of it, in words; empty if that cannot
+    /// be seen from here.
+    pub fn users(&self, number: DeviceNumber) -> Vec<String> {
+        let Some(directory) = self.directory(number) else {
+            return Vec::new();
+        };
+        let mut directories = vec![directory.clone()];
+        directories.extend(self.partitions(number).into_iter().map(|(_, path)| path));
+        let numbers: Vec<_> = directories.iter().filter_map(|it| number_in(it)).collect();
+
+        let is_source =
+            |source: &Path| block_device(source).is_some_and(|it| numbers.contains(&it));
+        let mut users: Vec<String> = mounts::points_on(&self.mounts, &numbers, is_source)
+            .iter()
+            .map(|point| format!("it is mounted on {}", point.display()))
+            .collect();
+        for holder in directories
+            .iter()
+            .flat_map(|it| names_in(&it.join("holders")))
+        {
+            let name =
+                fs::read_to_string(self.sys.join("class/block").join(&holder).join("dm/name"));
+            users.push(match name {
+                Ok(name) => format!("{holder} ({}) is on top of it", name.trim()),
+                Err(_) => format!("{holder} is on top of it"),
+            });
+        }
+        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
+        for name in swaps.lines().skip(1).filter_map(|it| it.split(' ').next()) {
+            if block_device(Path::new(name)).is_some_and(|it| numbers.contains(&it)) {
+                users.push("it is swap space in use".to_owned());
+            }
+        }
+        users
+    }
+
+    /// Vendor, model and serial number, or what else tells a person which device
+    /// it is.
+    pub fn identity(&self, number: DeviceNumber) -> Option<String> {
+        let directory = self.directory(number)?;
+        let read = |directory: &Path, name: &str| {
+            let text = fs::read_to_string(directory.join(name)).ok()?;
+            Some(text.trim().to_owned()).filter(|text| !text.is_empty())
+        };
+        if let Some(file) = read(&directory, "loop/backing_file") {
+            return Some(format!("a loop device on {file}"));
+        }
+        if let Some(name) = read(&directory, "dm/name") {
+            return Some(format!("device-mapper {name}"));
+        }
+        let (what, disk) = match directory.join("partition").exists() {
+            true => ("a partition of ", directory.parent()?),
+            false => ("", directory.as_path()),
+        };
+        let vendor = read(disk, "device/vendor").filter(|text| !text.starts_with("0x"));
+        let serial = read(disk, "serial").or_else(|| read(disk, "device/serial"));
+        let words: Vec<String> = [
+            vendor,
+            read(disk, "device/model"),
+            serial.map(|serial| format!("serial number {serial}")),
+        ]
+        .into_iter()
+        .flatten()
+        .collect();
+        match words.is_empty() {
+            true => None,
+            false => Some(format!("{what}{}", words.join(" "))),
+        }
+    }
+
+    /// The partitions of a disk: node and directory in sysfs.
+    pub fn partitions(&self, number: DeviceNumber) -> Vec<(PathBuf, PathBuf)> {
+        let Some(disk) = self.directory(number) else {
+            return Vec::new();
+        };
+        let mut found: Vec<_> = names_in(&disk)
+            .into_iter()
+            .filter(|name| disk.join(name).join("partition").is_file())
+            .map(|name| (self.dev.join(name.replace('!', "/")), disk.join(&name)))
+            .collect();
+        found.sort();
+        found
+    }
+
+    /// Whether it can discard: then it may be thin.
+    pub fn can_discard(&self, number: DeviceNumber) -> bool {
+        let below = |directory: &Path| {
+            let text = fs::read_to_string(directory.join("queue/discard_max_bytes")).ok()?;
+            text.trim().parse::<u64>().ok()
+        };
+        self.directory(number).is_some_and(|directory| {
+            let bytes = below(&directory).or_else(|| below(directory.parent()?));
+            bytes.is_some_and(|bytes| bytes > 0)
+        })
+    }
+
+    /// Whether it is a thin volume of LVM, of which a discarded block reads as zeroes, or
+    /// as its external origin.
+    pub fn is_thin_volume(&self, number: DeviceNumber) -> bool {
+        let uuid = |directory: &Path| fs::read_to_string(directory.join("dm/uuid")).ok();
+        let Some(directory) = self.directory(number) else {
+            return false;
+        };
+        let pools = names_in(&directory.join("slaves"));
+        uuid(&directory).is_some_and(|uuid| uuid.starts_with("LVM-"))
+            && pools.iter().any(|pool| {
+                uuid(&self.sys.join("class/block").join(pool))
+                    .is_some_and(|uuid| uuid.trim().ends_with("-tpool"))
+            })
+    }
+
+    /// Where sysfs has a block device.
+    fn directory(&self, number: DeviceNumber) -> Option<PathBuf> {
+        fs::canonicalize(self.sys.join("dev/block").join(number.to_string())).ok()
+    }
+}
+
+fn number_in(directory: &Path) -> Option<DeviceNumber> {
+    DeviceNumber::parse(&fs::read_to_string(directory.join("dev")).ok()?)
+}
+
+/// The number of the block device that has this name. Names outside of /dev are not
+/// looked at: a file server that is gone would keep us waiting.
+fn block_device(path: &Path) -> Option<DeviceNumber> {
+    use std::os::unix::fs::FileTypeExt;
+    if !path.starts_with("/dev") {
+        return None;
+    }
+    let metadata = fs::metadata(path).ok()?;
+    metadata
+        .file_type()
+        .is_block_device()
+        .then(|| DeviceNumber::from_raw(metadata.rdev()))
+}
+
+fn names_in(directory: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(directory) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    /// Numbers that no device has here: sda with sda1; dm-0 on sda1; loop0 on a file; sdb and sdc in one btrfs.
+    fn sample() -> (tempfile::TempDir, Stack) {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path();
+        let device = |path: &str, number: &str| {
+            let directory = root.join("devices").join(path);
+            fs::create_dir_all(directory.join("slaves")).unwrap();
+            fs::create_dir_all(directory.join("holders")).unwrap();
+            fs::write(directory.join("dev"), format!("{number}\n")).unwrap();
+            for link in [
+                format!("dev/block/{number}"),
+                format!("class/block/{}", path.rsplit('/').next().unwrap()),
+            ] {
+                let link = root.join(link);
+                fs::create_dir_all(link.parent().unwrap()).unwrap();
+                symlink(&directory, link).unwrap();
+            }
+            directory
+        };
+        let disk = device("sda", "4008:0");
+        fs::create_dir_all(disk.join("device")).unwrap();
+        fs::create_dir_all(disk.join("queue")).unwrap();
+        fs::write(disk.join("device/model"), "WD40 \n").unwrap();
+        fs::write(disk.join("device/vendor"), "ATA\n").unwrap();
+        fs::write(disk.join("queue/discard_max_bytes"), "0\n").unwrap();
+        let part = device("sda/sda1", "4008:1");
+        fs::write(part.join("partition"), "1\n").unwrap();
+        fs::write(part.join("holders/dm-0"), "").unwrap();
+        let map = device("dm-0", "4000:0");
+        fs::write(map.join("slaves/sda1"), "").unwrap();
+        fs::create_dir_all(map.join("dm")).unwrap();
+        fs::create_dir_all(map.join("queue")).unwrap();
+        fs::write(map.join("dm/name"), "vg-home\n").unwrap();
+        fs::write(map.join("queue/discard_max_bytes"), "4096\n").unwrap();
+        let pool = device("dm-1", "4000:1");
+        fs::create_dir_all(pool.join("dm")).unwrap();
+        fs::write(pool.join("dm/uuid"), "LVM-xy-tpool\n").unwrap();
+        let thin = device("dm-2", "4000:2");
+        fs::create_dir_all(thin.join("dm")).unwrap();
+        fs::write(thin.join("dm/uuid"), "LVM-xz\n").unwrap();
+        fs::write(thin.join("slaves/dm-1"), "").unwrap();
+        let on_file = device("loop0", "4007:0");
+        fs::create_dir_all(on_file.join("loop")).unwrap();
+        let file = root.join("backing");
+        fs::write(&file, "").unwrap();
+        fs::write(
+            on_file.join("loop/backing_file"),
+            format!("{}\n", file.display()),
+        )
+        .unwrap();
+        device("sdb", "4008:16");
+        device("sdc", "4008:32");
+        let pool = root.join("fs/btrfs/x/devices");
+        fs::create_dir_all(&pool).unwrap();
+        for name in ["sdb", "sdc"] {
+            fs::write(pool.join(name), "").unwrap();
+        }
+        let stack = Stack {
+            sys: root.to_owned(),
+            dev: "/dev".into(),
+            mounts: Vec::new(),
+        };
+        (temp, stack)
+    }
+
+    fn number(text: &str) -> DeviceNumber {
+        DeviceNumber::parse(text).unwrap()
+    }
+
+    #[test]
+    fn everything_below_is_found() {
+        let (temp, stack) = sample();
+        let below = |text: &str| {
+            let devices = stack.below_device(number(text)).devices;
+            let names: Vec<_> = devices.iter().map(ToString::to_string).collect();
+            names.join(" ")
+        };
+        assert_eq!(below("4000:0"), "4000:0 4008:0 4008:1");
+        assert_eq!(below("4008:1"), "4008:0 4008:1");
+        assert_eq!(below("4008:0"), "4008:0");
+        assert_eq!(below("4008:16"), "4008:16 4008:32");
+        assert_eq!(below("9:9"), "9:9");
+        let file = fs::metadata(temp.path().join("backing")).unwrap();
+        assert!(stack
+            .below_device(number("4007:0"))
+            .files
+            .contains(&file_id(&file)));
+    }
+
+    #[test]
+    fn files_lie_on_the_device_of_their_mount() {
+        let (temp, mut stack) = sample();
+        // As with btrfs, the number that stat() tells is nowhere in sysfs.
+        let at = |mount_point: &Path, source: &str| Mount {
+            number: number("0:44"),
+            mount_point: mount_point.to_owned(),
+            source: source.into(),
+        };
+        let path = fs::canonicalize(temp.path()).unwrap();
+        stack.mounts = vec![at(Path::new("/"), "/dev/null"), at(&path, "server:/x")];
+        assert!(stack.below_file(&path.join("backing")).devices.is_empty());
+    }
+
+    #[test]
+    fn devices_are_described_for_people() {
+        let (_temp, stack) = sample();
+        let identity = |text: &str| stack.identity(number(text)).unwrap_or_default();
+        assert_eq!(identity("4008:0"), "ATA WD40");
+        assert_eq!(identity("4008:1"), "a partition of ATA WD40");
+        assert_eq!(identity("4000:0"), "device-mapper vg-home");
+        assert!(identity("4007:0").starts_with("a loop device on /"));
+        assert_eq!(identity("4008:16"), "");
+        assert_eq!(
+            stack.users(number("4008:0")),
+            ["dm-0 (vg-home) is on top of it"]
+        );
+        assert!(stack.users(number("4008:16")).is_empty());
+        assert_eq!(
+            stack.partitions(number("4008:0")).first().unwrap().0,
+            Path::new("/dev/sda1")
+        );
+        assert!(stack.can_discard(number("4000:0")));
+        assert!(!stack.can_discard(number("4008:1")));
+        for (text, is_thin) in [("4000:2", true), ("4000:1", false), ("4000:0", false)] {
+            assert_eq!(stack.is_thin_volume(number(text)), is_thin, "{text}");
+        }
+        assert!(!stack.can_discard(number("4008:16")));
+    }
+}
