@@ -52,9 +52,20 @@ fn held(device: &Path) -> String {
 
 /// Of each device another one.
 fn generation(device: &Path) -> Uuid {
+    Uuid::from_bytes([mark(device); 16])
+}
+
+/// Of each device and number another one.
+fn take_id(device: &Path, number: u8) -> Uuid {
+    let mut bytes = [mark(device); 16];
+    bytes[0] = number;
+    Uuid::from_bytes(bytes)
+}
+
+fn mark(device: &Path) -> u8 {
     let name = device.file_name().unwrap().as_encoded_bytes();
     let sum = name.iter().fold(1u8, |sum, byte| sum.wrapping_add(*byte));
-    Uuid::from_bytes([sum.max(1); 16])
+    sum.max(1)
 }
 
 impl Kernel for Files {
@@ -114,15 +125,11 @@ impl Kernel for Files {
     }
 
     fn takes(&self, device: &Path) -> Result<Option<Takes>> {
-        let generation_id = generation(device);
-        let id = |number: u8| {
-            let mut bytes = *generation_id.as_bytes();
-            bytes[0] = number;
-            Uuid::from_bytes(bytes)
-        };
         Ok(Some(Takes {
-            generation_id,
-            ids: (1..=self.number()).map(id).map(Some).collect(),
+            generation_id: generation(device),
+            ids: (1..=self.number())
+                .map(|number| Some(take_id(device, number)))
+                .collect(),
         }))
     }
 
