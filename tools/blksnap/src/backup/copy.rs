@@ -2,8 +2,6 @@
 
 //! Reading the images of devices and writing those of a restore point.
 
-use std::path::Path;
-
 use crate::device::Tracking;
 use crate::error::Result;
 use crate::held::HeldDevice;
@@ -12,8 +10,8 @@ use crate::size::Bytes;
 use super::changes::Extent;
 use super::image;
 use super::image::CLUSTER;
-use super::manifest;
 use super::manifest::Image;
+use super::names;
 use super::plan::WhyFull;
 use super::source::Buffer;
 use super::source::Source;
@@ -48,7 +46,7 @@ pub struct Job {
 /// Writes images into the directory of a restore point.
 pub struct Copier<'a> {
     store: &'a Store,
-    directory: &'a Path,
+    directory: &'a str,
     number: u64,
     throttle: Throttle,
     buffer: Buffer,
@@ -60,7 +58,7 @@ impl<'a> Copier<'a> {
     /// `total` is what is going to be read, in bytes.
     pub fn new(
         store: &'a Store,
-        directory: &'a Path,
+        directory: &'a str,
         number: u64,
         bandwidth: Option<Bytes>,
         total: u64,
@@ -78,7 +76,10 @@ impl<'a> Copier<'a> {
     }
 
     pub fn copy(&mut self, job: &Job) -> Result<Image> {
-        let file = |end| self.directory.join(format!("{}.{end}", job.label));
+        let create = |end| {
+            let name = format!("{}/{}.{end}", self.directory, job.label);
+            self.store.create(&name)
+        };
         let base = job.base.as_ref().map(|base| base.name.clone());
         let before = match &base {
             Some(base) => Some(View::open(self.store, &self.store.manifest().chain(base))?),
@@ -86,9 +87,11 @@ impl<'a> Copier<'a> {
         };
         let relative = base.as_deref().map(view::relative);
         let size = job.source.size();
+        let (image, image_path) = create("qcow2")?;
+        let (sums, sums_path) = create("sums")?;
         let mut target = Target {
-            image: image::Writer::create(&file("qcow2"), size, relative.as_deref())?,
-            sums: sums::Writer::create(&file("sums"))?,
+            image: image::Writer::new(image, &image_path, size, relative.as_deref()),
+            sums: sums::Writer::new(sums, &sums_path)?,
             before,
             data_bytes: 0,
         };
@@ -111,7 +114,7 @@ impl<'a> Copier<'a> {
         let sums = target.sums.finish()?;
         let written = target.image.finish()?;
         Ok(Image {
-            name: format!("{}/{}", manifest::directory(self.number), job.label),
+            name: format!("{}/{}", names::directory(self.number), job.label),
             base,
             size,
             generation_id: job.tracking.generation_id,

@@ -10,9 +10,13 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 use crate::device::Attachment;
 use crate::device::SnapshotState;
 use crate::device::Tracking;
+use crate::error::Error;
+use crate::error::Operation;
 use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::size::Sectors;
@@ -45,6 +49,8 @@ pub struct Model {
     block_size: usize,
     /// What the map is replaced by.
     pub map: RefCell<Option<Vec<u8>>>,
+    /// Why it cannot be read.
+    pub map_error: Cell<Option<Errno>>,
 }
 
 impl Model {
@@ -63,6 +69,7 @@ impl Model {
             generations: Cell::new(0),
             block_size,
             map: RefCell::new(None),
+            map_error: Cell::new(None),
         }
     }
 
@@ -192,6 +199,9 @@ impl Kernel for Model {
     }
 
     fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {
+        if let Some(errno) = self.map_error.get() {
+            return Err(Error::from_errno(Operation::CbtMap, errno));
+        }
         match &*self.map.borrow() {
             Some(other) => map.copy_from_slice(other),
             None => self.with(device, |disk| {
