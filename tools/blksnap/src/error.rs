@@ -15,6 +15,7 @@ use serde::Serializer;
 use crate::explain::errno_name;
 use crate::explain::explain;
 use crate::explain::explain_corruption;
+use crate::printable::printable;
 use crate::Uuid;
 
 pub type Result<T> = std::result::Result<T, Error>;
@@ -229,10 +230,11 @@ impl Error {
 
     /// One sentence for the user that says what to do, if there is one.
     pub fn remedy(&self) -> Option<String> {
-        self.0.remedy.clone().or_else(|| {
-            let remedy = explain(self.0.operation, self.0.errno?).remedy?;
-            Some(remedy.to_owned())
-        })
+        if let Some(remedy) = &self.0.remedy {
+            return Some(printable(remedy).into_owned());
+        }
+        let remedy = explain(self.0.operation, self.0.errno?).remedy?;
+        Some(remedy.to_owned())
     }
 
     /// Why it failed, without what was tried.
@@ -309,7 +311,9 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "cannot {}: {}", self.attempt(), self.reason())
+        let text = format!("cannot {}: {}", self.attempt(), self.reason());
+        // Names may have any character.
+        f.write_str(&printable(&text))
     }
 }
 
@@ -371,6 +375,18 @@ mod tests {
         let error = Error::from_errno(Operation::Take, Errno::XFULL);
         assert!(error.to_string().contains("os error 54"), "{error}");
         assert_eq!(error.remedy(), None);
+    }
+
+    #[test]
+    fn names_cannot_command_a_terminal() {
+        let error = Error::new(Operation::BackUp, "no\u{7}")
+            .on(Path::new("/dev/\u{1b}]0;x\u{9b}\n"))
+            .remedied_by("rm \u{1b}");
+        let json = serde_json::to_value(&error).unwrap();
+        let message = json["message"].as_str().unwrap();
+        for text in [&error.to_string(), &error.remedy().unwrap(), message] {
+            assert!(!text.chars().any(char::is_control), "{text:?}");
+        }
     }
 
     #[test]

@@ -276,6 +276,44 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "the device or filesystem reported an I/O error",
             "look into the kernel's log with \"dmesg\"",
         ),
+        (BackUp | ReadBackup | WriteBackup | OpenBackup | Restore, Errno::MFILE) => because(
+            "this process may not open more files",
+            "raise the limit, as with \"ulimit -n 1024\" or LimitNOFILE= of a systemd unit",
+        ),
+        (BackUp | ReadBackup | WriteBackup | OpenBackup | Restore, Errno::NFILE) => because(
+            "the machine may not open more files",
+            "end what has many of them open, or raise the sysctl fs.file-max",
+        ),
+        (BackUp | ReadBackup | WriteBackup | OpenBackup | Restore, Errno::NOMEM) => because(
+            "the kernel has too little free memory",
+            "free some memory and try again",
+        ),
+        (
+            ReadBackup | WriteBackup | OpenBackup,
+            Errno::STALE
+            | Errno::TIMEDOUT
+            | Errno::NOTCONN
+            | Errno::CONNRESET
+            | Errno::HOSTDOWN
+            | Errno::HOSTUNREACH
+            | Errno::NETUNREACH,
+        ) => because(
+            "the server or disk that it is on cannot be reached now",
+            "mount its filesystem again, and try again",
+        ),
+        (ReadBackup | WriteBackup | OpenBackup, Errno::LOOP | Errno::XDEV) => because(
+            "there is a symbolic link where a file or directory of the backup should be, and links \
+             are not followed there",
+            "put what the link leads to in its place; the directory itself can be named by a link",
+        ),
+        (WriteBackup, Errno::EXIST) => because(
+            "something of that name is in the way",
+            "look at it and remove it; \"lsattr\" shows whether it is immutable",
+        ),
+        (WriteBackup, Errno::PERM) => because(
+            "the file is immutable or belongs to somebody else, or the filesystem forbids it",
+            "\"lsattr\" shows whether it is immutable, and \"chattr -i\" ends that",
+        ),
         (Restore, Errno::BUSY) => because(
             "it is mounted or in use otherwise",
             "unmount it, or say --in-use if its content may change under what uses it",
@@ -305,7 +343,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             Errno::ACCESS | Errno::PERM,
         ) => because(
             "permission denied",
-            "run the command as the user who may write there, which mostly is root",
+            "run the command as the user who may read and write there, which mostly is root",
         ),
         (Document | Restore | WriteBackup | BackUp, Errno::NOENT) => because(
             "the path does not exist",
@@ -441,6 +479,15 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::STALE => "ESTALE",
         Errno::NOMEDIUM => "ENOMEDIUM",
         Errno::MEDIUMTYPE => "EMEDIUMTYPE",
+        Errno::NFILE => "ENFILE",
+        Errno::MFILE => "EMFILE",
+        Errno::XDEV => "EXDEV",
+        Errno::LOOP => "ELOOP",
+        Errno::NOTCONN => "ENOTCONN",
+        Errno::CONNRESET => "ECONNRESET",
+        Errno::HOSTDOWN => "EHOSTDOWN",
+        Errno::HOSTUNREACH => "EHOSTUNREACH",
+        Errno::NETUNREACH => "ENETUNREACH",
         other => return format!("errno {}", other.raw_os_error()),
     };
     name.to_owned()
@@ -522,6 +569,17 @@ mod tests {
             (WriteBackup, Errno::NOSPC),
             (WriteBackup, Errno::FBIG),
             (ReadBackup, Errno::NOENT),
+            (ReadBackup, Errno::MFILE),
+            (OpenBackup, Errno::NFILE),
+            (WriteBackup, Errno::NOMEM),
+            (ReadBackup, Errno::STALE),
+            (ReadBackup, Errno::TIMEDOUT),
+            (ReadBackup, Errno::IO),
+            (ReadBackup, Errno::ACCESS),
+            (ReadBackup, Errno::PERM),
+            (ReadBackup, Errno::LOOP),
+            (WriteBackup, Errno::EXIST),
+            (WriteBackup, Errno::PERM),
             (Restore, Errno::BUSY),
             (Restore, Errno::TXTBSY),
             (Restore, Errno::ROFS),

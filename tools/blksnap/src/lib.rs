@@ -40,6 +40,7 @@ pub mod guardian;
 pub mod held;
 pub mod kernel;
 pub mod mounts;
+pub mod printable;
 pub mod run;
 pub mod signals;
 pub mod signature;

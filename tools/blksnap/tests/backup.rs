@@ -7,8 +7,6 @@
 //! what those processes run.
 
 mod common;
-#[path = "common/files.rs"]
-mod files;
 
 use std::fs;
 use std::path::Path;
@@ -34,16 +32,15 @@ use blksnap::Sectors;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use common::files::Files;
+use common::files::BLOCK;
+use common::files::SIZE;
 use common::kill;
 use common::start_role;
 use common::DIRECTORY;
 use common::ROLE;
-use files::Files;
 
 const BANDWIDTH: &str = "BLKSNAP_TEST_BANDWIDTH";
-
-const SIZE: usize = files::SIZE;
-const BLOCK: usize = files::BLOCK;
 
 /// Stops at a signal.
 struct Watcher(Signals);
@@ -82,6 +79,7 @@ fn role() {
                 store: store.to_owned(),
                 limit: Sectors(1),
                 to: directory.join("backup"),
+                is_trusted: false,
                 existing: false,
                 mode: Mode::Incremental,
                 bandwidth: std::env::var(BANDWIDTH)

@@ -6,8 +6,6 @@
 // Each test program uses a part of it.
 #[allow(dead_code)]
 mod common;
-#[path = "common/files.rs"]
-mod files;
 #[path = "common/loops.rs"]
 mod loops;
 
@@ -35,8 +33,8 @@ use blksnap::Sectors;
 use rustix::fs::Mode as FileMode;
 use serde_json::Value;
 
-use files::Files;
-use files::SIZE;
+use common::files::Files;
+use common::files::SIZE;
 use loops::Loop;
 use loops::Mounted;
 
@@ -85,6 +83,7 @@ impl Place {
             store: "/store".into(),
             limit: Sectors(1),
             to: to.to_owned(),
+            is_trusted: false,
             existing: false,
             mode: Mode::Incremental,
             bandwidth: None,

@@ -2,8 +2,6 @@
 
 //! Reading the images of devices and writing those of a restore point.
 
-use std::path::Path;
-
 use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Result;
@@ -13,8 +11,8 @@ use crate::size::Bytes;
 use super::changes::Extent;
 use super::image;
 use super::image::CLUSTER;
-use super::manifest;
 use super::manifest::Image;
+use super::names;
 use super::plan::WhyFull;
 use super::source::Buffer;
 use super::source::Source;
@@ -50,7 +48,7 @@ pub struct Job {
 /// Writes images into the directory of a restore point.
 pub struct Copier<'a> {
     store: &'a Store,
-    directory: &'a Path,
+    directory: &'a str,
     number: u64,
     throttle: Throttle,
     buffer: Buffer,
@@ -62,7 +60,7 @@ impl<'a> Copier<'a> {
     /// `total` is what is going to be read, in bytes.
     pub fn new(
         store: &'a Store,
-        directory: &'a Path,
+        directory: &'a str,
         number: u64,
         bandwidth: Option<Bytes>,
         total: u64,
@@ -80,7 +78,10 @@ impl<'a> Copier<'a> {
     }
 
     pub fn copy(&mut self, job: &Job) -> Result<Image> {
-        let file = |end| self.directory.join(format!("{}.{end}", job.label));
+        let create = |end| {
+            let name = format!("{}/{}.{end}", self.directory, job.label);
+            self.store.create(&name)
+        };
         let base = job.base.as_ref().map(|base| base.name.clone());
         let before = match &base {
             Some(base) => Some(View::open(self.store, &self.store.manifest().chain(base))?),
@@ -88,9 +89,11 @@ impl<'a> Copier<'a> {
         };
         let relative = base.as_deref().map(view::relative);
         let size = job.source.size();
+        let (image, image_path) = create("qcow2")?;
+        let (sums, sums_path) = create("sums")?;
         let mut target = Target {
-            image: image::Writer::create(&file("qcow2"), size, relative.as_deref())?,
-            sums: sums::Writer::create(&file("sums"))?,
+            image: image::Writer::new(image, &image_path, size, relative.as_deref()),
+            sums: sums::Writer::new(sums, &sums_path)?,
             before,
             data_bytes: 0,
         };
@@ -113,7 +116,7 @@ impl<'a> Copier<'a> {
         let sums = target.sums.finish()?;
         let written = target.image.finish()?;
         Ok(Image {
-            name: format!("{}/{}", manifest::directory(self.number), job.label),
+            name: format!("{}/{}", names::directory(self.number), job.label),
             base,
             size,
             logical_block_size: job.source.logical_block_size(),

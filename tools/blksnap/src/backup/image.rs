@@ -29,12 +29,17 @@ use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
 
+use super::member;
+use super::member::Member;
 use super::sink::Sink;
-use super::store;
 use super::sums::damaged;
 
 /// Bytes of a cluster, the unit in which images hold data.
 pub const CLUSTER: u64 = 1 << CLUSTER_BITS;
+
+/// Upper limit of the size of a device, 2 PiB: the L1 table of a larger one would have more
+/// than the 32 MiB that QEMU reads.
+pub const MAX_SIZE: u64 = 1 << 51;
 
 const CLUSTER_BITS: u32 = 16;
 const MAGIC: u32 = 0x5146_49fb;
@@ -86,20 +91,20 @@ pub struct Written {
 }
 
 impl Writer {
-    /// Creates the image of a device of `size` bytes. `base` is the path of the
-    /// base, relative to that of the image, of at most 1023 bytes.
-    pub fn create(path: &Path, size: u64, base: Option<&str>) -> Result<Self> {
-        let l1_entries = size.div_ceil(CLUSTER * L2_ENTRIES).max(1);
-        Ok(Self {
-            sink: Sink::new(store::create_file(path)?, path, Operation::WriteBackup),
+    /// The image of a device of `size` bytes, at most [`MAX_SIZE`], in a new file that can
+    /// be read and written. `base` is the path of the base, relative to that of the
+    /// image, of at most 1023 bytes.
+    pub fn new(file: File, path: &Path, size: u64, base: Option<&str>) -> Self {
+        Self {
+            sink: Sink::new(file, path, Operation::WriteBackup),
             size,
             base: base.map(str::to_owned),
-            l1: vec![0; l1_entries as usize],
+            l1: vec![0; l1_entries(size) as usize],
             l2: vec![0; L2_ENTRIES as usize],
             l2_index: 0,
             // The header has the first.
             free: 1,
-        })
+        }
     }
 
     /// Writes whole clusters, or all up to the end of the device.
@@ -182,7 +187,9 @@ impl Writer {
             .map_err(|error| self.sink.failed(&error))?;
         self.sink.sync()?;
         let base = self.base.as_deref();
-        let image = Reader::open(self.sink.path(), self.size, base, file_bytes)?;
+        let file = self.sink.file().try_clone();
+        let file = file.map_err(|error| self.sink.failed(&error))?;
+        let image = Reader::new(file, self.sink.path(), self.size, base, file_bytes)?;
         Ok(Written {
             file_bytes,
             metadata: image.metadata_sum()?,
@@ -236,6 +243,23 @@ impl Writer {
         header.extend(base);
         header
     }
+}
+
+/// Entries of the L1 table of a device.
+fn l1_entries(size: u64) -> u64 {
+    size.div_ceil(CLUSTER * L2_ENTRIES).max(1)
+}
+
+/// Bytes of a file with so many clusters of data and L2 tables.
+fn file_bytes(size: u64, clusters: u64) -> u64 {
+    let before = 1 + clusters + (l1_entries(size) * 8).div_ceil(CLUSTER);
+    let (table, blocks) = refcount_clusters(before);
+    (before + table + blocks) * CLUSTER
+}
+
+/// Upper limit of the bytes of an image's file.
+pub fn max_file_bytes(size: u64) -> u64 {
+    file_bytes(size, size.div_ceil(CLUSTER) + l1_entries(size))
 }
 
 /// How many clusters the refcount table and its blocks take, if so many come
@@ -305,12 +329,19 @@ impl Reader {
     ///
     /// An error of [`Operation::CheckBackup`] if it is missing or not what the
     /// arguments say.
-    pub fn open(path: &Path, size: u64, base: Option<&str>, file_bytes: u64) -> Result<Self> {
-        let file = File::open(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => damaged(path, "it is missing"),
-            _ => Error::from_io(Operation::ReadBackup, &error).on(path),
-        })?;
-        let length = store::length(&file, path)?;
+    pub fn open(member: &Member, size: u64, base: Option<&str>, file_bytes: u64) -> Result<Self> {
+        Self::new(member.open()?, member.path(), size, base, file_bytes)
+    }
+
+    /// The same of a file that is open.
+    pub fn new(
+        file: File,
+        path: &Path,
+        size: u64,
+        base: Option<&str>,
+        file_bytes: u64,
+    ) -> Result<Self> {
+        let length = member::length(&file, path)?;
         if length != file_bytes {
             return Err(damaged(
                 path,
@@ -357,7 +388,7 @@ impl Reader {
         if name != base.as_bytes() || base_length as usize != base.len() {
             return Err(damaged(&self.path, "it names another base"));
         }
-        if l1_entries != self.size.div_ceil(CLUSTER * L2_ENTRIES).max(1) {
+        if l1_entries != self::l1_entries(self.size) {
             return Err(damaged(&self.path, "its L1 table has another size"));
         }
         self.read_table(l1_offset, l1_entries)
@@ -368,23 +399,41 @@ impl Reader {
     }
 
     fn read_table(&self, offset: u64, entries: u64) -> Result<Vec<u64>> {
+        // Before there is memory for it.
+        self.check_range(offset, entries * 8)?;
         let mut bytes = vec![0; entries as usize * 8];
         self.read_file(offset, &mut bytes)?;
         Ok(parse_table(&bytes))
     }
 
-    fn read_file(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        let length = bytes.len() as u64;
+    fn check_range(&self, offset: u64, length: u64) -> Result<()> {
         if offset > self.file_bytes || self.file_bytes - offset < length {
             return Err(damaged(&self.path, "it refers to what is past its end"));
         }
-        let failed = |error| Error::from_io(Operation::ReadBackup, &error).on(&self.path);
-        self.file.read_exact_at(bytes, offset).map_err(failed)
+        Ok(())
+    }
+
+    fn read_file(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        self.check_range(offset, bytes.len() as u64)?;
+        self.file
+            .read_exact_at(bytes, offset)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::UnexpectedEof => damaged(&self.path, "it was cut off"),
+                _ => Error::from_io(Operation::ReadBackup, &error).on(&self.path),
+            })
     }
 
     /// The L2 table for entry `index` of the L1 table; none if that is empty.
     fn l2(&self, index: usize) -> Result<Option<Vec<u64>>> {
-        match self.l1[index] & OFFSET {
+        let entry = self.l1[index];
+        let offset = entry & OFFSET;
+        if entry & !(OFFSET | COPIED) != 0 || offset % CLUSTER != 0 {
+            return Err(damaged(
+                &self.path,
+                "an entry of its L1 table makes no sense",
+            ));
+        }
+        match offset {
             0 => Ok(None),
             offset => self.read_table(offset, L2_ENTRIES).map(Some),
         }
@@ -523,17 +572,31 @@ impl Reader {
         Ok(hasher.finalize().to_string())
     }
 
-    /// From where to where there is data in the file, in ascending order.
+    /// From where to where there is data in the file. All of it and the tables lie in
+    /// the order of the device, so that neither takes more memory than the file has reason for.
     fn data_ranges(&self) -> Result<Vec<(u64, u64)>> {
+        let twice = || damaged(&self.path, "two clusters of it are in one place");
         let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let (mut data_end, mut table_end, mut clusters) = (CLUSTER, CLUSTER, 0);
         for index in 0..self.l1.len() {
             let Some(table) = self.l2(index)? else {
                 continue;
             };
+            let at = self.l1[index] & OFFSET;
+            if at < table_end {
+                return Err(twice());
+            }
+            table_end = at + CLUSTER;
+            clusters += 1;
             for (cluster, entry) in (index as u64 * L2_ENTRIES..).zip(table) {
                 let Some(start) = self.data(entry)? else {
                     continue;
                 };
+                if start < data_end {
+                    return Err(twice());
+                }
+                data_end = start + CLUSTER;
+                clusters += 1;
                 // Of the last one the end is no data.
                 let length = CLUSTER.min(self.size.saturating_sub(cluster * CLUSTER));
                 match ranges.last_mut() {
@@ -542,7 +605,10 @@ impl Reader {
                 }
             }
         }
-        ranges.sort_unstable();
+        // The rest of the file is tables, and there are no more of them than it needs.
+        if self.file_bytes != file_bytes(self.size, clusters) {
+            return Err(damaged(&self.path, "its length does not fit its tables"));
+        }
         Ok(ranges)
     }
 
@@ -560,182 +626,4 @@ impl Reader {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SIZE: u64 = 5 * CLUSTER + 512;
-
-    fn write(path: &Path, base: Option<&str>) -> Written {
-        let mut image = Writer::create(path, SIZE, base).unwrap();
-        image
-            .write(CLUSTER, &vec![1; 2 * CLUSTER as usize])
-            .unwrap();
-        image.write(5 * CLUSTER, &[2; 512]).unwrap();
-        image.zero(3 * CLUSTER, CLUSTER).unwrap();
-        image.finish().unwrap()
-    }
-
-    #[test]
-    fn content_is_read_back() {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("a.qcow2");
-        let written = write(&path, Some("../b.qcow2"));
-        let open = |size, base| Reader::open(&path, size, base, written.file_bytes);
-        let mut image = open(SIZE, Some("../b.qcow2")).unwrap();
-        assert_eq!(image.metadata_sum().unwrap(), written.metadata);
-        let mut bytes = vec![9; SIZE as usize];
-        image.read(0, &mut bytes).unwrap();
-        let expected = [(1, 0), (2, 1), (2, 0)]
-            .iter()
-            .flat_map(|&(count, byte)| vec![byte; count * CLUSTER as usize])
-            .chain([2; 512]);
-        assert!(bytes.into_iter().eq(expected));
-
-        for (size, base) in [
-            (SIZE, None),
-            (SIZE, Some("b")),
-            (SIZE + 512, Some("../b.qcow2")),
-        ] {
-            let error = open(size, base).err().unwrap();
-            assert_eq!(error.operation(), Operation::CheckBackup);
-        }
-    }
-
-    /// Without data of that size.
-    #[test]
-    fn a_large_device_has_several_tables() {
-        const TIB: u64 = 1 << 40;
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("a.qcow2");
-        let size = 70 * TIB + 512;
-        let table = L2_ENTRIES * CLUSTER;
-        let mut image = Writer::create(&path, size, None).unwrap();
-        // Across the end of a table, and far behind it.
-        let bytes: Vec<u8> = (0..4 * CLUSTER)
-            .map(|at| (at / CLUSTER) as u8 + 1)
-            .collect();
-        image.write(table - 2 * CLUSTER, &bytes).unwrap();
-        image.zero(5 * table - CLUSTER, 2 * CLUSTER).unwrap();
-        image.write(70 * TIB, &[7; 512]).unwrap();
-        let written = image.finish().unwrap();
-        let mut image = Reader::open(&path, size, None, written.file_bytes).unwrap();
-        let mut found = vec![9; bytes.len() + 2 * CLUSTER as usize];
-        image.read(table - 3 * CLUSTER, &mut found).unwrap();
-        let (before, rest) = found.split_at(CLUSTER as usize);
-        assert!(before.iter().all(|byte| *byte == 0));
-        assert!(rest[..bytes.len()] == bytes);
-        assert!(rest[bytes.len()..].iter().all(|byte| *byte == 0));
-        let mut found = [0; 512];
-        image.read(70 * TIB, &mut found).unwrap();
-        assert_eq!(found, [7; 512]);
-        check_with_qemu(&path);
-    }
-
-    #[test]
-    fn what_can_be_read_is_salvaged() {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("a.qcow2");
-        let written = write(&path, None);
-        let open = || Reader::open(&path, SIZE, None, written.file_bytes).unwrap();
-        let cut = |length| {
-            let file = File::options().write(true).open(&path).unwrap();
-            file.set_len(length).unwrap();
-        };
-        let mut bytes = vec![9; CLUSTER as usize];
-
-        // Only the first piece of the L2 table is left, which has all that there is.
-        let mut image = open();
-        cut((image.l1[0] & OFFSET) + PIECE as u64);
-        image.read(CLUSTER, &mut bytes).unwrap();
-        assert!(bytes.iter().all(|byte| *byte == 1));
-        let (_, table) = image.l2.as_ref().unwrap();
-        let (_, lost) = table.as_ref().unwrap().split_at(PIECE / 8);
-        assert_eq!(lost, vec![UNREADABLE; L2_ENTRIES as usize - PIECE / 8]);
-        let error = image.data(UNREADABLE).unwrap_err();
-        assert_eq!(error.operation(), Operation::CheckBackup);
-
-        // The same of the cluster, which is the first after the header.
-        cut(CLUSTER + PIECE as u64);
-        image.read(CLUSTER, &mut bytes).unwrap_err();
-        image.salvage(CLUSTER, &mut bytes).unwrap();
-        let (left, lost) = bytes.split_at(PIECE);
-        assert!(left.iter().all(|byte| *byte == 1) && lost.iter().all(|byte| *byte == 0));
-    }
-
-    #[test]
-    fn a_backup_that_is_gone_is_not_damaged() {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("a.qcow2");
-        let written = write(&path, None);
-        let mut image = Reader::open(&path, SIZE, None, written.file_bytes).unwrap();
-        let confirmed = |image: &Reader, errno| {
-            image.confirm_damage(Error::from_errno(Operation::ReadBackup, errno))
-        };
-        for errno in [Errno::IO, Errno::ILSEQ, Errno::BADMSG, Errno::NODATA] {
-            assert!(confirmed(&image, errno).is_ok(), "{errno}");
-        }
-        for errno in [Errno::STALE, Errno::NOMEM, Errno::NXIO, Errno::TIMEDOUT] {
-            let error = confirmed(&image, errno).unwrap_err();
-            assert_eq!(error.errno(), Some(errno));
-        }
-        // All of which fails with EIO, as nothing is mapped there.
-        image.file = File::open("/proc/self/mem").unwrap();
-        let mut bytes = vec![9; CLUSTER as usize];
-        let error = image.salvage(CLUSTER, &mut bytes).unwrap_err();
-        assert_eq!(error.errno(), Some(Errno::IO));
-        assert!(confirmed(&image, Errno::IO).is_err());
-    }
-
-    fn check_with_qemu(path: &Path) {
-        let check = std::process::Command::new("qemu-img")
-            .arg("check")
-            .arg(path)
-            .output();
-        if let Ok(output) = check {
-            assert!(output.status.success(), "{output:?}");
-        }
-    }
-
-    #[test]
-    fn refcounts_count_themselves() {
-        for before in [
-            1,
-            2,
-            1000,
-            32_765,
-            32_766,
-            32_767,
-            65_532,
-            65_533,
-            1 << 28,
-            (1 << 28) + 7,
-        ] {
-            let (table, blocks) = refcount_clusters(before);
-            let total = before + table + blocks;
-            assert!(blocks * REFCOUNTS >= total);
-            assert!((blocks - 1) * REFCOUNTS < total);
-            assert_eq!(table, (blocks * 8).div_ceil(CLUSTER));
-        }
-    }
-
-    #[test]
-    fn every_byte_that_is_no_data_counts() {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("a.qcow2");
-        let written = write(&path, None);
-        let good = std::fs::read(&path).unwrap();
-        let data: usize = good.iter().filter(|&&byte| byte == 1).count();
-        assert!(data >= 2 * CLUSTER as usize);
-        for at in (0..good.len()).step_by(997) {
-            if good[at] == 1 || good[at] == 2 {
-                continue;
-            }
-            let mut bad = good.clone();
-            bad[at] ^= 0x10;
-            std::fs::write(&path, &bad).unwrap();
-            let sum = Reader::open(&path, SIZE, None, written.file_bytes)
-                .and_then(|image| image.metadata_sum());
-            assert!(sum.is_err() || sum.unwrap() != written.metadata, "{at}");
-        }
-    }
-}
+mod tests;

@@ -7,14 +7,30 @@
 //! the backup, and it is replaced as a whole.
 
 use std::collections::HashMap;
+use std::collections::HashSet;
 
 use serde::Deserialize;
 use serde::Serialize;
 
 use crate::Uuid;
 
+use super::image;
+use super::names;
+
 /// The version of this format. Another one is not understood.
 pub const VERSION: u32 = 1;
+
+/// Upper limits, so that a manifest takes no more memory and time than a real one would.
+/// Bytes of the file.
+pub const MAX_BYTES: u64 = 256 << 20;
+const MAX_POINTS: usize = 1 << 16;
+const MAX_IMAGES: usize = 1 << 18;
+/// Bytes of the name of a device, as of any path.
+const MAX_DEVICE: usize = 4096;
+/// The last second of the year 9999.
+const MAX_TIME: u64 = 253_402_300_799;
+/// The last number of a snapshot in a generation.
+const MAX_CHANGES: u8 = 254;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -98,6 +114,52 @@ impl Todo {
     pub fn is_empty(&self) -> bool {
         self.rename.is_empty() && self.remove.is_empty()
     }
+
+    /// What the command never has in such a list: of renaming that which is not finished yet,
+    /// of a new restore point or of an image; of removing the files of images that
+    /// are in the list no more.
+    fn foreign(&self, images: &HashMap<&str, &Image>, next: u64) -> Option<&str> {
+        let is_past = |number: u64| number < next;
+        for (from, to) in &self.rename {
+            if names::finished(from) != Some(to) {
+                return Some(from);
+            }
+            let is_image = || names::image_of_file(to).is_some_and(|it| images.contains_key(it));
+            if !names::number(to).is_some_and(is_past) && !is_image() {
+                return Some(to);
+            }
+        }
+        let is_obsolete = |file: &&String| {
+            names::image_of_file(file).is_some_and(|image| {
+                !images.contains_key(image) && names::number_of_image(image).is_some_and(is_past)
+            })
+        };
+        let foreign = self.remove.iter().find(|file| !is_obsolete(file));
+        foreign.map(String::as_str)
+    }
+}
+
+impl Image {
+    /// What no image has.
+    fn contradiction(&self) -> Option<String> {
+        if self.size > image::MAX_SIZE {
+            return Some(format!("is of a device of {} bytes", self.size));
+        }
+        // The end of the last cluster may count as data.
+        if self.data_bytes > self.size.next_multiple_of(image::CLUSTER)
+            || self.file_bytes > image::max_file_bytes(self.size)
+        {
+            return Some("has more bytes than its device".to_owned());
+        }
+        if self.changes_number > MAX_CHANGES {
+            return Some(format!("is of snapshot {}", self.changes_number));
+        }
+        let is_digest = |text: &String| {
+            text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        };
+        let are_digests = is_digest(&self.metadata) && is_digest(&self.sums);
+        (!are_digests).then(|| "has no digests".to_owned())
+    }
 }
 
 /// How the manifest lies in its file.
@@ -140,6 +202,15 @@ impl Manifest {
 
     /// An error says why it cannot be used.
     pub fn from_json(text: &str) -> Result<Self, String> {
+        Self::parse(text, true)
+    }
+
+    /// The same as if the checksum were right.
+    pub(super) fn from_json_unchecked(text: &str) -> Result<Self, String> {
+        Self::parse(text, false)
+    }
+
+    fn parse(text: &str, is_checked: bool) -> Result<Self, String> {
         let unreadable = |error: serde_json::Error| format!("its manifest is damaged: {error}");
         let version: Version = serde_json::from_str(text).map_err(unreadable)?;
         if version.version != VERSION {
@@ -150,7 +221,7 @@ impl Manifest {
         }
         let envelope: Envelope = serde_json::from_str(text).map_err(unreadable)?;
         let manifest = envelope.backup;
-        if manifest.checksum() != envelope.checksum {
+        if is_checked && manifest.checksum() != envelope.checksum {
             return Err("its manifest is damaged: the checksum is wrong".to_owned());
         }
         match manifest.contradiction() {
@@ -166,19 +237,31 @@ impl Manifest {
 
     /// What cannot be, if anything.
     fn contradiction(&self) -> Option<String> {
+        if self.points.len() > MAX_POINTS || self.images.len() > MAX_IMAGES {
+            return Some("it has more restore points or images than can be".to_owned());
+        }
+        if !(1..=names::LAST + 1).contains(&self.next) {
+            return Some(format!("{} is no number of a restore point", self.next));
+        }
         let mut known: HashMap<&str, &Image> = HashMap::new();
         for image in &self.images {
             let name = &image.name;
-            if !is_name(name) {
+            let Some(number) = names::number_of_image(name) else {
                 return Some(format!("{name:?} is no name of an image"));
+            };
+            if number >= self.next {
+                return Some(format!("{name} is out of order"));
             }
             if let Some(base) = &image.base {
                 let Some(base) = known.get(base.as_str()) else {
-                    return Some(format!("{name} is based on {base}, which is not there"));
+                    return Some(format!("{name} is based on {base:?}, which is not there"));
                 };
                 if base.size != image.size {
                     return Some(format!("{name} has another size than its base"));
                 }
+            }
+            if let Some(reason) = image.contradiction() {
+                return Some(format!("{name} {reason}"));
             }
             if known.insert(name, image).is_some() {
                 return Some(format!("{name} is there twice"));
@@ -189,22 +272,26 @@ impl Manifest {
             if point.number <= last || point.number >= self.next {
                 return Some(format!("restore point {} is out of order", point.number));
             }
+            if point.time > MAX_TIME {
+                let (number, time) = (point.number, point.time);
+                return Some(format!("restore point {number} is of the time {time}"));
+            }
             last = point.number;
             for device in &point.devices {
+                if device.device.len() > MAX_DEVICE {
+                    return Some(format!(
+                        "a device of restore point {last} has no name of one"
+                    ));
+                }
                 if !known.contains_key(device.image.as_str()) {
-                    return Some(format!("{} is not there", device.image));
+                    return Some(format!("{:?} is not there", device.image));
                 }
             }
         }
-        let mut paths = self
-            .todo
-            .rename
-            .iter()
-            .flat_map(|(from, to)| [from, to])
-            .chain(&self.todo.remove);
-        paths
-            .find(|path| !is_safe(path))
-            .map(|path| format!("{path:?} is no file of a backup"))
+        let path = self.todo.foreign(&known, self.next)?;
+        Some(format!(
+            "{path:?} is no file of a backup to rename or remove"
+        ))
     }
 
     pub fn image(&self, name: &str) -> Option<&Image> {
@@ -217,65 +304,33 @@ impl Manifest {
 
     /// An image and what it is based on, down to one that has everything.
     pub fn chain<'a>(&'a self, name: &str) -> Vec<&'a Image> {
-        let next = |image: &&'a Image| self.image(image.base.as_deref()?);
-        std::iter::successors(self.image(name), next).collect()
+        // Bases come before what is based on them, so that one pass from the end finds all.
+        let mut chain = Vec::new();
+        let mut wanted = Some(name);
+        for image in self.images.iter().rev() {
+            if wanted == Some(&image.name) {
+                chain.push(image);
+                wanted = image.base.as_deref();
+            }
+        }
+        chain
+    }
+
+    /// Names of images and of all that they are based on.
+    pub fn needed<'a>(&'a self, names: impl Iterator<Item = &'a str>) -> HashSet<&'a str> {
+        let mut needed: HashSet<&str> = names.collect();
+        for image in self.images.iter().rev() {
+            if needed.contains(image.name.as_str()) {
+                needed.extend(image.base.as_deref());
+            }
+        }
+        needed
     }
 
     /// The number of the restore point in which an image was made.
     pub fn number_of(name: &str) -> u64 {
-        name.split('/')
-            .next()
-            .and_then(|number| number.parse().ok())
-            .unwrap_or(0)
+        names::number_of_image(name).unwrap_or(0)
     }
-}
-
-/// The directory of a restore point.
-pub fn directory(number: u64) -> String {
-    format!("{number:06}")
-}
-
-/// What a device's files are called: the last part of its name, as far as it
-/// is plain.
-pub fn label(device: &str) -> String {
-    let last = device
-        .trim_end_matches('/')
-        .rsplit('/')
-        .next()
-        .unwrap_or_default();
-    let plain: String = last
-        .chars()
-        .take(64)
-        .map(|c| if is_plain(c) { c } else { '_' })
-        .collect();
-    match plain.trim_start_matches('.') {
-        "" => "device".to_owned(),
-        label => label.to_owned(),
-    }
-}
-
-fn is_plain(c: char) -> bool {
-    c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.')
-}
-
-/// Whether it is the name of a restore point's directory.
-pub fn is_directory(name: &str) -> bool {
-    name.len() >= 6 && name.chars().all(|c| c.is_ascii_digit())
-}
-
-fn is_name(name: &str) -> bool {
-    name.split_once('/')
-        .is_some_and(|(number, label)| is_directory(number) && is_part(label))
-}
-
-fn is_part(part: &str) -> bool {
-    !part.is_empty() && !part.starts_with('.') && part.chars().all(is_plain)
-}
-
-/// Whether a path leads to nothing but files of backups.
-fn is_safe(path: &str) -> bool {
-    let mut parts = path.split('/');
-    parts.by_ref().take(2).all(is_part) && parts.next().is_none()
 }
 
 #[cfg(test)]
@@ -293,8 +348,8 @@ pub(super) mod tests {
             take_id: Some(take(generation, number)),
             data_bytes: 0,
             file_bytes: 0,
-            metadata: String::new(),
-            sums: String::new(),
+            metadata: "0".repeat(64),
+            sums: "f".repeat(64),
         }
     }
 
@@ -341,7 +396,7 @@ pub(super) mod tests {
             .todo
             .rename
             .push(("000003.partial".to_owned(), "000003".to_owned()));
-        manifest.todo.remove.push("000001/sda.qcow2".to_owned());
+        manifest.todo.remove.push("000001/sdb.qcow2".to_owned());
         assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
     }
 
@@ -408,10 +463,92 @@ pub(super) mod tests {
         assert!(refused(&|m| m.images[1] = m.images[0].clone()).contains("twice"));
         assert!(refused(&|m| m.points[0].devices[0].image = "9".to_owned()).contains("not there"));
         assert!(refused(&|m| m.next = 3).contains("out of order"));
-        for path in ["/etc/passwd", "..", "../x", "a/../b", "a/b/c", "", "a//b"] {
+        for path in [
+            "/etc/passwd",
+            "..",
+            "../x",
+            "a/../b",
+            "a/b/c",
+            "",
+            "a//b",
+            "blksnap.json",
+            "blksnap.lock",
+            "notes.txt",
+            "000001",
+            "000001/notes",
+            "000001/.sums",
+            // Of images that there are, or are going to be.
+            "000001/sda.qcow2",
+            "000003/sda.sums",
+            "000004/sda.sums",
+            "999999/sda.sums",
+        ] {
             let reason = refused(&|m| m.todo.remove.push(path.to_owned()));
             assert!(reason.contains("no file"), "{path}");
         }
+        for (from, to) in [
+            ("000003.partial", "/etc"),
+            ("/etc/shadow.partial", "/etc/shadow"),
+            ("000003.partial", "000002"),
+            ("000004.partial", "000004"),
+            ("000003/sda.qcow2", "000003/sda.sums"),
+            ("000003/sda.sums", "000003/sda.sums.partial"),
+            ("000003/sdb.sums.partial", "000003/sdb.sums"),
+            ("blksnap.json.partial", "blksnap.json"),
+            ("../x.partial", "../x"),
+        ] {
+            let reason = refused(&|m| m.todo.rename.push((from.to_owned(), to.to_owned())));
+            assert!(reason.contains("no file"), "{from}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_no_backup_has_are_refused() {
+        let refused = |change: &dyn Fn(&mut Manifest)| {
+            let mut manifest = sample();
+            change(&mut manifest);
+            Manifest::from_json(&manifest.to_json()).unwrap_err()
+        };
+        assert!(refused(&|m| m.points[2].time = u64::MAX).contains("time"));
+        assert!(refused(&|m| m.points[2].time = MAX_TIME + 1).contains("time"));
+        for next in [0, names::LAST + 2, u64::MAX] {
+            assert!(refused(&|m| m.next = next).contains("no number"));
+        }
+        for size in [image::MAX_SIZE + 1, u64::MAX] {
+            let set = |m: &mut Manifest| m.images.iter_mut().for_each(|it| it.size = size);
+            assert!(refused(&set).contains("device of"));
+        }
+        let most = image::max_file_bytes(1 << 20);
+        for bytes in [most + 1, u64::MAX] {
+            assert!(refused(&|m| m.images[1].file_bytes = bytes).contains("more bytes"));
+        }
+        for bytes in [(1 << 20) + 1, u64::MAX] {
+            assert!(refused(&|m| m.images[1].data_bytes = bytes).contains("more bytes"));
+        }
+        assert!(refused(&|m| m.images[1].changes_number = 255).contains("snapshot 255"));
+        for digest in [
+            "",
+            "00",
+            &"g".repeat(64),
+            &"A".repeat(64),
+            &"0".repeat(1 << 20),
+        ] {
+            assert!(refused(&|m| m.images[1].sums = digest.to_owned()).contains("digest"));
+            assert!(refused(&|m| m.images[1].metadata = digest.to_owned()).contains("digest"));
+        }
+        for name in ["/".repeat(MAX_DEVICE + 1), "x".repeat(1 << 20)] {
+            assert!(refused(&|m| m.points[1].devices[0].device = name.clone()).contains("name"));
+        }
+        let mut largest = sample();
+        for image in &mut largest.images {
+            image.size = image::MAX_SIZE;
+            image.data_bytes = image::MAX_SIZE;
+            image.file_bytes = image::max_file_bytes(image::MAX_SIZE);
+            image.changes_number = MAX_CHANGES;
+        }
+        largest.points[2].time = MAX_TIME;
+        largest.next = names::LAST + 1;
+        assert_eq!(Manifest::from_json(&largest.to_json()), Ok(largest));
     }
 
     #[test]
@@ -430,21 +567,5 @@ pub(super) mod tests {
         );
         assert_eq!(names("000001/sda"), ["000001/sda"]);
         assert!(names("000009/sda").is_empty());
-    }
-
-    #[test]
-    fn labels_are_plain() {
-        for (device, expected) in [
-            ("/dev/sda", "sda"),
-            ("/dev/mapper/vg-home", "vg-home"),
-            ("/dev/my disk\u{e9}", "my_disk_"),
-            ("/dev/..", "device"),
-            ("/dev/.hidden", "hidden"),
-            ("", "device"),
-            ("///", "device"),
-        ] {
-            assert_eq!(label(device), expected);
-            assert!(is_name(&format!("000001/{expected}")));
-        }
     }
 }

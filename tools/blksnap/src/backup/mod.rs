@@ -12,10 +12,15 @@
 
 pub mod changes;
 pub mod copy;
+pub mod directory;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod grounds;
 pub mod image;
 pub mod manifest;
+pub mod member;
 pub mod name;
+pub mod names;
 pub mod plan;
 pub mod prune;
 pub mod readback;
@@ -52,6 +57,7 @@ use crate::Uuid;
 use changes::Extent;
 use copy::Copier;
 use copy::Job;
+use directory::Place;
 use image::CLUSTER;
 use manifest::Image;
 use manifest::Manifest;
@@ -74,6 +80,8 @@ pub struct Request {
     pub limit: Sectors,
     /// The directory of the backup.
     pub to: PathBuf,
+    /// Whether it is used even if somebody else can write to it.
+    pub is_trusted: bool,
     /// Whether it must have a backup already.
     pub existing: bool,
     pub mode: Mode,
@@ -94,6 +102,10 @@ pub trait Watch {
     fn keep_on(&mut self, progress: Progress) -> Result<()>;
     /// Something that the user should know, and is no error.
     fn tell(&mut self, note: &str);
+    /// Something that the user should see to, though it stops nothing.
+    fn warn(&mut self, warning: &str) {
+        self.tell(warning);
+    }
 }
 
 /// What became of a backup.
@@ -135,7 +147,8 @@ pub struct DeviceReport {
 /// Whatever goes wrong or whoever stops it: the restore points there were stay
 /// as they were, and the snapshot is released.
 pub fn run(kernel: &dyn Kernel, request: &Request, watch: &mut dyn Watch) -> Result<Report> {
-    let mut store = Store::open_to_change(&request.to, !request.existing).map_err(|error| {
+    let place = Place::new(&request.to, request.is_trusted);
+    let mut store = Store::open_to_change(place, !request.existing).map_err(|error| {
         if request.existing && error.errno() == Some(Errno::NOENT) {
             error.remedied_by(
                 "mount the filesystem that it is on, or make the first backup without --existing",
@@ -159,6 +172,7 @@ fn run_in(
         // The error that led here is the one to tell.
         let _ = store.remove_partial();
     }
+    store.warn(watch);
     result
 }
 
@@ -241,9 +255,9 @@ fn make(
     }
     manifest.points.push(point);
     manifest.next = number + 1;
-    let name = manifest::directory(number);
+    let name = names::directory(number);
     manifest.todo = Todo {
-        rename: vec![(store::partial(&name), name)],
+        rename: vec![(names::partial(&name), name)],
         remove: Vec::new(),
     };
     if let Err(error) = store.publish(manifest) {
@@ -275,11 +289,17 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
         .takes(&device.path)
         .map_err(|error| error.on(&device.device))?;
     let source = Source::open(&device.node)?;
+    if source.size() > image::MAX_SIZE {
+        let reason = format!("it is larger than {}", Bytes(image::MAX_SIZE));
+        return Err(Error::new(Operation::BackUp, reason)
+            .on(&device.device)
+            .remedied_by("back up its partitions or logical volumes one by one"));
+    }
     let known = Known {
         tracking: &tracking,
         takes: takes.as_ref(),
     };
-    let changes = changes_since(store, kernel, device, &name, known, &source, mode);
+    let changes = changes_since(store, kernel, device, &name, known, &source, mode)?;
     let (base, changed) = match changes {
         Ok((base, changed)) => (Ok(base), changed),
         Err(why) => (
@@ -292,7 +312,7 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
     };
     Ok(Job {
         device: device.clone(),
-        label: manifest::label(&name),
+        label: names::label(&name),
         name,
         extents: changes::aligned(&changed, CLUSTER, source.size()),
         tracking,
@@ -304,6 +324,9 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
 }
 
 /// The base, and what changed since; or why everything is to be read.
+///
+/// Only what is known to be so makes a full backup. An error of the moment, such as a file
+/// that cannot be opened now, is one.
 fn changes_since(
     store: &Store,
     kernel: &dyn Kernel,
@@ -312,24 +335,42 @@ fn changes_since(
     known: Known<'_>,
     source: &Source,
     mode: Mode,
-) -> std::result::Result<(Image, Vec<Extent>), WhyFull> {
+) -> Result<std::result::Result<(Image, Vec<Extent>), WhyFull>> {
     let tracking = known.tracking;
-    let Base { image: base, since } = plan::base(store.manifest(), name, known, mode)?;
+    let Base { image: base, since } = match plan::base(store.manifest(), name, known, mode) {
+        Ok(base) => base,
+        Err(why) => return Ok(Err(why)),
+    };
     if source.size() != base.size {
-        return Err(WhyFull::Resized);
+        return Ok(Err(WhyFull::Resized));
     }
     let mut map = vec![0; tracking.block_count as usize];
     kernel
         .read_map(&device.path, &mut map)
-        .map_err(|error| WhyFull::Map(error.to_string()))?;
+        .map_err(|error| or_full(error.on(&device.device)))?;
     if let Some(reason) = changes::distrust(&map, tracking) {
-        return Err(WhyFull::Map(reason));
+        return Ok(Err(WhyFull::Map(reason)));
     }
     // Better now than when half of it is written.
-    View::open(store, &store.manifest().chain(&base.name))
-        .map_err(|error| WhyFull::Base(error.to_string()))?;
+    match View::open(store, &store.manifest().chain(&base.name)) {
+        Ok(_) => (),
+        Err(error) if error.operation() == Operation::CheckBackup => {
+            return Ok(Err(WhyFull::Base(error.to_string())));
+        }
+        Err(error) => return Err(or_full(error)),
+    }
     let changed = changes::changed(&map, since, tracking);
-    Ok((base.clone(), changed))
+    Ok(Ok((base.clone(), changed)))
+}
+
+/// Says what can be done in any case if nothing better is known.
+fn or_full(error: Error) -> Error {
+    match error.remedy() {
+        Some(_) => error,
+        None => error.remedied_by(
+            "try again; if it stays like that, --full makes a restore point that needs no other",
+        ),
+    }
 }
 
 /// Confirms that what was read is what the snapshot had.

@@ -18,8 +18,8 @@ use super::image;
 use super::manifest::Image;
 use super::manifest::Manifest;
 use super::manifest::Todo;
+use super::names;
 use super::source::Buffer;
-use super::store;
 use super::store::Store;
 use super::sums;
 use super::sums::damaged;
@@ -75,15 +75,7 @@ fn plan(manifest: &Manifest, keep: usize, slack: usize) -> Plan {
             plan.removed.insert(0, point.number);
         }
     }
-    let mut needed: HashSet<&str> = HashSet::new();
-    for image in &images {
-        needed.extend(
-            manifest
-                .chain(image)
-                .iter()
-                .map(|image| image.name.as_str()),
-        );
-    }
+    let needed = manifest.needed(images.iter().copied());
     let mut users: HashMap<&str, usize> = HashMap::new();
     for image in manifest
         .images
@@ -135,10 +127,11 @@ pub fn prune(
     watch: &mut dyn Watch,
 ) -> Result<Report> {
     let result = prune_in(store, keep.max(1), slack, watch);
-    if result.is_err() && store.manifest().todo.is_empty() {
+    if result.is_err() && store.manifest().todo.rename.is_empty() {
         // The error that led here is the one to tell.
         let _ = store.remove_partial();
     }
+    store.warn(watch);
     result
 }
 
@@ -167,9 +160,9 @@ fn prune_in(store: &mut Store, keep: usize, slack: usize, watch: &mut dyn Watch)
     let mut todo = Todo::default();
     for (name, below) in &plan.merges {
         let merged = merge(store, name, below, &mut progress, watch)?;
-        for end in ["qcow2", "sums"] {
+        for end in names::ENDS {
             let file = format!("{name}.{end}");
-            todo.rename.push((store::partial(&file), file));
+            todo.rename.push((names::partial(&file), file));
         }
         for image in &mut manifest.images {
             if image.name == *name {
@@ -179,7 +172,7 @@ fn prune_in(store: &mut Store, keep: usize, slack: usize, watch: &mut dyn Watch)
     }
     for name in &plan.obsolete {
         todo.remove
-            .extend(["qcow2", "sums"].map(|end| format!("{name}.{end}")));
+            .extend(names::ENDS.map(|end| format!("{name}.{end}")));
     }
     manifest
         .images
@@ -208,13 +201,11 @@ fn merge(
     let base = bottom.base.clone();
     let relative = base.as_deref().map(relative);
 
-    let file = |end| {
-        store
-            .directory()
-            .join(store::partial(&format!("{name}.{end}")))
-    };
-    let mut image = image::Writer::create(&file("qcow2"), top.size, relative.as_deref())?;
-    let mut sums = sums::Writer::create(&file("sums"))?;
+    let create = |end| store.create(&names::partial(&format!("{name}.{end}")));
+    let (file, path) = create("qcow2")?;
+    let mut image = image::Writer::new(file, &path, top.size, relative.as_deref());
+    let (file, path) = create("sums")?;
+    let mut sums = sums::Writer::new(file, &path)?;
     let mut data_bytes = 0;
     let mut buffer = Buffer::new(RUN * image::CLUSTER as usize);
     while let Some(run) = view.next(RUN)? {

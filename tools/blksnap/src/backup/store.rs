@@ -8,15 +8,15 @@
 //! manifest lists what is to be done, and the next one to change something
 //! does what was left.
 
-use std::fs;
 use std::fs::DirBuilder;
 use std::fs::File;
 use std::io;
+use std::io::Read;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::thread::sleep;
 use std::time::Duration;
 use std::time::Instant;
@@ -29,24 +29,31 @@ use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
 
+use super::directory::Directory;
+use super::directory::Place;
 use super::manifest;
 use super::manifest::Manifest;
 use super::manifest::Todo;
+use super::member::Member;
+use super::names;
+use super::names::LOCK;
+use super::names::MANIFEST;
 use super::sums::damaged;
-
-/// The manifest's file.
-pub const MANIFEST: &str = "blksnap.json";
-const LOCK: &str = "blksnap.lock";
-/// Ends the names of what is not finished.
-const PARTIAL: &str = ".partial";
+use super::Watch;
 
 /// How long a lock is waited for.
 const PATIENCE: Duration = Duration::from_millis(200);
 
+/// How many files that cannot be removed are tried again, so that the list of them does not
+/// grow without end.
+const LEFT: usize = 1024;
+
 /// A directory of backups that nobody else changes meanwhile.
 pub struct Store {
-    directory: PathBuf,
+    directory: Arc<Directory>,
     manifest: Manifest,
+    /// Files that could not be removed, and are not needed.
+    left: Vec<Error>,
     _lock: Option<File>,
     /// Called whenever something may just have reached the medium.
     #[cfg(test)]
@@ -55,51 +62,43 @@ pub struct Store {
 
 impl Store {
     /// Looks at what a directory has. Files may be removed meanwhile.
-    pub fn look(directory: &Path) -> Result<Self> {
-        let refused = |error| Error::from_io(Operation::OpenBackup, &error).on(directory);
-
-        fs::metadata(directory.join(MANIFEST)).map_err(refused)?;
+    pub fn look<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
+        let directory = Directory::open(place)?;
+        has_manifest(&directory)?;
         Self::locked(directory, None, FlockOperation::NonBlockingLockShared)
     }
 
     /// Opens a directory to read from it, together with others.
-    pub fn open(directory: &Path) -> Result<Self> {
-        let refused = |error| Error::from_io(Operation::OpenBackup, &error).on(directory);
-
-        fs::metadata(directory.join(MANIFEST)).map_err(refused)?;
-        let lock = match File::open(directory.join(LOCK)) {
+    pub fn open<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
+        let directory = Directory::open(place)?;
+        has_manifest(&directory)?;
+        let lock = match directory.read(Operation::OpenBackup, LOCK) {
             Ok(file) => Some(file),
             // A copy need not have it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(refused(error)),
+            Err(error) if error.errno() == Some(Errno::NOENT) => None,
+            Err(error) => return Err(error),
         };
         Self::locked(directory, lock, FlockOperation::NonBlockingLockShared)
     }
 
     /// Opens a directory to change it, which may have to be created first, and
     /// finishes or undoes what an interrupted run has left.
-    pub fn open_to_change(directory: &Path, create: bool) -> Result<Self> {
-        let refused = |error| Error::from_io(Operation::OpenBackup, &error).on(directory);
-
+    pub fn open_to_change<'a>(place: impl Into<Place<'a>>, create: bool) -> Result<Self> {
+        let place = place.into();
         if create {
-            match DirBuilder::new().mode(0o700).create(directory) {
-                Ok(()) => sync_directory(parent(directory))?,
+            match DirBuilder::new().mode(0o700).create(place.path) {
+                Ok(()) => sync_directory(parent(place.path))?,
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (),
                 Err(error) => {
-                    return Err(Error::from_io(Operation::WriteBackup, &error).on(directory));
+                    return Err(Error::from_io(Operation::WriteBackup, &error).on(place.path));
                 }
             }
-        } else {
-            fs::metadata(directory.join(MANIFEST)).map_err(refused)?;
         }
-        let lock = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(directory.join(LOCK))
-            .map_err(refused)?;
+        let directory = Directory::open(place)?;
+        if !create {
+            has_manifest(&directory)?;
+        }
+        let lock = directory.open_or_create(Operation::OpenBackup, LOCK)?;
         let mut store = Self::locked(
             directory,
             Some(lock),
@@ -110,20 +109,22 @@ impl Store {
         Ok(store)
     }
 
-    fn locked(directory: &Path, lock: Option<File>, operation: FlockOperation) -> Result<Self> {
+    fn locked(directory: Directory, lock: Option<File>, operation: FlockOperation) -> Result<Self> {
         if let Some(lock) = &lock {
             let start = Instant::now();
             while let Err(errno) = flock(lock, operation) {
                 // A process that is just being started has all files of its parent.
                 if errno != Errno::AGAIN || start.elapsed() > PATIENCE {
-                    return Err(Error::from_errno(Operation::OpenBackup, errno).on(directory));
+                    let error = Error::from_errno(Operation::OpenBackup, errno);
+                    return Err(error.on(directory.path()));
                 }
                 sleep(PATIENCE / 20);
             }
         }
         Ok(Self {
-            directory: directory.to_owned(),
-            manifest: load(directory)?,
+            manifest: load(&directory)?,
+            directory: Arc::new(directory),
+            left: Vec::new(),
             _lock: lock,
             #[cfg(test)]
             at_step: None,
@@ -131,167 +132,222 @@ impl Store {
     }
 
     pub fn directory(&self) -> &Path {
-        &self.directory
+        self.directory.path()
     }
 
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
+    /// Makes what is done to files whose names end in `end` fail, see [`Directory`].
+    #[cfg(test)]
+    pub(super) fn fail(&self, operation: Operation, end: &str, errno: Errno) {
+        *self.directory.fails.lock().unwrap() = Some((operation, end.to_owned(), errno));
+    }
+
     /// Where the qcow2 file of an image is.
     pub fn qcow2(&self, image: &str) -> PathBuf {
-        self.path(&format!("{image}.qcow2"))
+        self.qcow2_file(image).path().to_owned()
     }
 
     /// Where the digests of an image are.
     pub fn sums(&self, image: &str) -> PathBuf {
-        self.path(&format!("{image}.sums"))
+        self.sums_file(image).path().to_owned()
     }
 
-    /// Where a file is that may still have to be renamed.
-    fn path(&self, file: &str) -> PathBuf {
+    pub(super) fn qcow2_file(&self, image: &str) -> Member {
+        self.file(&format!("{image}.qcow2"))
+    }
+
+    pub(super) fn sums_file(&self, image: &str) -> Member {
+        self.file(&format!("{image}.sums"))
+    }
+
+    /// A file that may still have to be renamed.
+    fn file(&self, file: &str) -> Member {
         for (from, to) in &self.manifest.todo.rename {
             let rest = file.strip_prefix(to.as_str());
             if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
-                let path = self.directory.join(format!("{from}{rest}"));
-                if path.exists() {
-                    return path;
+                let name = format!("{from}{rest}");
+                if self.directory.look(Operation::ReadBackup, &name).is_ok() {
+                    return Member::new(&self.directory, &name);
                 }
             }
         }
-        self.directory.join(file)
+        Member::new(&self.directory, file)
+    }
+
+    /// Tells which files could not be removed.
+    pub fn warn(&self, watch: &mut dyn Watch) {
+        for error in &self.left {
+            let mut text = format!("{error}. It is not needed any more");
+            if self.manifest.todo.remove.len() >= LEFT {
+                text += "; there are too many of them for all to be tried again";
+            } else {
+                text += ", and the next backup or prune tries again";
+            }
+            watch.warn(&text);
+        }
     }
 
     /// The number that the next restore point has.
     pub fn next_number(&self) -> Result<u64> {
         // A directory that is in the way is none of ours to know of.
         let highest = self
-            .entries(&self.directory)?
+            .directory
+            .entries("")?
             .iter()
-            .map(|name| name.strip_suffix(PARTIAL).unwrap_or(name))
-            .filter(|name| manifest::is_directory(name))
-            .filter_map(|name| name.parse().ok())
+            .map(|name| names::finished(name).unwrap_or(name))
+            .filter_map(names::number)
             .max()
-            .unwrap_or(0u64);
-        Ok(self.manifest.next.max(highest.saturating_add(1)))
+            .unwrap_or(0);
+        let next = self.manifest.next.max(highest + 1);
+        if next > names::LAST {
+            return Err(
+                Error::new(Operation::WriteBackup, "there are no numbers left in it")
+                    .on(self.directory())
+                    .remedied_by("make the backup in a new directory"),
+            );
+        }
+        Ok(next)
     }
 
-    /// Creates the directory for a new restore point.
-    pub fn create_partial(&self, number: u64) -> Result<PathBuf> {
-        let path = self.directory.join(partial(&manifest::directory(number)));
-        DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(&path))?;
+    /// Creates the directory for a new restore point; returns its name.
+    pub fn create_partial(&self, number: u64) -> Result<String> {
+        let name = names::partial(&names::directory(number));
+        self.directory.create_directory(&name)?;
         self.step();
-        Ok(path)
+        Ok(name)
+    }
+
+    /// A new file, and its path for messages.
+    pub(super) fn create(&self, name: &str) -> Result<(File, PathBuf)> {
+        Ok((self.directory.create(name)?, self.directory.path_of(name)))
     }
 
     /// Replaces the manifest, and does what that implies. All new files are on
     /// the medium already, but not their names.
     ///
     /// After an error it may be replaced or not, as the manifest here says.
-    pub fn publish(&mut self, manifest: Manifest) -> Result<()> {
+    pub fn publish(&mut self, mut manifest: Manifest) -> Result<()> {
         for (from, _) in &manifest.todo.rename {
-            let path = self.directory.join(from);
-            let directory = if path.is_dir() {
-                path.as_path()
-            } else {
-                path.parent().unwrap_or(&self.directory)
-            };
-            sync_directory(directory)?;
+            match self.directory.sync(from) {
+                Err(error) if error.errno() == Some(Errno::NOTDIR) => {
+                    self.directory.sync(parent_name(from))?;
+                }
+                result => result?,
+            }
         }
-        sync_directory(&self.directory)?;
+        self.directory.sync("")?;
         self.step();
+        // What could not be removed is not forgotten.
+        let before = self.manifest.todo.remove.iter().cloned();
+        manifest.todo.remove.splice(0..0, before);
         self.replace(manifest)?;
         self.finish()
     }
 
     fn replace(&mut self, manifest: Manifest) -> Result<()> {
-        let path = self.directory.join(MANIFEST);
-        let new = self.directory.join(partial(MANIFEST));
-        let refused = |error| Error::from_io(Operation::WriteBackup, &error).on(&path);
-        let mut file = File::options()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&new)
-            .map_err(refused)?;
+        let new = names::partial(MANIFEST);
+        // Not what somebody else has put there.
+        unless_missing(self.directory.remove_file(&new))?;
+        let mut file = self.directory.create(&new)?;
         file.write_all(manifest.to_json().as_bytes())
             .and_then(|()| file.sync_all())
-            .map_err(refused)?;
+            .map_err(|error| {
+                let path = self.directory.path_of(MANIFEST);
+                Error::from_io(Operation::WriteBackup, &error).on(&path)
+            })?;
         self.step();
-        fs::rename(&new, &path).map_err(refused)?;
+        self.directory.rename(&new, MANIFEST)?;
         self.manifest = manifest;
         self.step();
-        sync_directory(&self.directory)
+        self.directory.sync("")
     }
 
-    /// Does what the manifest says is to be done.
+    /// Does what the manifest says is to be done. What cannot be removed stays on the list.
     fn finish(&mut self) -> Result<()> {
         if self.manifest.todo.is_empty() {
             return Ok(());
         }
         let Todo { rename, remove } = self.manifest.todo.clone();
         for (from, to) in rename {
-            let (from, to) = (self.directory.join(from), self.directory.join(to));
-            unless_missing(fs::rename(&from, &to), &from)?;
+            unless_missing(self.directory.rename(&from, &to))?;
             self.step();
-            sync_directory(parent(&to))?;
+            self.directory.sync(parent_name(&to))?;
         }
+        let mut left = Vec::new();
         for file in remove {
-            let path = self.directory.join(file);
-            unless_missing(fs::remove_file(&path), &path)?;
-            self.step();
-            if let Some(directory) = path.parent().filter(|path| *path != self.directory) {
-                // Only the last one finds it empty.
-                let _ = fs::remove_dir(directory);
-                self.step();
+            if !self.remove(&file)? {
+                left.push(file);
+                continue;
             }
+            self.step();
+            // Only the last one finds it empty.
+            let _ = self.directory.remove_directory(parent_name(&file));
+            self.step();
         }
-        let mut done = self.manifest.clone();
-        done.todo = Todo::default();
-        self.replace(done)
+        // The newest ones, of which the reason is most likely to pass.
+        left.drain(..left.len().saturating_sub(LEFT));
+        let todo = Todo {
+            rename: Vec::new(),
+            remove: left,
+        };
+        if todo == self.manifest.todo {
+            return Ok(());
+        }
+        self.replace(Manifest {
+            todo,
+            ..self.manifest.clone()
+        })
+    }
+
+    /// Removes a file that is not needed. Whether it is gone; an error if that says
+    /// that nothing can be changed here now.
+    fn remove(&mut self, name: &str) -> Result<bool> {
+        match unless_missing(self.directory.remove_file(name)) {
+            Err(error) if concerns_one_file(&error) => {
+                if !self.left.iter().any(|it| it.path() == error.path()) {
+                    self.left.push(error);
+                }
+                Ok(false)
+            }
+            result => result.map(|()| true),
+        }
     }
 
     /// Removes what an interrupted run has left, which no manifest names.
-    pub fn remove_partial(&self) -> Result<()> {
-        for name in self.entries(&self.directory)? {
-            let path = self.directory.join(&name);
-            let finished = name.strip_suffix(PARTIAL);
+    pub fn remove_partial(&mut self) -> Result<()> {
+        for name in self.directory.entries("")? {
+            let finished = names::finished(&name);
             if finished == Some(MANIFEST) {
-                unless_missing(fs::remove_file(&path), &path)?;
-            } else if finished.is_some_and(manifest::is_directory) {
-                self.remove_files(&path, is_image_file)?;
+                self.remove(&name)?;
+            } else if finished.and_then(names::number).is_some() {
+                self.remove_files(&name, names::is_image_file)?;
                 // There is something else in it: that stays.
-                let _ = fs::remove_dir(&path);
-            } else if manifest::is_directory(&name) {
-                self.remove_files(&path, |file| {
-                    file.strip_suffix(PARTIAL).is_some_and(is_image_file)
+                let _ = self.directory.remove_directory(&name);
+            } else if names::number(&name).is_some() {
+                self.remove_files(&name, |file| {
+                    names::finished(file).is_some_and(names::is_image_file)
                 })?;
             }
         }
         Ok(())
     }
 
-    fn remove_files(&self, directory: &Path, is_ours: impl Fn(&str) -> bool) -> Result<()> {
-        for name in self.entries(directory)?.iter().filter(|name| is_ours(name)) {
-            let path = directory.join(name);
-            unless_missing(fs::remove_file(&path), &path)?;
+    fn remove_files(&mut self, directory: &str, is_ours: impl Fn(&str) -> bool) -> Result<()> {
+        let entries = match self.directory.entries(directory) {
+            Err(error) if concerns_one_file(&error) => {
+                // Somebody else's, as a link; or one that is looked for when it is needed.
+                return Ok(());
+            }
+            result => result?,
+        };
+        for name in entries.iter().filter(|name| is_ours(name)) {
+            self.remove(&format!("{directory}/{name}"))?;
             self.step();
         }
         Ok(())
-    }
-
-    /// The names in a directory that are text.
-    fn entries(&self, directory: &Path) -> Result<Vec<String>> {
-        let refused = |error| Error::from_io(Operation::OpenBackup, &error).on(directory);
-        let mut names = Vec::new();
-        for entry in fs::read_dir(directory).map_err(refused)? {
-            names.extend(entry.map_err(refused)?.file_name().into_string());
-        }
-        Ok(names)
     }
 
     fn step(&self) {
@@ -302,46 +358,62 @@ impl Store {
     }
 }
 
-/// What a file or directory is called before it is finished.
-pub fn partial(name: &str) -> String {
-    format!("{name}{PARTIAL}")
+/// Whether an error says that this one file cannot be removed, as one that is immutable, and
+/// not that nothing works here.
+fn concerns_one_file(error: &Error) -> bool {
+    const ERRNOS: [Errno; 8] = [
+        Errno::PERM,
+        Errno::ACCESS,
+        Errno::ROFS,
+        Errno::BUSY,
+        Errno::TXTBSY,
+        Errno::ISDIR,
+        Errno::NOTDIR,
+        Errno::LOOP,
+    ];
+    error.errno().is_some_and(|errno| ERRNOS.contains(&errno))
 }
 
-fn is_image_file(name: &str) -> bool {
-    name.ends_with(".qcow2") || name.ends_with(".sums")
+fn has_manifest(directory: &Directory) -> Result<()> {
+    directory
+        .look(Operation::OpenBackup, MANIFEST)
+        .map_err(|error| error.on(directory.path()))
 }
 
-fn load(directory: &Path) -> Result<Manifest> {
-    let path = directory.join(MANIFEST);
-    match fs::read_to_string(&path) {
-        Ok(text) => Manifest::from_json(&text).map_err(|reason| {
-            damaged(directory, reason).remedied_by(
-                "the images can still be opened, with qemu-nbd for example; for new backups \
-                 name another directory",
-            )
-        }),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Manifest::default()),
-        Err(error) => Err(Error::from_io(Operation::OpenBackup, &error).on(directory)),
+fn load(directory: &Directory) -> Result<Manifest> {
+    let path = directory.path();
+    let refused = |reason: String| {
+        damaged(path, reason).remedied_by(
+            "the images can still be opened, with qemu-nbd for example; for new backups \
+             name another directory",
+        )
+    };
+    let file = match directory.read(Operation::OpenBackup, MANIFEST) {
+        Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(Manifest::default()),
+        result => result?,
+    };
+    let mut bytes = Vec::new();
+    file.take(manifest::MAX_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| Error::from_io(Operation::OpenBackup, &error).on(path))?;
+    if bytes.len() as u64 > manifest::MAX_BYTES {
+        return Err(refused("its manifest is larger than one can be".to_owned()));
     }
+    let text = String::from_utf8(bytes);
+    let text = text.map_err(|_| refused("its manifest is damaged: it is no text".to_owned()))?;
+    Manifest::from_json(&text).map_err(refused)
 }
 
-fn unless_missing(result: io::Result<()>, path: &Path) -> Result<()> {
+fn unless_missing(result: Result<()>) -> Result<()> {
     match result {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(Error::from_io(Operation::WriteBackup, &error).on(path))
-        }
-        _ => Ok(()),
+        Err(error) if error.errno() == Some(Errno::NOENT) => Ok(()),
+        result => result,
     }
 }
 
-/// A new file that only its owner can read.
-pub fn create_file(path: &Path) -> Result<File> {
-    File::options()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(path))
+/// The directory that a name of a backup is in.
+fn parent_name(name: &str) -> &str {
+    name.rsplit_once('/').map_or("", |(parent, _)| parent)
 }
 
 /// The directory that a path is in.
@@ -362,127 +434,5 @@ pub fn sync_directory(path: &Path) -> Result<()> {
     sync().map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(path))
 }
 
-/// The bytes of a file.
-pub fn length(file: &File, path: &Path) -> Result<u64> {
-    let metadata = file
-        .metadata()
-        .map_err(|error| Error::from_io(Operation::ReadBackup, &error).on(path))?;
-    Ok(metadata.len())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn store() -> (tempfile::TempDir, PathBuf) {
-        let temp = tempfile::tempdir().unwrap();
-        let path = temp.path().join("backup");
-        (temp, path)
-    }
-
-    fn is_there(directory: &Path, names: &[&str]) -> bool {
-        names.iter().all(|name| directory.join(name).exists())
-    }
-
-    #[test]
-    fn a_backup_is_for_its_owner_only() {
-        use std::os::unix::fs::PermissionsExt;
-        let (_temp, path) = store();
-        let mut store = Store::open_to_change(&path, true).unwrap();
-        store.publish(Manifest::default()).unwrap();
-        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode(&path), 0o700);
-        assert_eq!(mode(&path.join(MANIFEST)), 0o600);
-    }
-
-    #[test]
-    fn two_runs_do_not_meet() {
-        let (_temp, path) = store();
-        let error = Store::open(&path).err().unwrap();
-        assert_eq!(error.errno(), Some(Errno::NOENT));
-        let mut writer = Store::open_to_change(&path, true).unwrap();
-        writer.publish(Manifest::default()).unwrap();
-        for error in [Store::open(&path), Store::open_to_change(&path, true)].map(Result::err) {
-            assert_eq!(error.unwrap().errno(), Some(Errno::AGAIN));
-        }
-        drop(writer);
-        let _reader = Store::open(&path).unwrap();
-        Store::open(&path).unwrap();
-        assert!(Store::open_to_change(&path, true).is_err());
-    }
-
-    #[test]
-    fn leftovers_are_removed_and_nothing_else() {
-        let (_temp, path) = store();
-        drop(Store::open_to_change(&path, true).unwrap());
-        let ours = [
-            "blksnap.json.partial",
-            "000007.partial/sda.qcow2",
-            "000007.partial/sda.sums",
-            "000003/sda.qcow2.partial",
-            "000003/sda.sums.partial",
-            "000008.partial/sdb.sums",
-        ];
-        let others = [
-            "000003/sda.qcow2",
-            "000008.partial/notes.txt",
-            "photos.partial/sda.qcow2",
-            "000003.txt",
-            "sda.qcow2.partial",
-        ];
-        for name in ours.iter().chain(&others) {
-            let file = path.join(name);
-            fs::create_dir_all(file.parent().unwrap()).unwrap();
-            fs::write(file, "x").unwrap();
-        }
-        let store = Store::open_to_change(&path, true).unwrap();
-        assert!(is_there(&path, &others));
-        for name in ours {
-            assert!(!path.join(name).exists(), "{name}");
-        }
-        assert!(!path.join("000007.partial").exists());
-        // What lies there is not overwritten.
-        assert_eq!(store.next_number().unwrap(), 9);
-    }
-
-    #[test]
-    fn what_is_to_be_done_is_done_by_the_next() {
-        let (_temp, path) = store();
-        let mut store = Store::open_to_change(&path, true).unwrap();
-        for file in ["000001/sda.qcow2", "000002.partial/sda.qcow2"] {
-            fs::create_dir_all(path.join(file).parent().unwrap()).unwrap();
-            fs::write(path.join(file), file).unwrap();
-        }
-        let manifest = Manifest {
-            todo: Todo {
-                rename: vec![("000002.partial".to_owned(), "000002".to_owned())],
-                remove: vec!["000001/sda.qcow2".to_owned()],
-            },
-            ..Manifest::default()
-        };
-        store.replace(manifest).unwrap();
-        drop(store);
-
-        let reader = Store::open(&path).unwrap();
-        let file = reader.qcow2("000002/sda");
-        assert_eq!(file, path.join("000002.partial/sda.qcow2"));
-        assert!(is_there(&path, &["000001/sda.qcow2"]));
-        drop(reader);
-
-        let writer = Store::open_to_change(&path, false).unwrap();
-        assert_eq!(writer.qcow2("000002/sda"), path.join("000002/sda.qcow2"));
-        assert!(is_there(&path, &["000002/sda.qcow2"]));
-        assert!(!path.join("000001").exists());
-        assert!(writer.manifest().todo.is_empty());
-    }
-
-    #[test]
-    fn a_manifest_that_is_damaged_is_not_replaced() {
-        let (_temp, path) = store();
-        drop(Store::open_to_change(&path, true).unwrap());
-        fs::write(path.join(MANIFEST), "{}").unwrap();
-        let error = Store::open_to_change(&path, true).err().unwrap();
-        assert_eq!(error.exit().code(), 4);
-        assert_eq!(fs::read_to_string(path.join(MANIFEST)).unwrap(), "{}");
-    }
-}
+mod tests;

@@ -18,6 +18,7 @@ use super::*;
 
 mod history;
 mod model;
+mod moment;
 
 use model::Model;
 
@@ -27,6 +28,7 @@ const UNIT: usize = CLUSTER as usize;
 #[derive(Default)]
 struct Watcher<'a> {
     notes: Vec<String>,
+    warnings: Vec<String>,
     calls: usize,
     stop_at: Option<usize>,
     at_call: Option<Box<dyn Fn() + 'a>>,
@@ -48,6 +50,10 @@ impl Watch for Watcher<'_> {
     fn tell(&mut self, note: &str) {
         self.notes.push(note.to_owned());
     }
+
+    fn warn(&mut self, warning: &str) {
+        self.warnings.push(warning.to_owned());
+    }
 }
 
 fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
@@ -56,6 +62,7 @@ fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
         store: "/store".into(),
         limit: Sectors(1),
         to: model.backup_directory(),
+        is_trusted: false,
         existing: false,
         mode,
         bandwidth: None,

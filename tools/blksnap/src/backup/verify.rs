@@ -4,11 +4,11 @@
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
-use std::path::Path;
 
 use serde::Serialize;
 
 use crate::error::Error;
+use crate::error::Operation;
 use crate::error::Result;
 
 use super::image;
@@ -32,14 +32,16 @@ pub struct Report {
     /// Numbers of the restore points that were looked at.
     pub points: Vec<u64>,
     /// The devices in them whose content is not what was written.
-    pub damaged: Vec<DamagedDevice>,
+    pub damaged: Vec<Finding>,
+    /// Those of which nothing wrong was found, but something could not be read now.
+    pub not_checked: Vec<Finding>,
     /// Bytes of data that were read.
     pub read_bytes: u64,
     pub errors: Vec<Error>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
-pub struct DamagedDevice {
+pub struct Finding {
     pub point: u64,
     pub device: String,
     /// The images that cause it.
@@ -53,6 +55,15 @@ struct Damage {
     clusters: BTreeSet<u64>,
     /// The file as a whole cannot be relied on.
     whole: bool,
+    /// It could not be read to the end, which says nothing about it.
+    is_unread: bool,
+}
+
+/// What is said of a device in a restore point.
+enum Verdict {
+    Sound,
+    Damaged(Vec<String>),
+    NotChecked(Vec<String>),
 }
 
 /// Reads all data of one restore point, or of all of them.
@@ -67,18 +78,14 @@ pub fn verify(store: &Store, point: Option<u64>, watch: &mut dyn Watch) -> Resul
     // Every image once, in whatever many points it is.
     let mut names = BTreeSet::new();
     for device in points().flat_map(|point| &point.devices) {
-        names.extend(
-            manifest
-                .chain(&device.image)
-                .iter()
-                .map(|image| &image.name),
-        );
+        names.insert(device.image.as_str());
     }
+    let names = manifest.needed(names.into_iter());
     let images = || {
         manifest
             .images
             .iter()
-            .filter(|image| names.contains(&image.name))
+            .filter(|image| names.contains(image.name.as_str()))
     };
     let mut progress = Progress {
         done: 0,
@@ -89,34 +96,40 @@ pub fn verify(store: &Store, point: Option<u64>, watch: &mut dyn Watch) -> Resul
     for image in images() {
         let mut damage = Damage::default();
         match check(store, image, &mut damage, &mut progress, watch) {
-            // What cannot be read is lost as well.
-            Err(error) if error.path().is_some_and(|path| is_of(store, image, path)) => {
+            Err(error) if error.operation() == Operation::CheckBackup => {
                 damage.whole = true;
+                errors.push(error);
+            }
+            Err(error) if error.operation() == Operation::ReadBackup => {
+                damage.is_unread = true;
                 errors.push(error);
             }
             result => result?,
         }
         errors.extend(tell(store, image, &damage.clusters));
-        if damage.whole || !damage.clusters.is_empty() {
+        if damage.whole || damage.is_unread || !damage.clusters.is_empty() {
             damages.insert(&image.name, damage);
         }
     }
-    let mut damaged = Vec::new();
+    let (mut damaged, mut not_checked) = (Vec::new(), Vec::new());
     for point in points() {
         for device in &point.devices {
-            let images = causes(store, manifest, &device.image, &damages)?;
-            if !images.is_empty() {
-                damaged.push(DamagedDevice {
-                    point: point.number,
-                    device: device.device.clone(),
-                    images,
-                });
+            let finding = |images| Finding {
+                point: point.number,
+                device: device.device.clone(),
+                images,
+            };
+            match judge(store, manifest, &device.image, &damages)? {
+                Verdict::Sound => (),
+                Verdict::Damaged(images) => damaged.push(finding(images)),
+                Verdict::NotChecked(images) => not_checked.push(finding(images)),
             }
         }
     }
     Ok(Report {
         points: points().map(|point| point.number).collect(),
         damaged,
+        not_checked,
         read_bytes: progress.done,
         errors,
     })
@@ -131,11 +144,11 @@ fn check(
     watch: &mut dyn Watch,
 ) -> Result<()> {
     watch.keep_on(*progress)?;
-    let path = store.qcow2(&image.name);
+    let file = store.qcow2_file(&image.name);
     let base = image.base.as_deref().map(relative);
-    let reader = image::Reader::open(&path, image.size, base.as_deref(), image.file_bytes)?;
+    let reader = image::Reader::open(&file, image.size, base.as_deref(), image.file_bytes)?;
     if reader.metadata_sum()? != image.metadata {
-        return Err(damaged(&path, "the checksum of its tables is wrong"));
+        return Err(damaged(file.path(), "the checksum of its tables is wrong"));
     }
     let mut view = View::open(store, &[image])?;
     let mut buffer = Buffer::new(RUN * CLUSTER as usize);
@@ -151,10 +164,6 @@ fn check(
     Ok(())
 }
 
-fn is_of(store: &Store, image: &Image, path: &Path) -> bool {
-    path == store.qcow2(&image.name) || path == store.sums(&image.name)
-}
-
 fn tell(store: &Store, image: &Image, clusters: &BTreeSet<u64>) -> Option<Error> {
     let first = clusters.first()?;
     let reason = format!(
@@ -165,32 +174,51 @@ fn tell(store: &Store, image: &Image, clusters: &BTreeSet<u64>) -> Option<Error>
     Some(damaged(&store.qcow2(&image.name), reason))
 }
 
-/// The images that make an image with its bases differ from what was written.
-fn causes(
+/// What is known of an image with its bases, and which images are the reason.
+fn judge(
     store: &Store,
     manifest: &Manifest,
     image: &str,
     damages: &BTreeMap<&str, Damage>,
-) -> Result<Vec<String>> {
+) -> Result<Verdict> {
     let chain = manifest.chain(image);
-    let affected: Vec<&Image> = chain
-        .iter()
-        .copied()
-        .filter(|image| damages.contains_key(image.name.as_str()))
-        .collect();
-    let name = |image: &&Image| image.name.clone();
-    if affected
-        .iter()
-        .any(|image| damages[image.name.as_str()].whole)
-    {
-        return Ok(affected.iter().map(name).collect());
+    let named = |is_wanted: &dyn Fn(&Damage) -> bool| -> Vec<String> {
+        chain
+            .iter()
+            .filter(|image| damages.get(image.name.as_str()).is_some_and(is_wanted))
+            .map(|image| image.name.clone())
+            .collect()
+    };
+    let is_damaged = |damage: &Damage| damage.whole || !damage.clusters.is_empty();
+    if !named(&|damage| damage.whole).is_empty() {
+        return Ok(Verdict::Damaged(named(&is_damaged)));
     }
-    if affected.is_empty() {
-        return Ok(Vec::new());
-    }
-    // A cluster that is wrong may be hidden by a newer one.
+    let damaged = named(&is_damaged);
+    let unread = named(&|damage| damage.is_unread);
+    let seen = match damaged.is_empty() {
+        true => Ok(BTreeSet::new()),
+        false => visible(store, &chain, damages),
+    };
+    Ok(match seen {
+        Ok(seen) if !seen.is_empty() => {
+            Verdict::Damaged(damaged.into_iter().filter(|it| seen.contains(it)).collect())
+        }
+        Ok(_) if unread.is_empty() => Verdict::Sound,
+        // Which of several images has a cluster cannot be known now.
+        Err(error) if error.operation() != Operation::ReadBackup => return Err(error),
+        Err(_) if unread.is_empty() => Verdict::NotChecked(damaged),
+        _ => Verdict::NotChecked(unread),
+    })
+}
+
+/// The images of which a wrong cluster is not hidden by a newer one.
+fn visible(
+    store: &Store,
+    chain: &[&Image],
+    damages: &BTreeMap<&str, Damage>,
+) -> Result<BTreeSet<String>> {
     let mut seen = BTreeSet::new();
-    let mut view = View::open(store, &chain)?;
+    let mut view = View::open(store, chain)?;
     while let Some(run) = view.next(RUN)? {
         let holder = view.image_of(&run);
         let end = run.start + run.sums.len() as u64;
@@ -201,9 +229,5 @@ fn causes(
             seen.insert(holder.to_owned());
         }
     }
-    Ok(affected
-        .iter()
-        .map(name)
-        .filter(|name| seen.contains(name))
-        .collect())
+    Ok(seen)
 }

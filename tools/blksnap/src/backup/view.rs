@@ -2,6 +2,9 @@
 
 //! The content of an image together with what it is based on.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::collections::VecDeque;
 use std::path::Path;
 
 use crate::error::Result;
@@ -9,6 +12,7 @@ use crate::error::Result;
 use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
+use super::member::Member;
 use super::store::Store;
 use super::sums::Sum;
 use super::sums::Sums;
@@ -17,17 +21,33 @@ use super::sums::ZERO;
 /// Several images, of which the newest that holds a cluster has its content.
 /// Clusters that none holds are zeroes, or those of a base left out.
 ///
-/// It is walked through from the start to the end once.
+/// It is walked through from the start to the end once. However many images there are, few
+/// of their files are open at a time.
 pub struct View {
     layers: Vec<Layer>,
+    /// The lowest cluster of each layer that was not passed yet; of equal ones the
+    /// newest layer comes first.
+    next: BinaryHeap<Reverse<(u64, usize)>>,
+    /// The layers whose image is open, the one used last at the end.
+    open: VecDeque<usize>,
     size: u64,
 }
 
 struct Layer {
     name: String,
-    image: image::Reader,
+    file: Member,
+    base: Option<String>,
+    file_bytes: u64,
+    image: Option<image::Reader>,
     sums: Sums,
 }
+
+/// How many images are open at a time.
+const OPEN: usize = 16;
+
+/// Memory for the entries of all layers, and for those of one.
+const ENTRIES: usize = 32 << 20;
+const ENTRIES_OF_ONE: usize = 64 << 10;
 
 /// Neighbouring clusters that one image holds, all of them zeroes or none.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,22 +86,48 @@ impl View {
     ///
     /// [`CheckBackup`]: crate::error::Operation::CheckBackup
     pub fn open(store: &Store, images: &[&Image]) -> Result<Self> {
-        let mut layers = Vec::new();
-        for image in images {
-            let base = image.base.as_deref().map(relative);
-            layers.push(Layer {
-                name: image.name.clone(),
-                image: image::Reader::open(
-                    &store.qcow2(&image.name),
-                    image.size,
-                    base.as_deref(),
-                    image.file_bytes,
-                )?,
-                sums: Sums::open(&store.sums(&image.name), &image.sums)?,
-            });
-        }
         let size = images.first().map_or(0, |image| image.size);
-        Ok(Self { layers, size })
+        let memory = (ENTRIES / images.len().max(1)).min(ENTRIES_OF_ONE);
+        let mut view = Self {
+            layers: Vec::new(),
+            next: BinaryHeap::new(),
+            open: VecDeque::new(),
+            size,
+        };
+        for (index, image) in images.iter().enumerate() {
+            let sums = store.sums_file(&image.name);
+            let sums = Sums::open(&sums, &image.sums, size.div_ceil(CLUSTER), memory)?;
+            view.next
+                .extend(sums.peek().map(|entry| Reverse((entry.cluster, index))));
+            view.layers.push(Layer {
+                name: image.name.clone(),
+                file: store.qcow2_file(&image.name),
+                base: image.base.as_deref().map(relative),
+                file_bytes: image.file_bytes,
+                image: None,
+                sums,
+            });
+            view.image(index)?;
+        }
+        Ok(view)
+    }
+
+    /// The open image of a layer.
+    fn image(&mut self, layer: usize) -> Result<&mut image::Reader> {
+        self.open.retain(|other| *other != layer);
+        if self.open.len() >= OPEN {
+            if let Some(oldest) = self.open.pop_front() {
+                self.layers[oldest].image = None;
+            }
+        }
+        let size = self.size;
+        let it = &mut self.layers[layer];
+        let image = match it.image.take() {
+            Some(image) => image,
+            None => image::Reader::open(&it.file, size, it.base.as_deref(), it.file_bytes)?,
+        };
+        self.open.push_back(layer);
+        Ok(it.image.insert(image))
     }
 
     /// Bytes of the device.
@@ -96,23 +142,21 @@ impl View {
 
     /// The lowest cluster not passed yet that an image holds.
     fn peek(&self) -> Option<(usize, u64, Sum)> {
-        // Of equals the first, which is the newest image.
-        self.layers
-            .iter()
-            .enumerate()
-            .filter_map(|(layer, it)| it.sums.peek().map(|e| (layer, e.cluster, e.sum)))
-            .min_by_key(|&(layer, cluster, _)| (cluster, layer))
+        let Reverse((cluster, layer)) = *self.next.peek()?;
+        let entry = self.layers[layer].sums.peek()?;
+        Some((layer, cluster, entry.sum))
     }
 
     fn pass(&mut self, cluster: u64) -> Result<()> {
-        for layer in &mut self.layers {
-            while layer
-                .sums
-                .peek()
-                .is_some_and(|entry| entry.cluster <= cluster)
-            {
-                layer.sums.step()?;
+        while let Some(&Reverse((at, layer))) = self.next.peek() {
+            if at > cluster {
+                break;
             }
+            let sums = &mut self.layers[layer].sums;
+            sums.step()?;
+            self.next.pop();
+            self.next
+                .extend(sums.peek().map(|entry| Reverse((entry.cluster, layer))));
         }
         Ok(())
     }
@@ -165,7 +209,7 @@ impl View {
     /// returns the clusters whose content is not what was written.
     pub fn read(&mut self, run: &Run, bytes: &mut [u8]) -> Result<Vec<u64>> {
         let (offset, _) = self.range(run);
-        self.layers[run.layer].image.read(offset, bytes)?;
+        self.image(run.layer)?.read(offset, bytes)?;
         Ok(wrong(run, bytes))
     }
 
@@ -173,13 +217,13 @@ impl View {
     /// becomes zeroes. An error if it is more than that which cannot be read.
     pub fn salvage(&mut self, run: &Run, bytes: &mut [u8]) -> Result<Vec<u64>> {
         let (offset, _) = self.range(run);
-        self.layers[run.layer].image.salvage(offset, bytes)?;
+        self.image(run.layer)?.salvage(offset, bytes)?;
         Ok(wrong(run, bytes))
     }
 
     /// The file that holds a run.
     pub fn path_of(&self, run: &Run) -> &Path {
-        self.layers[run.layer].image.path()
+        self.layers[run.layer].file.path()
     }
 }
 

@@ -2,9 +2,11 @@
 
 use std::ffi::OsString;
 use std::num::NonZeroUsize;
+use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use blksnap::backup::directory::Place;
 use blksnap::error::Operation;
 use blksnap::grow::Growth;
 use blksnap::storage;
@@ -258,7 +260,9 @@ pub enum Subcommand {
     /// Check that restore points are what was backed up
     ///
     /// Reads all data and compares checksums. Tells which restore points are
-    /// affected by what is damaged or missing; exit code 4 if any is.
+    /// affected by what is damaged or missing; exit code 4 if any is. What could not be
+    /// read now, such as for a lack of permission, is said to be not checked; exit code 1 if
+    /// nothing is damaged.
     #[command(after_help = "Examples:\n  \
         blksnap verify /backup\n  \
         blksnap verify /backup --point 3 --json")]
@@ -270,6 +274,9 @@ pub enum Subcommand {
         /// Only this restore point
         #[arg(long, value_name = "N")]
         point: Option<u64>,
+
+        #[command(flatten)]
+        trust: Trust,
     },
 
     /// List restore points
@@ -280,6 +287,9 @@ pub enum Subcommand {
         /// The directory of the backup
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+
+        #[command(flatten)]
+        trust: Trust,
     },
 
     /// Remove old restore points
@@ -305,6 +315,9 @@ pub enum Subcommand {
         /// So that old ones are merged M at a time, and not one after every backup.
         #[arg(long, value_name = "M", default_value_t = 0)]
         slack: usize,
+
+        #[command(flatten)]
+        trust: Trust,
     },
 
     /// Print what changed on a device between two snapshots, as JSON
@@ -410,6 +423,23 @@ impl From<PlanOptions> for Plan {
                 max: options.max.map(Sectors),
             }),
         }
+    }
+}
+
+/// How a directory of backups is looked at.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Trust {
+    /// Use DIR even if others can write to it or it belongs to another user
+    ///
+    /// Else it is refused, as they could put anything there: for what restores it, root as a
+    /// rule. For filesystems that do not keep owners and modes.
+    #[arg(long = "trust-directory")]
+    is_trusted: bool,
+}
+
+impl Trust {
+    pub fn place(self, path: &Path) -> Place<'_> {
+        Place::new(path, self.is_trusted)
     }
 }
 
@@ -613,6 +643,9 @@ pub struct Backup {
     pub existing: bool,
 
     #[command(flatten)]
+    pub trust: Trust,
+
+    #[command(flatten)]
     pub store: Store,
 
     /// Read everything
@@ -675,6 +708,9 @@ pub struct Restore {
     /// The directory of the backup
     #[arg(value_name = "DIR")]
     pub directory: PathBuf,
+
+    #[command(flatten)]
+    pub trust: Trust,
 
     /// Where to: a block device, a file, a FIFO, or "-" for standard output
     ///
@@ -743,7 +779,6 @@ pub struct Restore {
 mod tests {
     use super::*;
     use clap::CommandFactory;
-    use std::path::Path;
 
     #[test]
     fn definition_is_sound() {

@@ -10,13 +10,16 @@ use std::time::UNIX_EPOCH;
 
 use blksnap::backup;
 use blksnap::backup::changes;
+use blksnap::backup::directory::Place;
 use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
 use blksnap::backup::plan::Mode;
 use blksnap::backup::store::Store;
+use blksnap::backup::verify::Finding;
 use blksnap::device::Takes;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
+use blksnap::printable::printable;
 use blksnap::Bytes;
 use blksnap::Device;
 use blksnap::Error;
@@ -46,6 +49,7 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
         },
         bandwidth: args.bandwidth,
         devices: args.devices,
+        is_trusted: args.trust.place(&args.to).is_trusted,
         to: args.to,
         existing: args.existing,
     };
@@ -63,7 +67,7 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
             format!(
                 "restore point {}: {}, {}, {} read, {} written",
                 report.point,
-                device.device,
+                printable(&device.device),
                 kind(device.base),
                 Bytes(device.read_bytes),
                 Bytes(device.data_bytes)
@@ -111,21 +115,26 @@ pub fn find(store: &Store, wanted: Option<u64>) -> Result<&Point> {
     })
 }
 
-pub fn verify(output: &Output, directory: &Path, point: Option<u64>) -> Result<u8> {
-    let store = Store::open(directory)?;
+pub fn verify(output: &Output, place: Place<'_>, point: Option<u64>) -> Result<u8> {
+    let store = Store::open(place)?;
     if point.is_some() {
         find(&store, point)?;
     }
-    let mut attendant = Attendant::new(*output, Operation::OpenBackup, directory)?;
+    let mut attendant = Attendant::new(*output, Operation::OpenBackup, place.path)?;
     let report = backup::verify::verify(&store, point, &mut attendant)?;
     drop(attendant);
     for error in &report.errors {
         output.error(error);
     }
-    let mut lines: Vec<String> = report
-        .damaged
+    let line = |it: &Finding, what| format!("restore point {}: {} {what}", it.point, it.device);
+    let damaged = report.damaged.iter().map(|it| line(it, "is damaged"));
+    let not_checked = report
+        .not_checked
         .iter()
-        .map(|it| format!("restore point {}: {} is damaged", it.point, it.device))
+        .map(|it| line(it, "was not checked"));
+    let mut lines: Vec<String> = damaged
+        .chain(not_checked)
+        .map(|line| printable(&line).into_owned())
         .collect();
     if lines.is_empty() {
         lines.push(format!(
@@ -134,12 +143,12 @@ pub fn verify(output: &Output, directory: &Path, point: Option<u64>) -> Result<u
             Bytes(report.read_bytes)
         ));
     }
-    let code = failed_if(!report.errors.is_empty(), Exit::Damaged);
-    Ok(output.result(&report, &lines.join("\n"), code))
+    let code = report.errors.iter().map(|error| error.exit().code()).max();
+    Ok(output.result(&report, &lines.join("\n"), code.unwrap_or(0)))
 }
 
-pub fn list(output: &Output, directory: &Path) -> Result<u8> {
-    let store = Store::look(directory)?;
+pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
+    let store = Store::look(place)?;
     let manifest = store.manifest();
     let mut rows = vec![row(["POINT", "TIME", "DEVICE", "SIZE", "DATA", "KIND"])];
     let mut points = Vec::new();
@@ -180,9 +189,9 @@ pub fn list(output: &Output, directory: &Path) -> Result<u8> {
     Ok(output.result(&json!({ "points": points }), text.trim_end(), 0))
 }
 
-pub fn prune(output: &Output, directory: &Path, keep: NonZeroUsize, slack: usize) -> Result<u8> {
-    let mut store = Store::open_to_change(directory, false)?;
-    let mut attendant = Attendant::new(*output, Operation::Prune, directory)?;
+pub fn prune(output: &Output, place: Place<'_>, keep: NonZeroUsize, slack: usize) -> Result<u8> {
+    let mut store = Store::open_to_change(place, false)?;
+    let mut attendant = Attendant::new(*output, Operation::Prune, place.path)?;
     let report = backup::prune::prune(&mut store, keep.get(), slack, &mut attendant)?;
     drop(attendant);
     let text = format!(

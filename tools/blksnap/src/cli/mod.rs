@@ -20,6 +20,9 @@ use blksnap::error::Operation;
 use blksnap::Error;
 use clap::error::ErrorKind;
 use clap::Parser;
+use rustix::process::getrlimit;
+use rustix::process::setrlimit;
+use rustix::process::Resource;
 
 use args::Args;
 use args::Subcommand;
@@ -33,6 +36,18 @@ pub fn main() -> u8 {
         Err(error) => return refuse(&error),
     };
     let output = Output::new(args.json);
+    let is_of_backups = matches!(
+        args.command,
+        Subcommand::Backup(_)
+            | Subcommand::Restore(_)
+            | Subcommand::Verify { .. }
+            | Subcommand::List { .. }
+            | Subcommand::Prune { .. }
+    );
+    // Not where COMMAND is run, which gets the limits that were set for it.
+    if is_of_backups {
+        raise_open_files();
+    }
     let result = match args.command {
         Subcommand::Attach { devices } => commands::attach(&output, &devices),
         Subcommand::Detach { devices } => commands::detach(&output, &devices),
@@ -57,13 +72,18 @@ pub fn main() -> u8 {
         Subcommand::Snapshot(args) => snapshot::snapshot(&output, args),
         Subcommand::Backup(args) => backup::backup(&output, args),
         Subcommand::Restore(args) => restore::restore(&output, &args),
-        Subcommand::Verify { directory, point } => backup::verify(&output, &directory, point),
-        Subcommand::List { directory } => backup::list(&output, &directory),
+        Subcommand::Verify {
+            directory,
+            point,
+            trust,
+        } => backup::verify(&output, trust.place(&directory), point),
+        Subcommand::List { directory, trust } => backup::list(&output, trust.place(&directory)),
         Subcommand::Prune {
             directory,
             keep,
             slack,
-        } => backup::prune(&output, &directory, keep, slack),
+            trust,
+        } => backup::prune(&output, trust.place(&directory), keep, slack),
         Subcommand::Changed {
             device,
             since,
@@ -79,6 +99,15 @@ pub fn main() -> u8 {
         output.error(&error);
         error.exit().code()
     })
+}
+
+/// Lets this process have as many files open as it may: less is only for programs that use
+/// select().
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // What needs more than there is tells.
+    let _ = setrlimit(Resource::Nofile, limit);
 }
 
 /// Answers --help and --version, and command lines that make no sense.

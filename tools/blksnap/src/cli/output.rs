@@ -4,6 +4,9 @@ use std::io;
 use std::io::Write;
 
 use blksnap::error::Operation;
+use blksnap::printable::printable;
+use blksnap::printable::printable_json;
+use blksnap::printable::printable_lines;
 use blksnap::Error;
 use blksnap::Result;
 use serde::Serialize;
@@ -40,11 +43,12 @@ impl Output {
     /// One of several results, each of which is seen at once.
     pub fn item(&self, value: &impl Serialize, text: &str) -> io::Result<()> {
         let line = if self.json {
-            serde_json::to_string(value).expect("results have only plain keys")
+            let text = serde_json::to_string(value).expect("results have only plain keys");
+            printable_json(&text).into_owned()
         } else if text.is_empty() {
             return Ok(());
         } else {
-            text.to_owned()
+            printable_lines(text).into_owned()
         };
         print(&format!("{line}\n"))
     }
@@ -84,6 +88,10 @@ impl Output {
 
     fn complain(&self, line: &str) {
         // At once, so that lines of several processes do not mix.
+        let line = match self.json {
+            true => printable_json(line),
+            false => printable(line),
+        };
         let _ = io::stderr().write_all(format!("{line}\n").as_bytes());
     }
 }

@@ -78,6 +78,13 @@ impl Watch for Attendant {
             None => self.output.note(note),
         }
     }
+
+    fn warn(&mut self, warning: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| self.output.warning(warning)),
+            None => self.output.warning(warning),
+        }
+    }
 }
 
 impl Drop for Attendant {

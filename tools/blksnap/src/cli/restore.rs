@@ -43,7 +43,7 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
              end, if the target is smaller), --moved-name (with --in-place), --other-block-size",
         ));
     }
-    let store = Store::open(&args.directory)?;
+    let store = Store::open(args.trust.place(&args.directory))?;
     let newest = find(&store, args.point)?;
     let wanted = args.point.map(|_| newest);
     let assigned = match args.in_place {

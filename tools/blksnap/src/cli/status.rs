@@ -16,6 +16,7 @@ use blksnap::error::Operation;
 use blksnap::explain::errno_name;
 use blksnap::kernel::Kernel;
 use blksnap::kernel::Linux;
+use blksnap::printable::printable;
 use blksnap::sysfs::Filtered;
 use blksnap::sysfs::Sysfs;
 use blksnap::Bytes;
@@ -312,6 +313,11 @@ pub fn row<const N: usize>(cells: [impl Into<String>; N]) -> Vec<String> {
 
 /// Columns as wide as they must be.
 pub fn table(rows: &[Vec<String>]) -> String {
+    // A name may have any character.
+    let rows: Vec<Vec<_>> = rows
+        .iter()
+        .map(|row| row.iter().map(|cell| printable(cell)).collect())
+        .collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {
         rows.iter()
@@ -322,7 +328,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
     };
     let widths: Vec<usize> = (0..columns).map(width).collect();
     let mut text = String::new();
-    for row in rows {
+    for row in &rows {
         let mut line = String::new();
         for (cell, width) in row.iter().zip(&widths) {
             line += &format!("{cell:<width$}  ");

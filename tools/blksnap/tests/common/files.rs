@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
-use blksnap::backup::manifest::label;
+use blksnap::backup::names::label;
 use blksnap::device::Attachment;
 use blksnap::device::SnapshotState;
 use blksnap::device::Takes;
@@ -18,7 +18,7 @@ use blksnap::Result;
 use blksnap::Sectors;
 use blksnap::Uuid;
 
-use crate::common::ID;
+use super::ID;
 
 pub const SIZE: usize = 2 << 20;
 pub const BLOCK: usize = 64 << 10;

@@ -3,6 +3,10 @@
 //! What tests with real processes share: the test program starts itself again,
 //! with its test `role` as what that process runs.
 
+// Each test program has its own use for it.
+#[allow(dead_code)]
+pub mod files;
+
 use std::process::Child;
 use std::process::Command;
 use std::thread::sleep;

@@ -10,10 +10,14 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::io::Errno;
+
 use crate::device::Attachment;
 use crate::device::SnapshotState;
 use crate::device::Takes;
 use crate::device::Tracking;
+use crate::error::Error;
+use crate::error::Operation;
 use crate::error::Result;
 use crate::kernel::Kernel;
 use crate::size::Sectors;
@@ -55,6 +59,8 @@ pub struct Model {
     pub map: RefCell<Option<Vec<u8>>>,
     /// Whether the driver has ids of takes.
     pub tells_takes: Cell<bool>,
+    /// Why it cannot be read.
+    pub map_error: Cell<Option<Errno>>,
 }
 
 impl Model {
@@ -74,6 +80,7 @@ impl Model {
             tells_takes: Cell::new(true),
             block_size,
             map: RefCell::new(None),
+            map_error: Cell::new(None),
         }
     }
 
@@ -259,6 +266,9 @@ impl Kernel for Model {
     }
 
     fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()> {
+        if let Some(errno) = self.map_error.get() {
+            return Err(Error::from_errno(Operation::CbtMap, errno));
+        }
         match &*self.map.borrow() {
             Some(other) => map.copy_from_slice(other),
             None => self.with(device, |disk| {

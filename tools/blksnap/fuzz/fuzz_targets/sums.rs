@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A file of digests.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| blksnap::backup::fuzz::sums(bytes));
