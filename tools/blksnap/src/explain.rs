@@ -311,7 +311,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "look at it and remove it; \"lsattr\" shows whether it is immutable",
         ),
         (WriteBackup, Errno::PERM) => because(
-            "the file is immutable or belongs to somebody else, or the filesystem forbids it",
+            "the file is immutable or belongs to another user, or the filesystem forbids it",
             "\"lsattr\" shows whether it is immutable, and \"chattr -i\" ends that",
         ),
         (Restore, Errno::BUSY) => because(

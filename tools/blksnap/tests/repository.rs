@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The command on directories that somebody else has prepared, or that cannot be used just now;
-//! and backups with few open files.
+//! The command on directories that an attacker prepared or that cannot be read now, and
+//! backups with few open files.
 
 // Not all of it is needed here.
 #[allow(dead_code)]
@@ -81,7 +81,7 @@ fn role() {
     std::process::exit(code.into());
 }
 
-/// A disk, and a backup of it with so many restore points, of which each changes one block.
+/// A disk, and a backup of it whose restore points change one block each.
 struct Disk {
     temp: tempfile::TempDir,
     content: Vec<u8>,
@@ -499,13 +499,13 @@ fn an_immutable_file_stops_nothing() {
 #[test]
 fn a_file_without_permission_is_not_checked() {
     if !rustix::process::geteuid().is_root() {
-        eprintln!("skipped: only root can run the command as somebody else");
+        eprintln!("skipped: only root can run the command as another user");
         return;
     }
     use std::os::unix::process::CommandExt;
     const USER: u32 = 65534;
     let disk = Disk::new(2);
-    // Where somebody else gets to it.
+    // Where another user can run it.
     let program = disk.path("blksnap");
     fs::copy(env!("CARGO_BIN_EXE_blksnap"), &program).unwrap();
     let open = fs::Permissions::from_mode(0o755);

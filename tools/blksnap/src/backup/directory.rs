@@ -2,11 +2,10 @@
 
 //! The directory of a backup, opened once, and what is beneath it.
 //!
-//! Every name is looked up from the opened directory, never through a link and never out
-//! of it, so that a link that somebody else put there cannot make the command read, write
-//! or remove other files. Only regular files are opened, and nothing waits for a writer
-//! of a pipe. A directory or file that somebody else can write is refused: what it has
-//! could be exchanged at any time.
+//! Every name is looked up from the opened directory, never through a link and never out of
+//! it, so that an attacker's link cannot make the command read, write or remove other
+//! files. Only regular files are opened, and opening a pipe does not block. A directory or
+//! file that other users can write is refused: its content could change at any time.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -51,7 +50,7 @@ const PATH: OFlags = OFlags::PATH.union(OFlags::DIRECTORY);
 #[derive(Debug, Clone, Copy)]
 pub struct Place<'a> {
     pub path: &'a Path,
-    /// Whether it is used even if somebody else can write to it.
+    /// Use it even if other users can write to it.
     pub is_trusted: bool,
 }
 
@@ -146,7 +145,7 @@ impl Directory {
         }
     }
 
-    /// Refuses what somebody else than the caller and root can change.
+    /// Refuses a file that users other than the caller and root can change.
     fn distrust(&self, stat: &Stat, path: &Path) -> Result<()> {
         let reason = if self.is_trusted {
             return Ok(());
@@ -163,8 +162,8 @@ impl Directory {
         let directory = self.path.display();
         let remedy = format!(
             "see what is in it, then make it yours alone with \"chown -R $(id -u) {directory}\" \
-             and \"chmod -R go-w {directory}\"; or say --trust-directory if nobody can get there \
-             whom you do not trust"
+             and \"chmod -R go-w {directory}\"; or say --trust-directory if only users that you \
+             trust have access to it"
         );
         Err(Error::new(Operation::OpenBackup, reason)
             .on(path)

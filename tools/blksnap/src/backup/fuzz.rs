@@ -79,7 +79,7 @@ pub fn sums(bytes: &[u8]) {
     }
 }
 
-/// A file of at most so many clusters.
+/// Upper limit of the clusters of a file.
 const CLUSTERS: usize = 12;
 /// Bytes of a record without its content.
 const RECORD: usize = 4;

@@ -250,7 +250,7 @@ fn l1_entries(size: u64) -> u64 {
     size.div_ceil(CLUSTER * L2_ENTRIES).max(1)
 }
 
-/// Bytes of a file with so many clusters of data and L2 tables.
+/// Bytes of a file whose data and L2 tables take `clusters`.
 fn file_bytes(size: u64, clusters: u64) -> u64 {
     let before = 1 + clusters + (l1_entries(size) * 8).div_ceil(CLUSTER);
     let (table, blocks) = refcount_clusters(before);
@@ -594,6 +594,10 @@ impl Reader {
                 };
                 if start < data_end {
                     return Err(twice());
+                }
+                if cluster >= self.size.div_ceil(CLUSTER) {
+                    let reason = "it has a cluster past the end of the device";
+                    return Err(damaged(&self.path, reason));
                 }
                 data_end = start + CLUSTER;
                 clusters += 1;

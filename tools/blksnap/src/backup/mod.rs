@@ -80,7 +80,7 @@ pub struct Request {
     pub limit: Sectors,
     /// The directory of the backup.
     pub to: PathBuf,
-    /// Whether it is used even if somebody else can write to it.
+    /// Use it even if other users can write to it.
     pub is_trusted: bool,
     /// Whether it must have a backup already.
     pub existing: bool,

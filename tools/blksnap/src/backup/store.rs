@@ -249,7 +249,7 @@ impl Store {
 
     fn replace(&mut self, manifest: Manifest) -> Result<()> {
         let new = names::partial(MANIFEST);
-        // Not what somebody else has put there.
+        // It is always a new file, never a link's target.
         unless_missing(self.directory.remove_file(&new))?;
         let mut file = self.directory.create(&new)?;
         file.write_all(manifest.to_json().as_bytes())
@@ -338,7 +338,7 @@ impl Store {
     fn remove_files(&mut self, directory: &str, is_ours: impl Fn(&str) -> bool) -> Result<()> {
         let entries = match self.directory.entries(directory) {
             Err(error) if concerns_one_file(&error) => {
-                // Somebody else's, as a link; or one that is looked for when it is needed.
+                // A foreign link or file, or a directory whose images are checked when needed.
                 return Ok(());
             }
             result => result?,

@@ -106,8 +106,8 @@ pub struct Sums {
 }
 
 impl Sums {
-    /// Opens a file whose digest is `digest`, of a device with so many clusters. `memory`
-    /// is how many bytes of it are kept.
+    /// Opens a file whose digest is `digest`, of a device with `clusters`. At most `memory`
+    /// bytes of it are kept.
     ///
     /// An error of [`Operation::CheckBackup`] if it is missing or another.
     pub fn open(member: &Member, digest: &str, clusters: u64, memory: usize) -> Result<Self> {
@@ -227,7 +227,7 @@ mod tests {
     use super::*;
     use crate::backup::member::tests::member;
 
-    /// Entries of a device with so many clusters, with memory for one of them.
+    /// Entries of a device with `clusters`, with memory for one entry.
     fn open(path: &Path, digest: &str, clusters: u64) -> Result<Sums> {
         Sums::open(&member(path), digest, clusters, 1)
     }

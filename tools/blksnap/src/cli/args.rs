@@ -429,10 +429,10 @@ impl From<PlanOptions> for Plan {
 /// How a directory of backups is looked at.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub struct Trust {
-    /// Use DIR even if others can write to it or it belongs to another user
+    /// Use DIR even if other users can write to it or own it
     ///
-    /// Else it is refused, as they could put anything there: for what restores it, root as a
-    /// rule. For filesystems that do not keep owners and modes.
+    /// By default it is refused, since these users would control what is restored. For
+    /// filesystems that do not keep owners and modes.
     #[arg(long = "trust-directory")]
     is_trusted: bool,
 }
@@ -599,7 +599,8 @@ qcow2 image in DIR. The first one of a DEV has everything, the next ones what
 changed since. A full one is made anew, and told, when the change tracking
 cannot say what changed: after the machine was started anew or put back to an
 earlier state, the filter was detached, the device was resized or got another
-content, or 254 snapshots.
+content, or 254 snapshots; and when a file that it would be based on is damaged
+or missing. One that cannot be read just now is an error.
 
 Devices are recognised by their change tracking, not by their names. Names that
 stay the same, as those in /dev/disk/by-id, are easier to find again, and what

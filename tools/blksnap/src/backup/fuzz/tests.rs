@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! The fuzz targets on what is checked in, and on mutations of it, the same ones each time.
-//! BLKSNAP_WRITE_CORPUS=1 writes the seeds anew.
+//! BLKSNAP_WRITE_CORPUS=1 writes the seeds.
 
 use std::fs;
 use std::path::PathBuf;
