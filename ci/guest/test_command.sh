@@ -323,7 +323,7 @@ backup_broken()
 	restores 2 "$work/copy2"
 }
 
-# The change tracking began anew: everything is read, and that is told.
+# The change tracking began anew: everything is read, what differs is stored, and that is told.
 backup_generation()
 {
 	begin
@@ -331,8 +331,11 @@ backup_generation()
 	blksnap detach "$dev"
 	put direct $((1 << 20)) 4096 "$dev"
 	back_up "$work/copy2"
-	equal None "$(base)" "the base"
-	grep -q "backed up in full" "$work/error"
+	equal 1 "$(base)" "the base"
+	equal "$((SIZE << 20)) 65536" \
+		"$(json 'first["devices"][0]["read_bytes"], first["devices"][0]["data_bytes"]' "$work/report")" \
+		"the bytes that were read and written"
+	grep -q "read and compared with restore point 1" "$work/error"
 	restores 1 "$work/copy1"
 	restores 2 "$work/copy2"
 	# Somebody else takes a snapshot between.

@@ -13,7 +13,7 @@ use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
 use super::names;
-use super::plan::WhyFull;
+use super::plan::WhyAll;
 use super::source::Buffer;
 use super::source::Source;
 use super::source::Throttle;
@@ -40,7 +40,8 @@ pub struct Job {
     pub takes: Option<Takes>,
     pub source: Source,
     pub base: Option<Image>,
-    pub why_full: Option<WhyFull>,
+    /// Why all of it is read; with a base it is compared with that.
+    pub why_all: Option<WhyAll>,
     /// Of whole clusters.
     pub extents: Vec<Extent>,
 }

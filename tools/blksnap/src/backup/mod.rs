@@ -67,7 +67,7 @@ use manifest::Todo;
 use plan::Base;
 use plan::Known;
 use plan::Mode;
-use plan::WhyFull;
+use plan::WhyAll;
 use source::Source;
 use store::Store;
 use view::View;
@@ -128,7 +128,9 @@ pub struct DeviceReport {
     /// The restore point that this one is based on; none if it is full.
     pub base: Option<u64>,
     /// Why it is full.
-    pub full: Option<WhyFull>,
+    pub full: Option<WhyAll>,
+    /// Why all was read and compared with the base.
+    pub compared: Option<WhyAll>,
     /// Bytes of the device.
     pub size: u64,
     /// Bytes that were read.
@@ -199,9 +201,15 @@ fn make(
             }
             job.label = format!("{label}-{again}");
         }
-        if let Some(why) = &job.why_full {
+        if let Some(why) = &job.why_all {
             let device = device.device.display();
-            watch.tell(&format!("{device} is backed up in full, as {why}"));
+            watch.tell(&match &job.base {
+                Some(base) => format!(
+                    "all of {device} is read and compared with restore point {}, as {why}",
+                    Manifest::number_of(&base.name)
+                ),
+                None => format!("{device} is backed up in full, as {why}"),
+            });
         }
         jobs.push(job);
     }
@@ -235,6 +243,10 @@ fn make(
     };
     for (job, image) in jobs.into_iter().zip(images) {
         let device = job.name;
+        let (full, compared) = match job.base {
+            Some(_) => (None, job.why_all),
+            None => (job.why_all, None),
+        };
         point.devices.push(PointDevice {
             device: device.clone(),
             image: image.name.clone(),
@@ -242,7 +254,8 @@ fn make(
         reports.push(DeviceReport {
             device,
             base: image.base.as_deref().map(Manifest::number_of),
-            full: job.why_full,
+            full,
+            compared,
             size: image.size,
             read_bytes: changes::total(&job.extents),
             data_bytes: image.data_bytes,
@@ -300,15 +313,20 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
         takes: takes.as_ref(),
     };
     let changes = changes_since(store, kernel, device, &name, known, &source, mode)?;
-    let (base, changed) = match changes {
-        Ok((base, changed)) => (Ok(base), changed),
-        Err(why) => (
-            Err(why),
-            vec![Extent {
-                offset: 0,
-                length: source.size(),
-            }],
-        ),
+    let all = Extent {
+        offset: 0,
+        length: source.size(),
+    };
+    let (base, changed, why_all) = match changes {
+        Ok((base, changed)) => (Some(base), changed, None),
+        Err(why) => {
+            let base = plan::compared(store.manifest(), &name, source.size(), &why, mode);
+            match base.map(|base| usable(store, base)).transpose()? {
+                None => (None, vec![all], Some(why)),
+                Some(Ok(base)) => (Some(base), vec![all], Some(why)),
+                Some(Err(damaged)) => (None, vec![all], Some(damaged)),
+            }
+        }
     };
     Ok(Job {
         device: device.clone(),
@@ -318,8 +336,8 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
         tracking,
         takes,
         source,
-        why_full: base.as_ref().err().cloned(),
-        base: base.ok(),
+        why_all,
+        base,
     })
 }
 
@@ -335,32 +353,36 @@ fn changes_since(
     known: Known<'_>,
     source: &Source,
     mode: Mode,
-) -> Result<std::result::Result<(Image, Vec<Extent>), WhyFull>> {
+) -> Result<std::result::Result<(Image, Vec<Extent>), WhyAll>> {
     let tracking = known.tracking;
     let Base { image: base, since } = match plan::base(store.manifest(), name, known, mode) {
         Ok(base) => base,
         Err(why) => return Ok(Err(why)),
     };
     if source.size() != base.size {
-        return Ok(Err(WhyFull::Resized));
+        return Ok(Err(WhyAll::Resized));
     }
     let mut map = vec![0; tracking.block_count as usize];
     kernel
         .read_map(&device.path, &mut map)
         .map_err(|error| or_full(error.on(&device.device)))?;
     if let Some(reason) = changes::distrust(&map, tracking) {
-        return Ok(Err(WhyFull::Map(reason)));
-    }
-    // Better now than when half of it is written.
-    match View::open(store, &store.manifest().chain(&base.name)) {
-        Ok(_) => (),
-        Err(error) if error.operation() == Operation::CheckBackup => {
-            return Ok(Err(WhyFull::Base(error.to_string())));
-        }
-        Err(error) => return Err(or_full(error)),
+        return Ok(Err(WhyAll::Map(reason)));
     }
     let changed = changes::changed(&map, since, tracking);
-    Ok(Ok((base.clone(), changed)))
+    Ok(usable(store, base)?.map(|base| (base, changed)))
+}
+
+/// An image that another one can be based on, or why it cannot: better now than when half of
+/// that is written.
+fn usable(store: &Store, base: &Image) -> Result<std::result::Result<Image, WhyAll>> {
+    match View::open(store, &store.manifest().chain(&base.name)) {
+        Ok(_) => Ok(Ok(base.clone())),
+        Err(error) if error.operation() == Operation::CheckBackup => {
+            Ok(Err(WhyAll::Base(error.to_string())))
+        }
+        Err(error) => Err(or_full(error)),
+    }
 }
 
 /// Says what can be done in any case if nothing better is known.

@@ -6,6 +6,10 @@
 //! knows, by its random id; of several the newest, in the order of the manifest.
 //! Neither names nor generations nor numbers prove anything: a virtual machine
 //! that was put back to an earlier state, disk and memory, counts on from there.
+//!
+//! Where there is no base, all of the device is read. It is compared with the newest
+//! image of the same name, and what differs is stored. That is right whatever the
+//! image is of, since the digests of all content decide.
 
 use std::fmt;
 
@@ -40,6 +44,8 @@ pub enum Mode {
     Incremental,
     /// What changed since the last full backup.
     Differential,
+    /// What differs from the last backup, whatever the change tracking says.
+    Compare,
     /// Everything.
     Full,
 }
@@ -47,7 +53,8 @@ pub enum Mode {
 /// Why everything has to be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "because", content = "detail")]
-pub enum WhyFull {
+pub enum WhyAll {
+    /// A full backup or a comparison was asked for.
     Asked,
     /// Nothing of that name was ever backed up here.
     First,
@@ -67,7 +74,7 @@ pub enum WhyFull {
     Base(String),
 }
 
-impl fmt::Display for WhyFull {
+impl fmt::Display for WhyAll {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Asked => f.write_str("that was asked for"),
@@ -101,13 +108,13 @@ pub fn base<'a>(
     device: &str,
     known: Known<'_>,
     mode: Mode,
-) -> Result<Base<'a>, WhyFull> {
-    if mode == Mode::Full {
-        return Err(WhyFull::Asked);
+) -> Result<Base<'a>, WhyAll> {
+    if matches!(mode, Mode::Full | Mode::Compare) {
+        return Err(WhyAll::Asked);
     }
     let tracking = known.tracking;
     if let Some(takes) = known.takes.filter(|takes| !takes.fit(tracking)) {
-        return Err(WhyFull::Map(format!(
+        return Err(WhyAll::Map(format!(
             "the ids of {} snapshots do not fit to its change tracking, whose newest is {}",
             takes.ids.len(),
             tracking.changes_number
@@ -124,18 +131,41 @@ pub fn base<'a>(
     let base = match mode {
         Mode::Differential => {
             let full = manifest.chain(&newest.image.name).last().copied();
-            full.and_then(known_as).ok_or(WhyFull::OtherGeneration)?
+            full.and_then(known_as).ok_or(WhyAll::OtherGeneration)?
         }
         _ => newest,
     };
     if base.image.size != tracking.device_capacity {
-        return Err(WhyFull::Resized);
+        return Err(WhyAll::Resized);
     }
     Ok(base)
 }
 
+/// What a device of `size` bytes is compared with, as `why` all of it is read; none if it is
+/// to be backed up in full.
+pub fn compared<'a>(
+    manifest: &'a Manifest,
+    device: &str,
+    size: u64,
+    why: &WhyAll,
+    mode: Mode,
+) -> Option<&'a Image> {
+    let is_new = matches!(why, WhyAll::First | WhyAll::Resized | WhyAll::Base(_));
+    if mode == Mode::Full || is_new {
+        return None;
+    }
+    let points = manifest.points.iter().rev();
+    let mut devices = points.flat_map(|point| &point.devices);
+    let newest = manifest.image(&devices.find(|it| it.device == device)?.image)?;
+    let image = match mode {
+        Mode::Differential => manifest.chain(&newest.name).last().copied()?,
+        _ => newest,
+    };
+    (image.size == size).then_some(image)
+}
+
 /// Why the tracking knows the take of no image.
-fn why_nothing(manifest: &Manifest, device: &str, known: Known<'_>) -> WhyFull {
+fn why_nothing(manifest: &Manifest, device: &str, known: Known<'_>) -> WhyAll {
     let generation = known.tracking.generation_id;
     let of_generation = |image: &&Image| image.generation_id == generation;
     let newest = manifest.images.iter().rev().find(of_generation);
@@ -143,15 +173,15 @@ fn why_nothing(manifest: &Manifest, device: &str, known: Known<'_>) -> WhyFull {
     match newest {
         _ if known.takes.is_none() => {
             if newest.is_some() || devices.any(|known| known.device == device) {
-                WhyFull::NoIdFromDriver
+                WhyAll::NoIdFromDriver
             } else {
-                WhyFull::First
+                WhyAll::First
             }
         }
-        Some(image) if image.take_id.is_none() => WhyFull::NoIdInBackup,
-        Some(_) => WhyFull::PutBack,
-        None if devices.any(|known| known.device == device) => WhyFull::OtherGeneration,
-        None => WhyFull::First,
+        Some(image) if image.take_id.is_none() => WhyAll::NoIdInBackup,
+        Some(_) => WhyAll::PutBack,
+        None if devices.any(|known| known.device == device) => WhyAll::OtherGeneration,
+        None => WhyAll::First,
     }
 }
 
@@ -161,6 +191,8 @@ mod tests {
     use crate::backup::manifest::tests::image;
     use crate::backup::manifest::tests::manifest;
     use crate::backup::manifest::tests::take;
+    use crate::backup::manifest::Point;
+    use crate::backup::manifest::PointDevice;
     use crate::Uuid;
 
     const FIRST: &str = "000001/sda";
@@ -200,7 +232,7 @@ mod tests {
         tracking: &Tracking,
         takes: &Takes,
         mode: Mode,
-    ) -> Result<(&'a str, u8), WhyFull> {
+    ) -> Result<(&'a str, u8), WhyAll> {
         let known = Known {
             tracking,
             takes: Some(takes),
@@ -208,7 +240,7 @@ mod tests {
         base(manifest, device, known, mode).map(|base| (base.image.name.as_str(), base.since))
     }
 
-    fn decide(tracking: Tracking, mode: Mode) -> Result<(String, u8), WhyFull> {
+    fn decide(tracking: Tracking, mode: Mode) -> Result<(String, u8), WhyAll> {
         decide_in(&sample(), "/dev/sda", &tracking, &takes(&tracking), mode)
             .map(|(name, since)| (name.to_owned(), since))
     }
@@ -221,7 +253,9 @@ mod tests {
             assert_eq!(decided, Ok((SECOND.to_owned(), 4)));
             let decided = decide(tracking(1, number), Mode::Differential);
             assert_eq!(decided, Ok((FIRST.to_owned(), 1)));
-            assert_eq!(decide(tracking(1, number), Mode::Full), Err(WhyFull::Asked));
+            for mode in [Mode::Full, Mode::Compare] {
+                assert_eq!(decide(tracking(1, number), mode), Err(WhyAll::Asked));
+            }
         }
     }
 
@@ -233,11 +267,11 @@ mod tests {
             decide_in(&sample, "/dev/sdq", &tracking, &takes, Mode::Incremental)
         };
         assert_eq!(decide(tracking(1, 5)), Ok((SECOND, 4)));
-        assert_eq!(decide(tracking(2, 5)), Err(WhyFull::First));
+        assert_eq!(decide(tracking(2, 5)), Err(WhyAll::First));
         let tracking = tracking(2, 5);
         let takes = takes(&tracking);
         let decided = decide_in(&sample, "/dev/sda", &tracking, &takes, Mode::Incremental);
-        assert_eq!(decided, Err(WhyFull::OtherGeneration));
+        assert_eq!(decided, Err(WhyAll::OtherGeneration));
     }
 
     #[test]
@@ -256,7 +290,7 @@ mod tests {
         // To before the first
         takes.ids[5] = None;
         for mode in [Mode::Incremental, Mode::Differential] {
-            assert_eq!(decide(&takes, mode), Err(WhyFull::PutBack));
+            assert_eq!(decide(&takes, mode), Err(WhyAll::PutBack));
         }
     }
 
@@ -284,7 +318,7 @@ mod tests {
                 let decided = decide(tracking(1, number), mode);
                 match number {
                     // What is backed up is the newest take, or was none.
-                    0 | 1 => assert_eq!(decided, Err(WhyFull::PutBack)),
+                    0 | 1 => assert_eq!(decided, Err(WhyAll::PutBack)),
                     _ => assert_eq!(decided, Ok((FIRST.to_owned(), 1))),
                 }
             }
@@ -298,12 +332,12 @@ mod tests {
             Mode::Incremental,
         )
         .map(|_| ());
-        assert!(matches!(decided, Err(WhyFull::Map(_))), "{decided:?}");
+        assert!(matches!(decided, Err(WhyAll::Map(_))), "{decided:?}");
         let resized = Tracking {
             device_capacity: 1 << 21,
             ..tracking(1, 5)
         };
-        assert_eq!(decide(resized, Mode::Incremental), Err(WhyFull::Resized));
+        assert_eq!(decide(resized, Mode::Incremental), Err(WhyAll::Resized));
     }
 
     #[test]
@@ -318,7 +352,7 @@ mod tests {
         };
         assert_eq!(decide(&manifest), Ok(FIRST.to_owned()));
         manifest.images[0].take_id = None;
-        assert_eq!(decide(&manifest), Err(WhyFull::NoIdInBackup));
+        assert_eq!(decide(&manifest), Err(WhyAll::NoIdInBackup));
     }
 
     #[test]
@@ -332,10 +366,40 @@ mod tests {
             base(&sample, device, known, Mode::Incremental)
         };
         let (same, other) = (tracking(1, 5), tracking(2, 5));
-        assert_eq!(decide("/dev/sda", &same), Err(WhyFull::NoIdFromDriver));
-        assert_eq!(decide("/dev/sdq", &same), Err(WhyFull::NoIdFromDriver));
-        assert_eq!(decide("/dev/sda", &other), Err(WhyFull::NoIdFromDriver));
-        assert_eq!(decide("/dev/sdq", &other), Err(WhyFull::First));
+        assert_eq!(decide("/dev/sda", &same), Err(WhyAll::NoIdFromDriver));
+        assert_eq!(decide("/dev/sdq", &same), Err(WhyAll::NoIdFromDriver));
+        assert_eq!(decide("/dev/sda", &other), Err(WhyAll::NoIdFromDriver));
+        assert_eq!(decide("/dev/sdq", &other), Err(WhyAll::First));
+    }
+
+    #[test]
+    fn what_is_compared_with_is_the_newest_of_the_name() {
+        let mut sample = sample();
+        for (number, image) in [(1, FIRST), (2, SECOND)] {
+            sample.points.push(Point {
+                number,
+                time: 0,
+                devices: vec![PointDevice {
+                    device: "/dev/sda".to_owned(),
+                    image: image.to_owned(),
+                }],
+            });
+        }
+        let size = 1 << 20;
+        let compared = |device, size, why: &WhyAll, mode| {
+            super::compared(&sample, device, size, why, mode).map(|image| image.name.as_str())
+        };
+        let why = WhyAll::OtherGeneration;
+        let all = |mode| compared("/dev/sda", size, &why, mode);
+        assert_eq!(all(Mode::Incremental), Some(SECOND));
+        assert_eq!(all(Mode::Compare), Some(SECOND));
+        assert_eq!(all(Mode::Differential), Some(FIRST));
+        assert_eq!(all(Mode::Full), None);
+        assert_eq!(compared("/dev/sda", size + 512, &why, Mode::Compare), None);
+        assert_eq!(compared("/dev/sdq", size, &why, Mode::Compare), None);
+        for why in [WhyAll::First, WhyAll::Resized, WhyAll::Base(String::new())] {
+            assert_eq!(compared("/dev/sda", size, &why, Mode::Incremental), None);
+        }
     }
 
     #[test]

@@ -383,7 +383,7 @@ fn only_what_changed_is_kept() {
 
     let report = back_up(&model, &["/dev/a", "/dev/b"], Mode::Incremental);
     assert_eq!(report.devices[0].full, None);
-    assert_eq!(report.devices[1].full, Some(WhyFull::First));
+    assert_eq!(report.devices[1].full, Some(WhyAll::First));
     assert_eq!(report.devices[1].data_bytes, 0);
     note(&mut expected, &model, &report);
     check(&model.backup_directory(), &expected);
@@ -391,17 +391,17 @@ fn only_what_changed_is_kept() {
 }
 
 #[test]
-fn a_map_that_cannot_be_trusted_makes_a_full_backup() {
+fn a_map_that_cannot_be_trusted_makes_a_comparison() {
     let (model, mut expected) = three_points();
     model.map.replace(Some(vec![99; 7]));
-    // Not tracked, so that only a full backup has it.
+    // Not tracked, so that only a comparison finds it.
     model.with(Path::new("/dev/a"), |disk| disk.content[5 * UNIT] = 77);
     let mut watcher = Watcher::default();
     let request = request(&model, &["/dev/a"], Mode::Incremental);
     let report = run(&model, &request, &mut watcher).unwrap();
-    assert!(matches!(report.devices[0].full, Some(WhyFull::Map(_))));
+    assert!(matches!(report.devices[0].compared, Some(WhyAll::Map(_))));
     assert!(
-        watcher.notes[0].contains("/dev/a is backed up in full"),
+        watcher.notes[0].contains("all of /dev/a is read and compared with restore point 3"),
         "{:?}",
         watcher.notes
     );
@@ -416,7 +416,7 @@ fn a_base_that_is_gone_makes_a_full_backup() {
         fs::remove_file(model.backup_directory().join(file)).unwrap();
         let report = back_up(&model, &["/dev/a"], Mode::Incremental);
         let why = report.devices[0].full.clone();
-        assert!(matches!(why, Some(WhyFull::Base(ref reason)) if reason.contains("missing")));
+        assert!(matches!(why, Some(WhyAll::Base(ref reason)) if reason.contains("missing")));
         let store = Store::open(&model.backup_directory()).unwrap();
         assert!(restored(&store, 4, "/dev/a").unwrap() == model.content("/dev/a"));
     }
@@ -438,7 +438,7 @@ fn generations_end_after_254_snapshots() {
     model.write("/dev/a", 0, &[2]);
     let report = back_up(&model, &["/dev/a"], Mode::Incremental);
     assert_eq!(report.devices[0].changes_number, 1);
-    assert_eq!(report.devices[0].full, Some(WhyFull::OtherGeneration));
+    assert_eq!(report.devices[0].compared, Some(WhyAll::OtherGeneration));
     note(&mut expected, &model, &report);
     check(&model.backup_directory(), &expected);
 }

@@ -596,11 +596,12 @@ Back up devices into a directory, in full or what changed since
 
 Takes one snapshot of all DEVs and makes a restore point of it: for each DEV a
 qcow2 image in DIR. The first one of a DEV has everything, the next ones what
-changed since. A full one is made anew, and told, when the change tracking
-cannot say what changed: after the machine was started anew or put back to an
-earlier state, the filter was detached, the device was resized or got another
-content, or 254 snapshots; and when a file that it would be based on is damaged
-or missing. One that cannot be read just now is an error.
+changed since. If the change tracking cannot say what changed, all of DEV is read,
+and what differs from its last backup is stored: after the machine was started anew
+or put back to an earlier state, the filter was detached, DEV got another content,
+or 254 snapshots. If DEV was resized, or a file of the last backup is damaged or
+missing, the next one is full. Both is told. A file that cannot be read just now is
+an error.
 
 Devices are recognised by their change tracking, not by their names. Names that
 stay the same, as those in /dev/disk/by-id, are easier to find again, and what
@@ -649,13 +650,19 @@ pub struct Backup {
     #[command(flatten)]
     pub store: Store,
 
-    /// Read everything
-    #[arg(long, conflicts_with = "differential")]
+    /// Read and store everything
+    #[arg(long, conflicts_with_all = ["differential", "compare"])]
     pub full: bool,
 
     /// Read what changed since the last full backup
-    #[arg(long)]
+    #[arg(long, conflicts_with = "compare")]
     pub differential: bool,
+
+    /// Read everything and store what differs from the last backup
+    ///
+    /// Whatever the change tracking says: it finds what was written past it.
+    #[arg(long)]
+    pub compare: bool,
 
     /// Read no more than this in a second, such as 50M
     ///

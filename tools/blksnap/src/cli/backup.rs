@@ -42,9 +42,10 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
     let request = backup::Request {
         limit: plan.limit,
         store: args.store.store,
-        mode: match (args.full, args.differential) {
-            (true, _) => Mode::Full,
-            (_, true) => Mode::Differential,
+        mode: match (args.full, args.differential, args.compare) {
+            (true, _, _) => Mode::Full,
+            (_, true, _) => Mode::Differential,
+            (_, _, true) => Mode::Compare,
             _ => Mode::Incremental,
         },
         bandwidth: args.bandwidth,

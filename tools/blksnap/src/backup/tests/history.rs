@@ -46,7 +46,7 @@ fn a_machine_that_was_put_back_between_two_directories_is_noticed() {
     bases.push(change_and_back_up(&model, "B", 7, &mut b));
     check(&model.directory.path().join("A"), &a);
     check(&model.directory.path().join("B"), &b);
-    let wanted = [None, None, Some(1), Some(1), None, Some(3), Some(2)];
+    let wanted = [None, None, Some(1), Some(1), Some(1), Some(3), Some(2)];
     assert_eq!(bases, wanted);
 }
 
@@ -77,7 +77,7 @@ fn a_copy_that_the_hypervisor_tells_of_begins_anew() {
     let report = back_up_to(&model, "backup");
     note(&mut expected, &model, &report);
     let device = &report.devices[0];
-    assert_eq!(device.full, Some(WhyFull::OtherGeneration));
+    assert_eq!(device.compared, Some(WhyAll::OtherGeneration));
     assert_eq!(device.changes_number, 1);
     let base = change_and_back_up(&model, "backup", 3, &mut expected);
     assert_eq!(base, Some(2));
@@ -92,7 +92,7 @@ fn another_content_below_the_filter_is_read() {
     model.swap("/dev/a", vec![7; 4 * UNIT]);
     let report = back_up_to(&model, "backup");
     note(&mut expected, &model, &report);
-    assert_eq!(report.devices[0].full, Some(WhyFull::OtherGeneration));
+    assert_eq!(report.devices[0].compared, Some(WhyAll::OtherGeneration));
     check(&model.backup_directory(), &expected);
 }
 
@@ -120,7 +120,8 @@ fn another_content_while_a_backup_runs_ends_it() {
     assert_eq!(points(&model.backup_directory()), [1]);
 
     model.with(Path::new("/dev/a"), |disk| disk.error_code = 0);
-    assert_eq!(change_and_back_up(&model, "backup", 2, &mut expected), None);
+    let base = change_and_back_up(&model, "backup", 2, &mut expected);
+    assert_eq!(base, Some(1));
     check(&model.backup_directory(), &expected);
 }
 
@@ -165,7 +166,7 @@ fn without_ids_everything_is_read_and_told() {
     };
     let report = run(&model, &request, &mut watcher).unwrap();
     note(&mut expected, &model, &report);
-    assert_eq!(report.devices[0].full, Some(WhyFull::NoIdFromDriver));
+    assert_eq!(report.devices[0].compared, Some(WhyAll::NoIdFromDriver));
     assert_eq!(report.devices[0].take_id, None);
     assert!(
         watcher.notes[0].contains("newer driver"),
@@ -176,12 +177,47 @@ fn without_ids_everything_is_read_and_told() {
     model.tells_takes.set(true);
     let report = back_up_to(&model, "backup");
     note(&mut expected, &model, &report);
-    assert_eq!(report.devices[0].full, Some(WhyFull::NoIdInBackup));
+    assert_eq!(report.devices[0].compared, Some(WhyAll::NoIdInBackup));
     assert!(report.devices[0].take_id.is_some());
     assert_eq!(
         change_and_back_up(&model, "backup", 2, &mut expected),
         Some(3)
     );
+    check(&model.backup_directory(), &expected);
+}
+
+/// What an incremental backup is where the change tracking knows nothing: all is read, and stored
+/// is what differs.
+#[test]
+fn what_is_compared_is_stored_only_where_it_differs() {
+    let model = Model::new(UNIT, &[("/dev/a", 10 * UNIT + 512)]);
+    let mut expected = Expected::new();
+    change_and_back_up(&model, "backup", 1, &mut expected);
+    let all = 10 * UNIT as u64 + 512;
+    for mode in [Mode::Incremental, Mode::Compare] {
+        for (write, stored) in [(None, 0), (Some(3), UNIT), (Some(10), 512)] {
+            if mode == Mode::Incremental {
+                model.tell_of_copy();
+            }
+            if let Some(at) = write {
+                // Past the tracking
+                model.with(Path::new("/dev/a"), |disk| disk.content[at * UNIT] += 1);
+            }
+            let request = Request {
+                to: model.backup_directory(),
+                ..request(&model, &["/dev/a"], mode)
+            };
+            let mut watcher = Watcher::default();
+            let report = run(&model, &request, &mut watcher).unwrap();
+            note(&mut expected, &model, &report);
+            let device = &report.devices[0];
+            assert_eq!((device.read_bytes, device.data_bytes), (all, stored as u64));
+            assert_eq!(device.base, Some(report.point - 1));
+            assert_eq!(device.full, None);
+            assert!(device.compared.is_some());
+            assert!(watcher.notes[0].contains("compared"), "{:?}", watcher.notes);
+        }
+    }
     check(&model.backup_directory(), &expected);
 }
 

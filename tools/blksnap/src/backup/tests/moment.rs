@@ -54,7 +54,7 @@ fn a_map_that_cannot_be_read_now_makes_no_full_backup() {
     assert_eq!(points(&request.to), [1, 2, 3]);
     // Which needs no map.
     let report = back_up(&model, &["/dev/a"], Mode::Full);
-    assert_eq!(report.devices[0].full, Some(WhyFull::Asked));
+    assert_eq!(report.devices[0].full, Some(WhyAll::Asked));
 }
 
 #[test]
@@ -94,7 +94,7 @@ fn damage_of_every_kind_makes_a_full_backup() {
             damage(&model.backup_directory().join(name));
             let report = back_up(&model, &["/dev/a"], Mode::Incremental);
             let why = &report.devices[0].full;
-            assert!(matches!(why, Some(WhyFull::Base(_))), "{name}: {why:?}");
+            assert!(matches!(why, Some(WhyAll::Base(_))), "{name}: {why:?}");
         }
     }
 }
