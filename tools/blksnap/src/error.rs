@@ -95,6 +95,8 @@ pub enum Exit {
     Corrupted,
     /// A backup is not what was written.
     Damaged,
+    /// Writes went past the change tracking.
+    Missed,
     /// This code exactly, as shells have it for COMMAND.
     Code(u8),
 }
@@ -111,6 +113,7 @@ impl Exit {
             Self::Usage => 2,
             Self::Corrupted => 3,
             Self::Damaged => 4,
+            Self::Missed => 5,
             Self::Code(code) => code,
         }
     }

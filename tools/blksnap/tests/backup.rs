@@ -82,6 +82,7 @@ fn role() {
                 is_trusted: false,
                 existing: false,
                 mode: Mode::Incremental,
+                spot_check: 1,
                 bandwidth: std::env::var(BANDWIDTH)
                     .ok()
                     .map(|text| text.parse().unwrap()),

@@ -57,6 +57,7 @@ fn back_up(directory: &Path) -> Result<backup::Report> {
         existing: false,
         mode: Mode::Incremental,
         bandwidth: None,
+        spot_check: 1,
     };
     backup::run(&Files(directory.to_owned()), &request, &mut Nobody)
 }

@@ -87,6 +87,7 @@ impl Place {
             existing: false,
             mode: Mode::Incremental,
             bandwidth: None,
+            spot_check: 1,
         };
         let kernel = Files(self.directory.path().to_owned());
         let report = backup::run(&kernel, &request, &mut Quiet).unwrap();

@@ -8,12 +8,14 @@ use crate::error::Result;
 use crate::held::HeldDevice;
 use crate::size::Bytes;
 
+use super::changes;
 use super::changes::Extent;
 use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
 use super::names;
 use super::plan::WhyAll;
+use super::sample;
 use super::source::Buffer;
 use super::source::Source;
 use super::source::Throttle;
@@ -44,6 +46,8 @@ pub struct Job {
     pub why_all: Option<WhyAll>,
     /// Of whole clusters.
     pub extents: Vec<Extent>,
+    /// Bytes that did not change and were read nevertheless.
+    pub checked_bytes: u64,
 }
 
 /// Writes images into the directory of a restore point.
@@ -78,6 +82,59 @@ impl<'a> Copier<'a> {
         }
     }
 
+    /// Compares `percent` of what did not change with the base. If something differs, all of
+    /// the device is going to be read, and that is a warning.
+    pub fn check(&mut self, job: &mut Job, percent: u8) -> Result<()> {
+        let Some(base) = job.base.as_ref().filter(|_| job.why_all.is_none()) else {
+            return Ok(());
+        };
+        let size = job.source.size();
+        let same = sample::others(&job.extents, size);
+        let wanted = sample::wanted(changes::total(&same), percent);
+        let picked = sample::pick(&same, wanted, &mut fastrand::Rng::new());
+        let mut before = View::open(self.store, &self.store.manifest().chain(&base.name))?;
+        self.progress.total += changes::total(&picked);
+        for extent in &picked {
+            let bytes = self.read(job, extent.offset, extent.length)?;
+            job.checked_bytes += extent.length;
+            let mut clusters = (extent.offset / CLUSTER..).zip(bytes.chunks(CLUSTER as usize));
+            let found = clusters.find_map(|(cluster, bytes)| {
+                match before.sum(cluster).map(|sum| sum.unwrap_or(sums::ZERO)) {
+                    Ok(sum) => (sum != digest(bytes)).then_some(Ok(cluster)),
+                    Err(error) => Some(Err(error)),
+                }
+            });
+            if let Some(cluster) = found.transpose()? {
+                job.why_all = Some(WhyAll::Missed(cluster * CLUSTER));
+                job.extents = vec![Extent {
+                    offset: 0,
+                    length: size,
+                }];
+                self.progress.total += changes::total(&same);
+                self.watch.warn(&format!(
+                    "{}: bytes from {} on are not what was backed up, and the change tracking has \
+                     not seen that: something writes past it. All is read and compared now",
+                    job.device.device.display(),
+                    cluster * CLUSTER
+                ));
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads from the image of a device, at the rate that is allowed.
+    fn read(&mut self, job: &Job, at: u64, length: u64) -> Result<&[u8]> {
+        let (progress, watch) = (self.progress, &mut *self.watch);
+        self.throttle
+            .pass(length, &mut || watch.keep_on(progress))?;
+        let bytes = self.buffer.first(length as usize);
+        job.source.read(at, bytes)?;
+        self.progress.done += length;
+        self.watch.keep_on(self.progress)?;
+        Ok(bytes)
+    }
+
     pub fn copy(&mut self, job: &Job) -> Result<Image> {
         let create = |end| {
             let name = format!("{}/{}.{end}", self.directory, job.label);
@@ -103,15 +160,8 @@ impl<'a> Copier<'a> {
             while at < extent.end() {
                 let piece = self.throttle.piece(PIECE, CLUSTER);
                 let length = piece.min(extent.end() - at);
-                let (progress, watch) = (self.progress, &mut *self.watch);
-                self.throttle
-                    .pass(length, &mut || watch.keep_on(progress))?;
-                let bytes = self.buffer.first(length as usize);
-                job.source.read(at, bytes)?;
-                target.put(at, bytes)?;
+                target.put(at, self.read(job, at, length)?)?;
                 at += length;
-                self.progress.done += length;
-                self.watch.keep_on(self.progress)?;
             }
         }
         let sums = target.sums.finish()?;
@@ -167,11 +217,7 @@ impl Target {
     }
 
     fn decide(&mut self, cluster: u64, bytes: &[u8]) -> Result<Fate> {
-        let sum = if is_zero(bytes) {
-            sums::ZERO
-        } else {
-            *blake3::hash(bytes).as_bytes()
-        };
+        let sum = digest(bytes);
         let before: Sum = match &mut self.before {
             Some(before) => before.sum(cluster)?.unwrap_or(sums::ZERO),
             None => sums::ZERO,
@@ -197,6 +243,14 @@ impl Target {
                 self.image.write(offset, bytes)
             }
         }
+    }
+}
+
+/// What the digests have for a cluster.
+fn digest(bytes: &[u8]) -> Sum {
+    match is_zero(bytes) {
+        true => sums::ZERO,
+        false => *blake3::hash(bytes).as_bytes(),
     }
 }
 

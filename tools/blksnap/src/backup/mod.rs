@@ -25,6 +25,7 @@ pub mod plan;
 pub mod prune;
 pub mod readback;
 pub mod restore;
+pub mod sample;
 pub mod sink;
 pub mod source;
 pub mod spot;
@@ -87,6 +88,8 @@ pub struct Request {
     pub mode: Mode,
     /// How many bytes may be read in a second.
     pub bandwidth: Option<Bytes>,
+    /// How many per cent of what did not change are read to check the change tracking.
+    pub spot_check: u8,
 }
 
 /// How far some work has come, in bytes.
@@ -135,6 +138,8 @@ pub struct DeviceReport {
     pub size: u64,
     /// Bytes that were read.
     pub read_bytes: u64,
+    /// Bytes that did not change and were read to check the change tracking.
+    pub checked_bytes: u64,
     /// Bytes of data that were written.
     pub data_bytes: u64,
     pub generation_id: Uuid,
@@ -218,7 +223,8 @@ fn make(
     let total = jobs.iter().map(|job| changes::total(&job.extents)).sum();
     let mut copier = Copier::new(store, &directory, number, request.bandwidth, total, watch);
     let mut images = Vec::new();
-    for job in &jobs {
+    for job in &mut jobs {
+        copier.check(job, request.spot_check)?;
         // A snapshot that broke is the reason, not that it cannot be read.
         let image = copier
             .copy(job)
@@ -258,6 +264,7 @@ fn make(
             compared,
             size: image.size,
             read_bytes: changes::total(&job.extents),
+            checked_bytes: job.checked_bytes,
             data_bytes: image.data_bytes,
             generation_id: image.generation_id,
             changes_number: image.changes_number,
@@ -338,6 +345,7 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
         source,
         why_all,
         base,
+        checked_bytes: 0,
     })
 }
 

@@ -72,6 +72,8 @@ pub enum WhyAll {
     Map(String),
     /// The base cannot be used.
     Base(String),
+    /// Something else than in the base is at this byte, and the change tracking has not seen that.
+    Missed(u64),
 }
 
 impl fmt::Display for WhyAll {
@@ -98,6 +100,9 @@ impl fmt::Display for WhyAll {
             ),
             Self::Map(reason) => f.write_str(reason),
             Self::Base(reason) => write!(f, "its last backup cannot be built on: {reason}"),
+            Self::Missed(offset) => {
+                write!(f, "bytes from {offset} on changed past the change tracking")
+            }
         }
     }
 }

@@ -66,6 +66,7 @@ fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
         existing: false,
         mode,
         bandwidth: None,
+        spot_check: 1,
     }
 }
 

@@ -26,6 +26,7 @@ Exit codes:
   2  the command line makes no sense
   3  a snapshot is corrupted, its images cannot be trusted
   4  a backup is damaged
+  5  writes went past the change tracking; the restore point is right nevertheless
   128 + N  ended by signal N
   \"blksnap snapshot\" has more, see there.
 
@@ -663,6 +664,14 @@ pub struct Backup {
     /// Whatever the change tracking says: it finds what was written past it.
     #[arg(long)]
     pub compare: bool,
+
+    /// Check so much of what did not change, at least 16 MiB; 0 for nothing
+    ///
+    /// Random blocks are compared with the last backup. If one differs, something writes
+    /// past the change tracking: all is read and compared then, and the exit code is 5.
+    #[arg(long, value_name = "PERCENT", default_value_t = 1,
+          value_parser = clap::value_parser!(u8).range(0..=100))]
+    pub spot_check: u8,
 
     /// Read no more than this in a second, such as 50M
     ///

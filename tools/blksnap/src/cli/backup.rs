@@ -14,8 +14,10 @@ use blksnap::backup::directory::Place;
 use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
 use blksnap::backup::plan::Mode;
+use blksnap::backup::plan::WhyAll;
 use blksnap::backup::store::Store;
 use blksnap::backup::verify::Finding;
+use blksnap::backup::DeviceReport;
 use blksnap::device::Takes;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
@@ -53,6 +55,7 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
         is_trusted: args.trust.place(&args.to).is_trusted,
         to: args.to,
         existing: args.existing,
+        spot_check: args.spot_check,
     };
     let kernel = guarded(plan, output.is_json());
     let mut attendant = Attendant::new(*output, Operation::BackUp, &request.devices[0])?;
@@ -75,7 +78,11 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
             )
         })
         .collect();
-    let code = failed_if(!report.errors.is_empty(), Exit::Failure);
+    let is_missed = |device: &DeviceReport| matches!(device.compared, Some(WhyAll::Missed(_)));
+    let code = match report.devices.iter().any(is_missed) {
+        true if report.errors.is_empty() => Exit::Missed.code(),
+        _ => failed_if(!report.errors.is_empty(), Exit::Failure),
+    };
     Ok(output.result(&report, &lines.join("\n"), code))
 }
 

@@ -221,6 +221,52 @@ fn what_is_compared_is_stored_only_where_it_differs() {
     check(&model.backup_directory(), &expected);
 }
 
+/// What is written past the change tracking is found by a sample, and then all of it.
+#[test]
+fn writes_past_the_tracking_are_found() {
+    let model = Model::new(UNIT, &[("/dev/a", 10 * UNIT + 512)]);
+    let mut expected = Expected::new();
+    change_and_back_up(&model, "backup", 1, &mut expected);
+    let past = |at: usize| model.with(Path::new("/dev/a"), |disk| disk.content[at] += 1);
+    let report = back_up_to(&model, "backup");
+    let device = &report.devices[0];
+    assert_eq!((device.read_bytes, device.compared.clone()), (0, None));
+    assert_eq!(device.checked_bytes, 10 * UNIT as u64 + 512);
+    note(&mut expected, &model, &report);
+
+    past(3 * UNIT + 77);
+    past(10 * UNIT);
+    let mut watcher = Watcher::default();
+    let request = Request {
+        to: model.backup_directory(),
+        ..request(&model, &["/dev/a"], Mode::Incremental)
+    };
+    let report = run(&model, &request, &mut watcher).unwrap();
+    note(&mut expected, &model, &report);
+    let device = &report.devices[0];
+    assert_eq!(device.compared, Some(WhyAll::Missed(3 * CLUSTER)));
+    assert_eq!(device.data_bytes, CLUSTER + 512);
+    let warnings = &watcher.warnings;
+    assert!(warnings[0].contains("writes past it"), "{warnings:?}");
+
+    // Nobody looks, so nobody sees it: that is what the check is for.
+    past(5 * UNIT);
+    let request = Request {
+        spot_check: 0,
+        ..request
+    };
+    let report = run(&model, &request, &mut watcher).unwrap();
+    assert_eq!(report.devices[0].checked_bytes, 0);
+    assert_eq!(report.devices[0].data_bytes, 0);
+    let report = back_up_to(&model, "backup");
+    assert_eq!(
+        report.devices[0].compared,
+        Some(WhyAll::Missed(5 * CLUSTER))
+    );
+    note(&mut expected, &model, &report);
+    check(&model.backup_directory(), &expected);
+}
+
 /// However often a machine is put back, and whoever takes snapshots between.
 #[test]
 fn no_history_makes_a_wrong_restore_point() {
