@@ -190,7 +190,8 @@ start_backup()
 {
 	copy_of "$dev" "$1"
 	command blksnap backup --json "$dev" --to "$work/backup" --store "$work" \
-		--limit "${limit:-64M}" --bandwidth 1M >"$work/report" 2>"$work/error" &
+		--limit "${limit:-64M}" --bandwidth 1M --spot-check 0 >"$work/report" \
+		2>"$work/error" &
 	undo stop $!
 	eventually has_image
 }
@@ -348,6 +349,35 @@ backup_generation()
 	equal 131072 "$(json 'first["devices"][0]["read_bytes"]' "$work/report")" \
 		"the bytes that were read"
 	restores 3 "$work/copy3"
+}
+
+# What the backing file of a loop device gets past the device is in no change map.
+backup_past_tracking()
+{
+	local file
+
+	loop "$SIZE"; dev=$REPLY
+	file=$(losetup -nO BACK-FILE "$dev")
+	filled "$dev" "$SIZE" "$scratch/old"
+	undo detach "$dev"
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	back_up "$work/copy1"
+	put direct 0 65536 "$dev"
+	back_up "$work/copy2"
+	equal "None $(((SIZE << 20) - 65536))" \
+		"$(json 'first["devices"][0]["compared"], first["devices"][0]["checked_bytes"]' \
+			"$work/report")" "what was checked"
+	head -c 65536 /dev/urandom | dd of="$file" bs=64K seek=9 conv=notrunc status=none
+	exits 5 back_up "$work/copy3"
+	grep -q "writes past it" "$work/error"
+	equal 65536 "$(json 'first["devices"][0]["data_bytes"]' "$work/report")" "what was written"
+	restores 2 "$work/copy2"
+	restores 3 "$work/copy3"
+	# Asked for, it is no surprise.
+	head -c 65536 /dev/urandom | dd of="$file" bs=64K seek=20 conv=notrunc status=none
+	back_up "$work/copy4" --compare
+	restores 4 "$work/copy4"
 }
 
 # A target that is full
@@ -621,6 +651,7 @@ run_cases \
 	"command: backup that is interrupted" backup_interrupted \
 	"command: backup of a snapshot that breaks" backup_broken \
 	"command: backup after the tracking began anew" backup_generation \
+	"command: backup of what is written past the filter" backup_past_tracking \
 	"command: backup to a full filesystem" backup_full_target \
 	"command: backup that is damaged" backup_damaged \
 	"command: restore to what is mounted" restore_mounted \
