@@ -86,11 +86,12 @@ stop_load()
 	wait "$load" || { cat "$scratch/load"; return 1; }
 }
 
-# back_up POINT ARGUMENT...: in the background; its process is in $!
+# back_up POINT ARGUMENT...: in the background; its process is in $!. With what it reads to check
+# the change tracking it takes at least half a second for each device, so that it can be stopped.
 back_up()
 {
 	command blksnap backup --json "${devices[@]}" --to "$work/backup" --store "$work" \
-		"${@:2}" >"$scratch/report.$1" 2>"$scratch/error" &
+		--bandwidth 32M "${@:2}" >"$scratch/report.$1" 2>"$scratch/error" &
 }
 
 # A backup, and copies of the images that it was made from
