@@ -324,7 +324,7 @@ backup_broken()
 	restores 2 "$work/copy2"
 }
 
-# The change tracking began anew: everything is read, what differs is stored, and that is told.
+# The change tracking began again: everything is read, what differs is stored, and a message says so.
 backup_generation()
 {
 	begin

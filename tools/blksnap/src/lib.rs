@@ -32,6 +32,7 @@
 pub mod abi;
 pub mod backup;
 pub mod control;
+pub mod date;
 pub mod device;
 pub mod error;
 pub mod explain;
