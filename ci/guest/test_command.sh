@@ -184,13 +184,13 @@ back_up()
 		>"$work/report" 2>"$work/error"
 }
 
-# start_backup COPY: starts one that is slow enough to look at the image meanwhile; its
+# start_backup COPY ARGUMENT...: starts one that is slow enough to look at the image meanwhile; its
 # process is in $!
 start_backup()
 {
 	copy_of "$dev" "$1"
 	command blksnap backup --json "$dev" --to "$work/backup" --store "$work" \
-		--limit "${limit:-64M}" --bandwidth 1M --spot-check 0 >"$work/report" \
+		--limit "${limit:-64M}" --bandwidth 1M --spot-check 0 "${@:2}" >"$work/report" \
 		2>"$work/error" &
 	undo stop $!
 	eventually has_image
@@ -378,6 +378,96 @@ backup_past_tracking()
 	head -c 65536 /dev/urandom | dd of="$file" bs=64K seek=20 conv=notrunc status=none
 	back_up "$work/copy4" --compare
 	restores 4 "$work/copy4"
+}
+
+# Readers and a backup at once, and a prune that waits for it
+backup_locked()
+{
+	begin
+	back_up "$work/copy1"
+	put direct 0 $((8 << 20)) "$dev"
+	back_up "$work/copy2"
+	put direct 0 $((8 << 20)) "$dev"
+	start_backup "$work/copy3"
+	blksnap verify "$work/backup"
+	restores 2 "$work/copy2"
+	exits 6 blksnap prune "$work/backup" --keep 1 2>"$work/locked"
+	cat "$work/locked"
+	grep -q "\"blksnap backup --json .*\" (process $! on .*) since 20" "$work/locked"
+	blksnap prune "$work/backup" --keep 1 --lock-wait 60 2>"$work/locked"
+	cat "$work/locked"
+	grep -q "waiting for at most" "$work/locked"
+	ends 0 "$!"
+	equal 3 "$(points)" "the restore points"
+	restores 3 "$work/copy3"
+}
+
+# medium_errors 0|2: whether the SCSI disk cannot read sectors 4660 to 4667
+medium_errors()
+{
+	echo 8 >/sys/module/scsi_debug/parameters/medium_error_count
+	echo "$1" >/sys/bus/pseudo/drivers/scsi_debug/opts
+}
+
+# Sectors that cannot be read, which is told, and with --salvage cost only themselves
+backup_salvage()
+{
+	local other
+
+	null_blk 4; other=$REPLY
+	filled "$other" 4 "$scratch/other"
+	undo detach "$other"
+	scsi_disk "$SIZE"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/old"
+	undo detach "$dev"
+	undo medium_errors 0
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	copy_of "$dev" "$work/copy1"
+	cp "$work/copy1" "$work/lost"
+	dd if=/dev/zero of="$work/lost" seek=4660 count=8 conv=notrunc status=none
+
+	medium_errors 2
+	exits 1 blksnap backup --json "$dev" "$other" --to "$work/backup" --store "$work" \
+		>"$work/report" 2>"$work/error"
+	cat "$work/error"
+	grep -q "back up $dev: its bytes 2385920 to 2386432 cannot be read (ENODATA)" "$work/error"
+	equal "$other" "$(json '*[it["device"] for it in first["devices"]]' "$work/report")" \
+		"the devices of the restore point"
+	exits 7 blksnap backup --json "$dev" --to "$work/backup" --store "$work" --salvage \
+		>"$work/report" 2>"$work/error"
+	cat "$work/error"
+	lost "2385920 4096"
+	exits 7 blksnap verify "$work/backup"
+	exits 7 blksnap restore "$work/backup" "$dev=$work/restored"
+	cmp "$work/restored" "$work/lost"
+	# It is read again though nothing was written, and found to be bad or good.
+	exits 7 blksnap backup --json "$dev" --to "$work/backup" --store "$work" --salvage \
+		>"$work/report"
+	lost "2385920 4096"
+	medium_errors 0
+	blksnap backup --json "$dev" --to "$work/backup" --store "$work" >"$work/report"
+	lost ""
+	equal "3 65536" "$(json '*(first["devices"][0][it] for it in ("base", "read_bytes"))' \
+		"$work/report")" "the base and what was read"
+	restores 4 "$work/copy1"
+	blksnap verify "$work/backup" --point 4
+
+	# What is going to be overwritten must be read, or there is no snapshot.
+	start_backup "$work/copy2" --full --salvage
+	medium_errors 2
+	put direct 2359296 65536 "$dev"
+	ends 3 "$!"
+	cat "$work/error"
+	medium_errors 0
+	equal "1 2 3 4" "$(points)" "the restore points"
+}
+
+# lost EXTENTS: what the last backup could not read
+lost()
+{
+	equal "$1" "$(json '*[n for it in first["devices"][0]["unreadable"]
+		for n in (it["offset"], it["length"])]' "$work/report")" "what cannot be read"
 }
 
 # A target that is full
@@ -652,6 +742,8 @@ run_cases \
 	"command: backup of a snapshot that breaks" backup_broken \
 	"command: backup after the tracking began anew" backup_generation \
 	"command: backup of what is written past the filter" backup_past_tracking \
+	"command: backup and others at once" backup_locked \
+	"command: backup of sectors that cannot be read" backup_salvage \
 	"command: backup to a full filesystem" backup_full_target \
 	"command: backup that is damaged" backup_damaged \
 	"command: restore to what is mounted" restore_mounted \

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Days of the calendar.
+//! Days of the calendar, and the time of day.
 
 /// The day in UTC, from seconds since 1970.
 pub fn date(seconds: u64) -> String {
@@ -18,4 +18,10 @@ pub fn date(seconds: u64) -> String {
         (month - 9, 1)
     };
     format!("{:04}-{month:02}-{day:02}", era * 400 + year + later)
+}
+
+/// The day and the time of day in UTC, as RFC 3339 has it, from seconds since 1970.
+pub fn rfc3339(seconds: u64) -> String {
+    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
+    format!("{}T{hour:02}:{minute:02}:{second:02}Z", date(seconds))
 }

@@ -97,6 +97,10 @@ pub enum Exit {
     Damaged,
     /// Writes went past the change tracking.
     Missed,
+    /// Something else has the backup locked.
+    Locked,
+    /// Sectors of a device could not be read, and the restore point has zeroes for them.
+    Unreadable,
     /// This code exactly, as shells have it for COMMAND.
     Code(u8),
 }
@@ -114,6 +118,8 @@ impl Exit {
             Self::Corrupted => 3,
             Self::Damaged => 4,
             Self::Missed => 5,
+            Self::Locked => 6,
+            Self::Unreadable => 7,
             Self::Code(code) => code,
         }
     }
@@ -197,6 +203,12 @@ impl Error {
     /// Names the snapshot concerned.
     pub fn of(mut self, id: Uuid) -> Self {
         self.0.snapshot = Some(id);
+        self
+    }
+
+    /// Says why it failed instead of what the table has for the errno.
+    pub fn because(mut self, reason: impl Into<String>) -> Self {
+        self.0.reason = Some(reason.into());
         self
     }
 

@@ -256,10 +256,6 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "there is no backup",
             "check the path; \"blksnap backup DEV --to DIR\" makes one",
         ),
-        (OpenBackup, Errno::AGAIN) => because(
-            "another backup, prune, restore or verify is at work in it",
-            "wait until that has ended and try again",
-        ),
         (WriteBackup, Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => because(
             "there is no space left; the restore points there are stay as they were",
             "free some space, or remove old restore points with \"blksnap prune DIR --keep N\"",
@@ -565,7 +561,6 @@ mod tests {
             (OpenDevice, Errno::MEDIUMTYPE),
             (OpenControl, Errno::NOENT),
             (OpenBackup, Errno::NOENT),
-            (OpenBackup, Errno::AGAIN),
             (WriteBackup, Errno::NOSPC),
             (WriteBackup, Errno::FBIG),
             (ReadBackup, Errno::NOENT),

@@ -9,12 +9,14 @@
 mod common;
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+use std::time::Duration;
 
 use blksnap::backup;
 use blksnap::backup::plan::Mode;
@@ -83,6 +85,8 @@ fn role() {
                 existing: false,
                 mode: Mode::Incremental,
                 spot_check: 1,
+                salvage: false,
+                lock_wait: Duration::ZERO,
                 bandwidth: std::env::var(BANDWIDTH)
                     .ok()
                     .map(|text| text.parse().unwrap()),
@@ -239,12 +243,23 @@ fn a_backup_that_is_killed_is_cleared_away_by_the_next() {
     disk.change(2);
     let mut child = disk.start_slowly();
     assert!(disk.path("disk.held").exists());
-    let output = disk.run(&["verify", "--json"]);
-    assert_eq!(output.status.code(), Some(1));
+    // Readers are not in its way, nor it in theirs. Another writer is.
+    assert_eq!(disk.json(&["verify"])["points"], serde_json::json!([1]));
+    let target = disk.path("meanwhile");
+    disk.json(&["restore", target.to_str().unwrap()]);
+    assert!(fs::read(&target).unwrap() == disk.restore_points[0]);
+    assert_eq!(disk.json(&["list"])["points"][0]["point"], 1);
+    let output = disk.run(&["prune", "--keep=1", "--json"]);
+    assert_eq!(output.status.code(), Some(6));
     let error: Value = serde_json::from_slice(&output.stderr).unwrap();
     assert_eq!(error["error"]["errno_name"], "EAGAIN");
-    // What there is can be looked at in any case.
-    assert_eq!(disk.json(&["list"])["points"][0]["point"], 1);
+    assert_eq!(error["error"]["exit_code"], 6);
+    let message = error["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains(&format!("(process {} on ", child.id())),
+        "{message}"
+    );
+    assert!(message.contains(" since 20"), "{message}");
 
     kill(&child, Signal::KILL);
     child.wait().unwrap();
@@ -254,6 +269,60 @@ fn a_backup_that_is_killed_is_cleared_away_by_the_next() {
     assert_eq!(disk.back_up()["devices"][0]["base"], 1);
     assert!(!disk.path("backup/000002.partial").exists());
     disk.check();
+}
+
+/// Starts the command on the backup, and waits until it says that it waits.
+fn start_waiting(disk: &Disk, arguments: &[&str]) -> Child {
+    let (name, rest) = arguments.split_first().unwrap();
+    let stderr = disk.path("waiting");
+    let child = Command::new("env")
+        .arg("--default-signal=INT,TERM")
+        .arg(env!("CARGO_BIN_EXE_blksnap"))
+        .arg(name)
+        .arg(disk.path("backup"))
+        .args(["--lock-wait", "60"])
+        .args(rest)
+        .stdout(Stdio::null())
+        .stderr(fs::File::create(&stderr).unwrap())
+        .spawn()
+        .unwrap();
+    let text = || fs::read_to_string(&stderr).unwrap();
+    common::wait_until(|| text().contains("waiting for at most"), text);
+    child
+}
+
+#[test]
+fn what_waits_for_a_lock_goes_on_or_is_stopped() {
+    let mut disk = Disk::new();
+    disk.back_up();
+    let mut backup = disk.start(start_role("backup"), Some(Bytes(BLOCK as u64)));
+    let partial = disk.path("backup/000003.partial");
+    disk.wait_until("the backup", || partial.exists());
+    let mut prune = start_waiting(&disk, &["prune", "--keep=1"]);
+    kill(&prune, Signal::INT);
+    assert_eq!(prune.wait().unwrap().code(), Some(130));
+    let mut prune = start_waiting(&disk, &["prune", "--keep=1"]);
+    kill(&backup, Signal::TERM);
+    backup.wait().unwrap();
+    assert!(prune.wait().unwrap().success());
+    assert_eq!(disk.json(&["list"])["points"][0]["point"], 2);
+
+    let lock = fs::File::open(disk.path("backup/blksnap.lock")).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let target = disk.path("meanwhile");
+    let target = target.to_str().unwrap();
+    for arguments in [&["verify"][..], &["restore", target]] {
+        let mut reader = start_waiting(&disk, arguments);
+        kill(&reader, Signal::TERM);
+        let status = reader.wait().unwrap();
+        assert!(status.signal() == Some(15) || status.code() == Some(143));
+        assert!(!Path::new(target).exists());
+        let mut reader = start_waiting(&disk, arguments);
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::Unlock).unwrap();
+        assert!(reader.wait().unwrap().success());
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    }
+    assert!(fs::read(target).unwrap() == disk.restore_points[1]);
 }
 
 #[test]

@@ -81,7 +81,7 @@ fn help_has_examples_and_exit_codes() {
 #[test]
 fn exit_codes_are_documented_in_the_same_words() {
     let readme = include_str!("../README.md");
-    for (args, count) in [(&["--help"][..], 7), (&["snapshot", "--help"], 2)] {
+    for (args, count) in [(&["--help"][..], 9), (&["snapshot", "--help"], 2)] {
         let help = blksnap(args).stdout;
         let (_, list) = help.split_once("Exit codes:\n").unwrap();
         let rows: Vec<String> = list

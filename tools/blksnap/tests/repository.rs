@@ -58,6 +58,8 @@ fn back_up(directory: &Path) -> Result<backup::Report> {
         mode: Mode::Incremental,
         bandwidth: None,
         spot_check: 1,
+        salvage: false,
+        lock_wait: Duration::ZERO,
     };
     backup::run(&Files(directory.to_owned()), &request, &mut Nobody)
 }
@@ -220,6 +222,7 @@ fn links_lead_nowhere() {
         "000002/disk.sums",
         "000001",
         "blksnap.lock",
+        "blksnap.writer",
         "blksnap.json",
     ];
     for (index, place) in places.iter().enumerate() {
@@ -263,6 +266,8 @@ fn what_is_not_finished_takes_no_other_name_with_it() {
     let secret = disk.path("secret");
     fs::write(&secret, "s").unwrap();
     fs::hard_link(&secret, disk.backup("blksnap.json.partial")).unwrap();
+    fs::remove_file(disk.backup("blksnap.writer")).unwrap();
+    fs::hard_link(&secret, disk.backup("blksnap.writer")).unwrap();
     back_up(disk.temp.path()).unwrap();
     assert_eq!(fs::read(&secret).unwrap(), b"s");
 }
@@ -271,6 +276,7 @@ fn what_is_not_finished_takes_no_other_name_with_it() {
 fn no_pipe_is_waited_for() {
     for place in [
         "blksnap.lock",
+        "blksnap.writer",
         "blksnap.json",
         "000001/disk.qcow2",
         "000002/disk.sums",

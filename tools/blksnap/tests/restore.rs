@@ -23,6 +23,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
+use std::time::Duration;
 
 use blksnap::backup;
 use blksnap::backup::plan::Mode;
@@ -88,6 +89,8 @@ impl Place {
             mode: Mode::Incremental,
             bandwidth: None,
             spot_check: 1,
+            salvage: false,
+            lock_wait: Duration::ZERO,
         };
         let kernel = Files(self.directory.path().to_owned());
         let report = backup::run(&kernel, &request, &mut Quiet).unwrap();

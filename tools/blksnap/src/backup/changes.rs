@@ -2,12 +2,14 @@
 
 //! What changed on a device, from its change map.
 
+use serde::Deserialize;
 use serde::Serialize;
 
 use crate::device::Tracking;
 
 /// A range of bytes, not empty.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Extent {
     pub offset: u64,
     pub length: u64,
@@ -68,8 +70,19 @@ pub fn aligned(extents: &[Extent], unit: u64, size: u64) -> Vec<Extent> {
     grown
 }
 
+/// What is in one of two lists in ascending order, or in both.
+pub fn union(some: &[Extent], others: &[Extent]) -> Vec<Extent> {
+    let mut all = [some, others].concat();
+    all.sort_by_key(|extent| extent.offset);
+    let mut united = Vec::new();
+    for extent in all {
+        push(&mut united, extent);
+    }
+    united
+}
+
 /// Appends an extent that begins in the last one or after it.
-fn push(extents: &mut Vec<Extent>, extent: Extent) {
+pub(super) fn push(extents: &mut Vec<Extent>, extent: Extent) {
     match extents.last_mut() {
         Some(last) if last.end() >= extent.offset => {
             last.length = last.end().max(extent.end()) - last.offset;
@@ -131,6 +144,17 @@ mod tests {
         );
         assert_eq!(aligned(&small, 65536, 4100), extents(&[(0, 4100)]));
         assert_eq!(aligned(&[], 65536, 4100), []);
+    }
+
+    #[test]
+    fn what_is_in_one_list_is_in_both() {
+        let some = extents(&[(0, 512), (4096, 512), (8192, 1024)]);
+        let others = extents(&[(512, 512), (4096, 1024), (6000, 1)]);
+        let both = extents(&[(0, 1024), (4096, 1024), (6000, 1), (8192, 1024)]);
+        assert_eq!(union(&some, &others), both);
+        assert_eq!(union(&others, &some), both);
+        assert_eq!(union(&some, &[]), some);
+        assert_eq!(union(&[], &[]), []);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Result;
+use crate::held::Held;
 use crate::held::HeldDevice;
 use crate::size::Bytes;
 
@@ -13,8 +14,13 @@ use super::changes::Extent;
 use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
+use super::manifest::MAX_UNREADABLE;
 use super::names;
 use super::plan::WhyAll;
+use super::salvage;
+use super::salvage::Attempt;
+use super::salvage::Failure;
+use super::salvage::Rescue;
 use super::sample;
 use super::source::Buffer;
 use super::source::Source;
@@ -50,11 +56,24 @@ pub struct Job {
     pub checked_bytes: u64,
 }
 
+/// Where images are written to, and how.
+#[derive(Clone, Copy)]
+pub struct Config<'a> {
+    pub store: &'a Store,
+    /// The directory of the restore point.
+    pub directory: &'a str,
+    /// Its number.
+    pub number: u64,
+    pub held: &'a Held<'a>,
+    /// How many bytes may be read in a second.
+    pub bandwidth: Option<Bytes>,
+    /// Whether what cannot be read is left out.
+    pub salvage: bool,
+}
+
 /// Writes images into the directory of a restore point.
 pub struct Copier<'a> {
-    store: &'a Store,
-    directory: &'a str,
-    number: u64,
+    config: Config<'a>,
     throttle: Throttle,
     buffer: Buffer,
     progress: Progress,
@@ -63,19 +82,10 @@ pub struct Copier<'a> {
 
 impl<'a> Copier<'a> {
     /// `total` is what is going to be read, in bytes.
-    pub fn new(
-        store: &'a Store,
-        directory: &'a str,
-        number: u64,
-        bandwidth: Option<Bytes>,
-        total: u64,
-        watch: &'a mut dyn Watch,
-    ) -> Self {
+    pub fn new(config: Config<'a>, total: u64, watch: &'a mut dyn Watch) -> Self {
         Self {
-            store,
-            directory,
-            number,
-            throttle: Throttle::new(bandwidth.map(|rate| rate.0)),
+            config,
+            throttle: Throttle::new(config.bandwidth.map(|rate| rate.0)),
             buffer: Buffer::new(PIECE as usize),
             progress: Progress { done: 0, total },
             watch,
@@ -84,7 +94,7 @@ impl<'a> Copier<'a> {
 
     /// Compares `percent` of what did not change with the base. If something differs, all of
     /// the device is going to be read, and that is a warning.
-    pub fn check(&mut self, job: &mut Job, percent: u8) -> Result<()> {
+    pub fn check(&mut self, job: &mut Job, percent: u8) -> Attempt<()> {
         let Some(base) = job.base.as_ref().filter(|_| job.why_all.is_none()) else {
             return Ok(());
         };
@@ -92,19 +102,29 @@ impl<'a> Copier<'a> {
         let same = sample::others(&job.extents, size);
         let wanted = sample::wanted(changes::total(&same), percent);
         let picked = sample::pick(&same, wanted, &mut fastrand::Rng::new());
-        let mut before = View::open(self.store, &self.store.manifest().chain(&base.name))?;
+        let store = self.config.store;
+        let mut before = View::open(store, &store.manifest().chain(&base.name))?;
         self.progress.total += changes::total(&picked);
         for extent in &picked {
-            let bytes = self.read(job, extent.offset, extent.length)?;
+            // What cannot be read now did not change, and the base has it.
+            let (bytes, bad) = self.read(job, extent.offset, extent.length, true)?;
             job.checked_bytes += extent.length;
-            let mut clusters = (extent.offset / CLUSTER..).zip(bytes.chunks(CLUSTER as usize));
+            let is_bad = |cluster: &u64| {
+                let offset = cluster * CLUSTER;
+                bad.iter()
+                    .any(|bad| bad.offset < offset + CLUSTER && offset < bad.end())
+            };
+            let clusters = (extent.offset / CLUSTER..).zip(bytes.chunks(CLUSTER as usize));
+            let mut clusters = clusters.filter(|(cluster, _)| !is_bad(cluster));
             let found = clusters.find_map(|(cluster, bytes)| {
                 match before.sum(cluster).map(|sum| sum.unwrap_or(sums::ZERO)) {
                     Ok(sum) => (sum != digest(bytes)).then_some(Ok(cluster)),
                     Err(error) => Some(Err(error)),
                 }
             });
-            if let Some(cluster) = found.transpose()? {
+            let found = found.transpose()?;
+            self.tell_of(job, &bad, "did not change, and the last backup has them");
+            if let Some(cluster) = found {
                 job.why_all = Some(WhyAll::Missed(cluster * CLUSTER));
                 job.extents = vec![Extent {
                     offset: 0,
@@ -123,51 +143,100 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    /// Reads from the image of a device, at the rate that is allowed.
-    fn read(&mut self, job: &Job, at: u64, length: u64) -> Result<&[u8]> {
-        let (progress, watch) = (self.progress, &mut *self.watch);
-        self.throttle
-            .pass(length, &mut || watch.keep_on(progress))?;
+    /// Reads from the image of a device, at the rate that is allowed. Returns also what
+    /// cannot be read and is zeroes; unless `salvage` is set there is no such thing.
+    fn read(
+        &mut self,
+        job: &Job,
+        at: u64,
+        length: u64,
+        salvage: bool,
+    ) -> Attempt<(&[u8], Vec<Extent>)> {
+        let (progress, watch, held) = (self.progress, &mut *self.watch, self.config.held);
+        let keep_on = &mut || watch.keep_on(progress);
+        self.throttle.pass(length, keep_on)?;
         let bytes = self.buffer.first(length as usize);
-        job.source.read(at, bytes)?;
+        let mut bad = Vec::new();
+        if let Err(error) = job.source.read(at, bytes) {
+            let mut rescue = Rescue {
+                source: &job.source,
+                device: &job.device.device,
+                is_wanted: salvage,
+                is_sound: &|| held.verify(&job.device),
+                keep_on,
+            };
+            bad = rescue.read(at, bytes, &error)?;
+            if bad.is_empty() {
+                self.watch.warn(&format!(
+                    "{}: of its bytes {at} to {} something could be read at the second try only; \
+                     \"dmesg\" may tell why",
+                    job.device.device.display(),
+                    at + length
+                ));
+            }
+        }
         self.progress.done += length;
         self.watch.keep_on(self.progress)?;
-        Ok(bytes)
+        Ok((bytes, bad))
     }
 
-    pub fn copy(&mut self, job: &Job) -> Result<Image> {
-        let create = |end| {
-            let name = format!("{}/{}.{end}", self.directory, job.label);
-            self.store.create(&name)
-        };
+    /// Warns of what cannot be read.
+    fn tell_of(&mut self, job: &Job, bad: &[Extent], what: &str) {
+        for bad in bad {
+            self.watch.warn(&format!(
+                "{}: its bytes {} to {} cannot be read; they {what}",
+                job.device.device.display(),
+                bad.offset,
+                bad.end()
+            ));
+        }
+    }
+
+    /// The files of an image, which is not finished.
+    pub fn files(&self, job: &Job) -> [String; 2] {
+        names::ENDS.map(|end| format!("{}/{}.{end}", self.config.directory, job.label))
+    }
+
+    pub fn copy(&mut self, job: &Job) -> Attempt<Image> {
+        let Config { store, number, .. } = self.config;
+        let [image, sums] = self.files(job);
         let base = job.base.as_ref().map(|base| base.name.clone());
         let before = match &base {
-            Some(base) => Some(View::open(self.store, &self.store.manifest().chain(base))?),
+            Some(base) => Some(View::open(store, &store.manifest().chain(base))?),
             None => None,
         };
         let relative = base.as_deref().map(view::relative);
         let size = job.source.size();
-        let (image, image_path) = create("qcow2")?;
-        let (sums, sums_path) = create("sums")?;
+        let (image, image_path) = store.create(&image)?;
+        let (sums, sums_path) = store.create(&sums)?;
         let mut target = Target {
             image: image::Writer::new(image, &image_path, size, relative.as_deref()),
             sums: sums::Writer::new(sums, &sums_path)?,
             before,
             data_bytes: 0,
         };
+        let mut unreadable = Vec::new();
         for extent in &job.extents {
             let mut at = extent.offset;
             while at < extent.end() {
                 let piece = self.throttle.piece(PIECE, CLUSTER);
                 let length = piece.min(extent.end() - at);
-                target.put(at, self.read(job, at, length)?)?;
+                let (bytes, bad) = self.read(job, at, length, self.config.salvage)?;
+                target.put(at, bytes)?;
+                self.tell_of(job, &bad, "are zeroes in the restore point");
+                for bad in bad {
+                    changes::push(&mut unreadable, bad);
+                }
+                if unreadable.len() > MAX_UNREADABLE {
+                    return Err(Failure::Device(salvage::too_many(&job.device.device)));
+                }
                 at += length;
             }
         }
         let sums = target.sums.finish()?;
         let written = target.image.finish()?;
         Ok(Image {
-            name: format!("{}/{}", names::directory(self.number), job.label),
+            name: format!("{}/{}", names::directory(number), job.label),
             base,
             size,
             logical_block_size: job.source.logical_block_size(),
@@ -178,6 +247,7 @@ impl<'a> Copier<'a> {
             file_bytes: written.file_bytes,
             metadata: written.metadata,
             sums,
+            unreadable,
         })
     }
 }

@@ -13,6 +13,7 @@ use std::os::fd::BorrowedFd;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use rustix::fs::fstat;
 use rustix::fs::fsync;
@@ -52,11 +53,22 @@ pub struct Place<'a> {
     pub path: &'a Path,
     /// Use it even if other users can write to it.
     pub is_trusted: bool,
+    /// How long its locks are waited for.
+    pub lock_wait: Duration,
 }
 
 impl<'a> Place<'a> {
     pub fn new(path: &'a Path, is_trusted: bool) -> Self {
-        Self { path, is_trusted }
+        Self {
+            path,
+            is_trusted,
+            lock_wait: Duration::ZERO,
+        }
+    }
+
+    /// The same whose locks are waited for.
+    pub fn waiting(self, lock_wait: Duration) -> Self {
+        Self { lock_wait, ..self }
     }
 }
 
@@ -102,7 +114,9 @@ impl AsFd for Parent<'_> {
 impl Directory {
     /// Opens a directory. Its own path may have links, as its user named it.
     pub fn open<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
-        let Place { path, is_trusted } = place.into();
+        let Place {
+            path, is_trusted, ..
+        } = place.into();
         let refused = |errno| Error::from_errno(Operation::OpenBackup, errno).on(path);
 
         let fd = openat(CWD, path, PATH | OFlags::CLOEXEC, Mode::empty()).map_err(refused)?;

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use crate::Uuid;
 
+use super::changes::Extent;
 use super::image;
 use super::names;
 
@@ -27,6 +28,8 @@ const MAX_POINTS: usize = 1 << 16;
 const MAX_IMAGES: usize = 1 << 18;
 /// Bytes of the name of a device, as of any path.
 const MAX_DEVICE: usize = 4096;
+/// Ranges of a device that could not be read.
+pub const MAX_UNREADABLE: usize = 1 << 10;
 /// The last second of the year 9999.
 const MAX_TIME: u64 = 253_402_300_799;
 /// The last number of a snapshot in a generation.
@@ -98,6 +101,10 @@ pub struct Image {
     pub metadata: String,
     /// BLAKE3 digest of the file of digests.
     pub sums: String,
+    /// What of the device could not be read, in bytes and ascending order: all of it, whether it
+    /// is stored here or in a base. It reads as zeroes, and nothing can be based on that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unreadable: Vec<Extent>,
 }
 
 /// Changes of files that this manifest implies.
@@ -113,6 +120,12 @@ pub struct Todo {
 impl Todo {
     pub fn is_empty(&self) -> bool {
         self.rename.is_empty() && self.remove.is_empty()
+    }
+
+    /// Whether a file that readers know is replaced by another one of that name, as a prune does.
+    pub fn replaces_files(&self) -> bool {
+        let mut targets = self.rename.iter().map(|(_, to)| to);
+        targets.any(|to| names::image_of_file(to).is_some())
     }
 
     /// What the command never has in such a list: of renaming that which is not finished yet,
@@ -153,6 +166,17 @@ impl Image {
         }
         if self.changes_number > MAX_CHANGES {
             return Some(format!("is of snapshot {}", self.changes_number));
+        }
+        let mut end = Some(0);
+        for extent in &self.unreadable {
+            let is_behind = extent.length > 0 && end.is_some_and(|end| extent.offset >= end);
+            end = extent
+                .offset
+                .checked_add(extent.length)
+                .filter(|_| is_behind);
+        }
+        if self.unreadable.len() > MAX_UNREADABLE || end.is_none_or(|end| end > self.size) {
+            return Some("has ranges that could not be read and cannot be".to_owned());
         }
         let is_digest = |text: &String| {
             text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
@@ -350,6 +374,7 @@ pub(super) mod tests {
             file_bytes: 0,
             metadata: "0".repeat(64),
             sums: "f".repeat(64),
+            unreadable: Vec::new(),
         }
     }
 
@@ -420,6 +445,41 @@ pub(super) mod tests {
         assert_eq!(Manifest::from_json(&old), Ok(manifest.clone()));
         manifest.images[2].logical_block_size = Some(4096);
         assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_in_order_and_within() {
+        let extents = |list: &[(u64, u64)]| -> Vec<Extent> {
+            let extent = |&(offset, length)| Extent { offset, length };
+            list.iter().map(extent).collect()
+        };
+        let with = |list: Vec<Extent>| {
+            let mut manifest = sample();
+            manifest.images[1].unreadable = list;
+            let text = manifest.to_json();
+            Manifest::from_json(&text).map(|read| assert_eq!(read, manifest))
+        };
+        assert!(!sample().to_json().contains("unreadable"));
+        let size = 1 << 20;
+        for good in [&[][..], &[(0, 512)], &[(512, 512), (1024, 1)], &[(0, size)]] {
+            with(extents(good)).unwrap();
+        }
+        for bad in [
+            &[(0, 0)][..],
+            &[(size, 1)],
+            &[(0, size + 1)],
+            &[(1, u64::MAX)],
+            &[(512, 512), (0, 512)],
+            &[(0, 512), (511, 512)],
+            &[(u64::MAX, 1), (0, 1)],
+        ] {
+            assert!(with(extents(bad))
+                .unwrap_err()
+                .contains("could not be read"));
+        }
+        let many = |count| (0..count).map(|it| (it as u64 * 2, 1)).collect::<Vec<_>>();
+        with(extents(&many(MAX_UNREADABLE))).unwrap();
+        with(extents(&many(MAX_UNREADABLE + 1))).unwrap_err();
     }
 
     #[test]

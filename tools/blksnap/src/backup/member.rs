@@ -21,6 +21,8 @@ use super::sums::damaged;
 pub struct Member {
     directory: Arc<Directory>,
     name: String,
+    /// What it is called when another process has finished what the manifest says.
+    later: Option<String>,
     path: PathBuf,
 }
 
@@ -29,7 +31,16 @@ impl Member {
         Self {
             directory: Arc::clone(directory),
             name: name.to_owned(),
+            later: None,
             path: directory.path_of(name),
+        }
+    }
+
+    /// A file that is to be renamed, which may be done at any time.
+    pub fn renamed(directory: &Arc<Directory>, name: &str, later: &str) -> Self {
+        Self {
+            later: Some(later.to_owned()),
+            ..Self::new(directory, name)
         }
     }
 
@@ -42,9 +53,14 @@ impl Member {
     /// An error of [`Operation::CheckBackup`] if it is missing or no file, and only then:
     /// any other one says nothing about the backup.
     pub fn open(&self) -> Result<File> {
-        let error = match self.directory.read(Operation::ReadBackup, &self.name) {
-            Err(error) => error,
-            result => return result,
+        let read = |name: &str| self.directory.read(Operation::ReadBackup, name);
+        let error = match (read(&self.name), &self.later) {
+            (Err(error), Some(later)) if error.errno() == Some(Errno::NOENT) => match read(later) {
+                Err(error) => error,
+                result => return result,
+            },
+            (Err(error), _) => error,
+            (result, _) => return result,
         };
         match error.errno() {
             // Nothing is missing in a directory that cannot be read itself.

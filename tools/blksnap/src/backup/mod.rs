@@ -17,6 +17,7 @@ pub mod directory;
 pub mod fuzz;
 pub mod grounds;
 pub mod image;
+pub mod lock;
 pub mod manifest;
 pub mod member;
 pub mod name;
@@ -25,6 +26,7 @@ pub mod plan;
 pub mod prune;
 pub mod readback;
 pub mod restore;
+pub mod salvage;
 pub mod sample;
 pub mod sink;
 pub mod source;
@@ -39,6 +41,7 @@ pub mod zero;
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
 
@@ -69,6 +72,7 @@ use plan::Base;
 use plan::Known;
 use plan::Mode;
 use plan::WhyAll;
+use salvage::Failure;
 use source::Source;
 use store::Store;
 use view::View;
@@ -90,6 +94,10 @@ pub struct Request {
     pub bandwidth: Option<Bytes>,
     /// How many per cent of what did not change are read to check the change tracking.
     pub spot_check: u8,
+    /// Whether sectors that cannot be read are left out, and not an error.
+    pub salvage: bool,
+    /// How long the directory's locks are waited for.
+    pub lock_wait: Duration,
 }
 
 /// How far some work has come, in bytes.
@@ -121,7 +129,7 @@ pub struct Report {
     #[serde(serialize_with = "crate::lossy::path")]
     pub directory: PathBuf,
     pub devices: Vec<DeviceReport>,
-    /// What went wrong when all was done.
+    /// Why devices are not in it, and what went wrong when all was done.
     pub errors: Vec<Error>,
 }
 
@@ -147,6 +155,8 @@ pub struct DeviceReport {
     pub take_id: Option<Uuid>,
     /// Name of the image in the directory.
     pub image: String,
+    /// What could not be read, and is zeroes in the restore point.
+    pub unreadable: Vec<Extent>,
 }
 
 /// Takes a snapshot of all devices and makes a restore point of it.
@@ -154,8 +164,9 @@ pub struct DeviceReport {
 /// Whatever goes wrong or whoever stops it: the restore points there were stay
 /// as they were, and the snapshot is released.
 pub fn run(kernel: &dyn Kernel, request: &Request, watch: &mut dyn Watch) -> Result<Report> {
-    let place = Place::new(&request.to, request.is_trusted);
-    let mut store = Store::open_to_change(place, !request.existing).map_err(|error| {
+    let place = Place::new(&request.to, request.is_trusted).waiting(request.lock_wait);
+    let store = Store::open_to_change_watched(place, !request.existing, watch);
+    let mut store = store.map_err(|error| {
         if request.existing && error.errno() == Some(Errno::NOENT) {
             error.remedied_by(
                 "mount the filesystem that it is on, or make the first backup without --existing",
@@ -221,24 +232,43 @@ fn make(
 
     let directory = store.create_partial(number)?;
     let total = jobs.iter().map(|job| changes::total(&job.extents)).sum();
-    let mut copier = Copier::new(store, &directory, number, request.bandwidth, total, watch);
-    let mut images = Vec::new();
-    for job in &mut jobs {
-        copier.check(job, request.spot_check)?;
-        // A snapshot that broke is the reason, not that it cannot be read.
-        let image = copier
-            .copy(job)
-            .map_err(|error| match held.verify(&job.device) {
-                Err(broken) if error.operation() == Operation::BackUp => broken,
-                _ => error,
-            })?;
-        images.push(image);
+    let config = copy::Config {
+        store,
+        directory: &directory,
+        number,
+        held: &held,
+        bandwidth: request.bandwidth,
+        salvage: request.salvage,
+    };
+    let mut copier = Copier::new(config, total, watch);
+    let mut copied = Vec::new();
+    let mut errors = Vec::new();
+    for mut job in jobs {
+        let checked = copier.check(&mut job, request.spot_check);
+        match checked.and_then(|()| copier.copy(&job)) {
+            Ok(image) => copied.push((job, image)),
+            // The others are as good without it.
+            Err(Failure::Device(error)) => {
+                errors.push(error);
+                for file in copier.files(&job) {
+                    store.discard(&file)?;
+                }
+            }
+            Err(Failure::All(error)) => return Err(error),
+        }
     }
-    for job in &jobs {
+    for (job, _) in &copied {
         confirm(kernel, &held, job)?;
     }
+    if copied.is_empty() && !errors.is_empty() {
+        let first = errors.remove(0);
+        for error in errors {
+            watch.warn(&error.to_string());
+        }
+        return Err(first);
+    }
     // Before the rest, which may take a while.
-    let mut errors = held.release();
+    errors.extend(held.release());
 
     let mut manifest = store.manifest().clone();
     let mut reports = Vec::new();
@@ -247,7 +277,7 @@ fn make(
         time,
         devices: Vec::new(),
     };
-    for (job, image) in jobs.into_iter().zip(images) {
+    for (job, image) in copied {
         let device = job.name;
         let (full, compared) = match job.base {
             Some(_) => (None, job.why_all),
@@ -270,6 +300,7 @@ fn make(
             changes_number: image.changes_number,
             take_id: image.take_id,
             image: image.name.clone(),
+            unreadable: image.unreadable.clone(),
         });
         manifest.images.push(image);
     }
@@ -377,7 +408,9 @@ fn changes_since(
     if let Some(reason) = changes::distrust(&map, tracking) {
         return Ok(Err(WhyAll::Map(reason)));
     }
+    // What could not be read then is no content to go by, whether it was written to or not.
     let changed = changes::changed(&map, since, tracking);
+    let changed = changes::union(&changed, &base.unreadable);
     Ok(usable(store, base)?.map(|base| (base, changed)))
 }
 

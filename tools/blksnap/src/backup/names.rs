@@ -7,7 +7,10 @@
 
 /// The manifest's file.
 pub const MANIFEST: &str = "blksnap.json";
+/// Locked by what reads, removes or replaces files, see [`super::lock`].
 pub const LOCK: &str = "blksnap.lock";
+/// Locked by what changes the backup.
+pub const WRITER: &str = "blksnap.writer";
 
 /// Upper limit of the numbers of restore points.
 pub const LAST: u64 = 999_999_999;

@@ -146,6 +146,7 @@ fn prune_in(store: &mut Store, keep: usize, slack: usize, watch: &mut dyn Watch)
     if plan.removed.is_empty() && plan.obsolete.is_empty() {
         return Ok(report);
     }
+    store.exclude_readers(watch)?;
     let involved = plan
         .merges
         .iter()

@@ -66,6 +66,8 @@ pub struct Report {
     /// What is not as it was, since its checksum is wrong, or since of it something
     /// cannot be read and is zeroes now.
     pub damaged: Vec<Extent>,
+    /// What could not be read when the device was backed up, and is zeroes.
+    pub unreadable: Vec<Extent>,
     /// The target is smaller, so that the end is missing.
     pub truncated: bool,
     /// The device had a GPT, and the target has another size, so that the GPT's copy is
@@ -112,6 +114,7 @@ impl Report {
             size,
             data_bytes: 0,
             damaged: Vec::new(),
+            unreadable: Vec::new(),
             truncated: false,
             gpt_to_move: false,
             checked: false,
@@ -215,6 +218,9 @@ impl Restore<'_> {
         self.target.begin(size, &mut || watch.keep_on(begin))?;
         let (plan, target) = (&self.plan, &mut self.target);
         let mut report = Report::new(plan.point, &plan.device, target.path(), size);
+        if let Some(image) = chain.first() {
+            report.unreadable.clone_from(&image.unreadable);
+        }
         write(view, &mut report, target, watch)?;
         if let (Some(view), Some(file)) = (again, target.file()) {
             let room = target.room().unwrap_or(size);

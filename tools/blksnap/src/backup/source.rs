@@ -11,7 +11,6 @@ use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 use std::time::Instant;
@@ -51,7 +50,8 @@ impl Buffer {
 pub struct Source {
     file: File,
     direct: bool,
-    path: PathBuf,
+    #[cfg(test)]
+    path: std::path::PathBuf,
     size: u64,
 }
 
@@ -75,6 +75,7 @@ impl Source {
         Ok(Self {
             file,
             direct,
+            #[cfg(test)]
             path: path.to_owned(),
             size,
         })
@@ -91,18 +92,59 @@ impl Source {
     }
 
     /// Fills `bytes`, which are of a [`Buffer`].
-    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<()> {
-        self.read_at(offset, bytes)
-            .map_err(|error| Error::from_io(Operation::BackUp, &error).on(&self.path))
-    }
-
-    fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+        #[cfg(test)]
+        bad::fail(&self.path, offset, bytes.len() as u64)?;
         self.file.read_exact_at(bytes, offset)?;
         if !self.direct {
             let length = NonZeroU64::new(bytes.len() as u64);
             fadvise(&self.file, offset, length, Advice::DontNeed)?;
         }
         Ok(())
+    }
+}
+
+/// Sectors of images that cannot be read, for tests of one thread.
+#[cfg(test)]
+pub(super) mod bad {
+    use super::*;
+    use crate::backup::changes::Extent;
+    use std::cell::RefCell;
+    use std::collections::HashMap;
+    use std::path::PathBuf;
+
+    /// With the number of reads that have failed.
+    type Sectors = HashMap<PathBuf, (Vec<(Extent, Errno)>, usize)>;
+
+    thread_local! {
+        static SECTORS: RefCell<Sectors> = RefCell::default();
+    }
+
+    /// What reading from the image fails with from now on.
+    pub fn set(image: &Path, sectors: &[(Extent, Errno)]) {
+        let sectors = (sectors.to_vec(), 0);
+        SECTORS.with_borrow_mut(|all| all.insert(image.to_owned(), sectors));
+    }
+
+    /// How many reads have failed since.
+    pub fn failures(image: &Path) -> usize {
+        SECTORS.with_borrow(|all| all.get(image).map_or(0, |(_, failures)| *failures))
+    }
+
+    pub fn fail(image: &Path, offset: u64, length: u64) -> io::Result<()> {
+        SECTORS.with_borrow_mut(|all| {
+            let Some((sectors, failures)) = all.get_mut(image) else {
+                return Ok(());
+            };
+            let mut sectors = sectors.iter();
+            match sectors.find(|(bad, _)| bad.offset < offset + length && offset < bad.end()) {
+                Some((_, errno)) => {
+                    *failures += 1;
+                    Err((*errno).into())
+                }
+                None => Ok(()),
+            }
+        })
     }
 }
 

@@ -7,6 +7,9 @@
 //! then they get their names, and what is not needed any more is removed: the
 //! manifest lists what is to be done, and the next one to change something
 //! does what was left.
+//!
+//! A reader goes by the manifest that it found. What is published meanwhile only adds files, as
+//! a backup does; what takes files away waits until no reader is left (see [`super::lock`]).
 
 use std::fs::DirBuilder;
 use std::fs::File;
@@ -17,11 +20,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::sleep;
 use std::time::Duration;
-use std::time::Instant;
 
-use rustix::fs::flock;
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 
@@ -31,6 +31,9 @@ use crate::error::Result;
 
 use super::directory::Directory;
 use super::directory::Place;
+use super::lock;
+use super::lock::Lock;
+use super::lock::Wait;
 use super::manifest;
 use super::manifest::Manifest;
 use super::manifest::Todo;
@@ -38,23 +41,31 @@ use super::member::Member;
 use super::names;
 use super::names::LOCK;
 use super::names::MANIFEST;
+use super::names::WRITER;
 use super::sums::damaged;
+use super::Progress;
 use super::Watch;
 
-/// How long a lock is waited for.
-const PATIENCE: Duration = Duration::from_millis(200);
+/// Locked as a whole by one, or by several.
+const EXCLUSIVE: FlockOperation = FlockOperation::NonBlockingLockExclusive;
+const SHARED: FlockOperation = FlockOperation::NonBlockingLockShared;
 
 /// How many files that cannot be removed are tried again, so that the list of them does not
 /// grow without end.
 const LEFT: usize = 1024;
 
-/// A directory of backups that nobody else changes meanwhile.
+/// A directory of backups, of which no files go away meanwhile.
 pub struct Store {
     directory: Arc<Directory>,
     manifest: Manifest,
     /// Files that could not be removed, and are not needed.
     left: Vec<Error>,
-    _lock: Option<File>,
+    /// How long locks are waited for.
+    lock_wait: Duration,
+    /// Keeps the files; none if the directory cannot be locked.
+    files: Option<Lock>,
+    /// That of a writer; dropped last.
+    _writer: Option<Lock>,
     /// Called whenever something may just have reached the medium.
     #[cfg(test)]
     pub(super) at_step: Option<Box<dyn Fn()>>,
@@ -65,26 +76,62 @@ impl Store {
     pub fn look<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
         let directory = Directory::open(place)?;
         has_manifest(&directory)?;
-        Self::locked(directory, None, FlockOperation::NonBlockingLockShared)
+        Self::new(directory, Duration::ZERO, None, None)
     }
 
-    /// Opens a directory to read from it, together with others.
+    /// Opens a directory to read from it, together with others and while a backup is made.
     pub fn open<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
+        Self::open_watched(place, &mut Unwatched)
+    }
+
+    /// The same if the lock may have to be waited for.
+    pub fn open_watched<'a>(place: impl Into<Place<'a>>, watch: &mut dyn Watch) -> Result<Self> {
+        let place = place.into();
+        let limit = place.lock_wait;
         let directory = Directory::open(place)?;
         has_manifest(&directory)?;
-        let lock = match directory.read(Operation::OpenBackup, LOCK) {
-            Ok(file) => Some(file),
+        let file = match directory.read(Operation::OpenBackup, LOCK) {
+            Ok(file) => file,
             // A copy need not have it.
-            Err(error) if error.errno() == Some(Errno::NOENT) => None,
+            Err(error) if error.errno() == Some(Errno::NOENT) => {
+                return Self::new(directory, limit, None, None);
+            }
             Err(error) => return Err(error),
         };
-        Self::locked(directory, lock, FlockOperation::NonBlockingLockShared)
+        let holders = |file: &File| lock::writers(file, note(&directory).as_ref());
+        let wait = Wait {
+            limit,
+            watch: &mut *watch,
+        };
+        let files = match Lock::take(file, SHARED, place.path, wait, &holders) {
+            Ok(lock) => Some(lock),
+            Err(error) if error.errno().is_some_and(lock::is_without_locks) => {
+                watch.warn(&format!(
+                    "{}: its filesystem keeps no locks now, so that a \"blksnap prune\" would not \
+                     be kept from removing files that are being read",
+                    place.path.display()
+                ));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        Self::new(directory, limit, files, None)
     }
 
     /// Opens a directory to change it, which may have to be created first, and
     /// finishes or undoes what an interrupted run has left.
     pub fn open_to_change<'a>(place: impl Into<Place<'a>>, create: bool) -> Result<Self> {
+        Self::open_to_change_watched(place, create, &mut Unwatched)
+    }
+
+    /// The same if the locks may have to be waited for.
+    pub fn open_to_change_watched<'a>(
+        place: impl Into<Place<'a>>,
+        create: bool,
+        watch: &mut dyn Watch,
+    ) -> Result<Self> {
         let place = place.into();
+        let limit = place.lock_wait;
         if create {
             match DirBuilder::new().mode(0o700).create(place.path) {
                 Ok(()) => sync_directory(parent(place.path))?,
@@ -98,37 +145,79 @@ impl Store {
         if !create {
             has_manifest(&directory)?;
         }
-        let lock = directory.open_or_create(Operation::OpenBackup, LOCK)?;
-        let mut store = Self::locked(
-            directory,
-            Some(lock),
-            FlockOperation::NonBlockingLockExclusive,
-        )?;
-        store.finish()?;
+        let file = directory.open_or_create(Operation::OpenBackup, WRITER)?;
+        let holders = |file: &File| lock::writers(file, note(&directory).as_ref());
+        let wait = Wait {
+            limit,
+            watch: &mut *watch,
+        };
+        let mut writer = Lock::take(file, EXCLUSIVE, place.path, wait, &holders)?;
+        writer.sign();
+        // Nothing can have it exclusively but a version of this command that has no other lock.
+        let file = directory.open_or_create(Operation::OpenBackup, LOCK)?;
+        let wait = Wait {
+            limit,
+            watch: &mut *watch,
+        };
+        let holders = |file: &File| lock::writers(file, None);
+        let files = Lock::take(file, SHARED, place.path, wait, &holders)?;
+        let mut store = Self::new(directory, limit, Some(files), Some(writer))?;
+        if store.manifest.todo.replaces_files() {
+            store.exclude_readers(watch)?;
+            store.finish()?;
+            store.admit_readers()?;
+        } else {
+            store.finish()?;
+        }
         store.remove_partial()?;
         Ok(store)
     }
 
-    fn locked(directory: Directory, lock: Option<File>, operation: FlockOperation) -> Result<Self> {
-        if let Some(lock) = &lock {
-            let start = Instant::now();
-            while let Err(errno) = flock(lock, operation) {
-                // A process that is just being started has all files of its parent.
-                if errno != Errno::AGAIN || start.elapsed() > PATIENCE {
-                    let error = Error::from_errno(Operation::OpenBackup, errno);
-                    return Err(error.on(directory.path()));
-                }
-                sleep(PATIENCE / 20);
-            }
-        }
+    fn new(
+        directory: Directory,
+        lock_wait: Duration,
+        files: Option<Lock>,
+        writer: Option<Lock>,
+    ) -> Result<Self> {
         Ok(Self {
             manifest: load(&directory)?,
             directory: Arc::new(directory),
             left: Vec::new(),
-            _lock: lock,
+            lock_wait,
+            files,
+            _writer: writer,
             #[cfg(test)]
             at_step: None,
         })
+    }
+
+    /// Waits until nothing reads the files that there are, and lets nothing begin to. For a
+    /// writer that is going to remove or replace some.
+    pub fn exclude_readers(&self, watch: &mut dyn Watch) -> Result<()> {
+        let limit = self.lock_wait;
+        let wait = Wait { limit, watch };
+        self.lock_files(EXCLUSIVE, wait, &lock::readers)
+    }
+
+    /// Undoes that.
+    pub fn admit_readers(&self) -> Result<()> {
+        let wait = Wait {
+            limit: self.lock_wait,
+            watch: &mut Unwatched,
+        };
+        self.lock_files(SHARED, wait, &|file| lock::writers(file, None))
+    }
+
+    fn lock_files(
+        &self,
+        operation: FlockOperation,
+        wait: Wait<'_>,
+        holders: &dyn Fn(&File) -> String,
+    ) -> Result<()> {
+        match &self.files {
+            Some(files) => files.change(operation, self.directory(), wait, holders),
+            None => Ok(()),
+        }
     }
 
     pub fn directory(&self) -> &Path {
@@ -163,14 +252,14 @@ impl Store {
         self.file(&format!("{image}.sums"))
     }
 
-    /// A file that may still have to be renamed.
+    /// A file that may still have to be renamed, here or by a writer.
     fn file(&self, file: &str) -> Member {
         for (from, to) in &self.manifest.todo.rename {
             let rest = file.strip_prefix(to.as_str());
             if let Some(rest) = rest.filter(|rest| rest.is_empty() || rest.starts_with('/')) {
                 let name = format!("{from}{rest}");
                 if self.directory.look(Operation::ReadBackup, &name).is_ok() {
-                    return Member::new(&self.directory, &name);
+                    return Member::renamed(&self.directory, &name, file);
                 }
             }
         }
@@ -223,6 +312,11 @@ impl Store {
     /// A new file, and its path for messages.
     pub(super) fn create(&self, name: &str) -> Result<(File, PathBuf)> {
         Ok((self.directory.create(name)?, self.directory.path_of(name)))
+    }
+
+    /// Removes a file of a restore point that is not finished, if it was created.
+    pub(super) fn discard(&self, name: &str) -> Result<()> {
+        unless_missing(self.directory.remove_file(name))
     }
 
     /// Replaces the manifest, and does what that implies. All new files are on
@@ -356,6 +450,22 @@ impl Store {
             at_step();
         }
     }
+}
+
+/// Does not look at what is done, and lets it go on.
+struct Unwatched;
+
+impl Watch for Unwatched {
+    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
+        Ok(())
+    }
+
+    fn tell(&mut self, _note: &str) {}
+}
+
+/// The file in which a writer says who it is.
+fn note(directory: &Directory) -> Option<File> {
+    directory.read(Operation::OpenBackup, WRITER).ok()
 }
 
 /// Whether an error says that this one file cannot be removed, as one that is immutable, and

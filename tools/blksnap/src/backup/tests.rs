@@ -19,6 +19,8 @@ use super::*;
 mod history;
 mod model;
 mod moment;
+mod rescue;
+mod together;
 
 use model::Model;
 
@@ -67,6 +69,8 @@ fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
         mode,
         bandwidth: None,
         spot_check: 1,
+        salvage: false,
+        lock_wait: Duration::ZERO,
     }
 }
 

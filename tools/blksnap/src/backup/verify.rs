@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
 
+use super::changes::Extent;
 use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
@@ -35,9 +36,18 @@ pub struct Report {
     pub damaged: Vec<Finding>,
     /// Those of which nothing wrong was found, but something could not be read now.
     pub not_checked: Vec<Finding>,
+    /// Those of which something could not be read when they were backed up, which is zeroes.
+    pub unreadable: Vec<Unreadable>,
     /// Bytes of data that were read.
     pub read_bytes: u64,
     pub errors: Vec<Error>,
+}
+
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Unreadable {
+    pub point: u64,
+    pub device: String,
+    pub extents: Vec<Extent>,
 }
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -111,9 +121,17 @@ pub fn verify(store: &Store, point: Option<u64>, watch: &mut dyn Watch) -> Resul
             damages.insert(&image.name, damage);
         }
     }
-    let (mut damaged, mut not_checked) = (Vec::new(), Vec::new());
+    let (mut damaged, mut not_checked, mut unreadable) = (Vec::new(), Vec::new(), Vec::new());
     for point in points() {
         for device in &point.devices {
+            let image = manifest.image(&device.image);
+            if let Some(image) = image.filter(|image| !image.unreadable.is_empty()) {
+                unreadable.push(Unreadable {
+                    point: point.number,
+                    device: device.device.clone(),
+                    extents: image.unreadable.clone(),
+                });
+            }
             let finding = |images| Finding {
                 point: point.number,
                 device: device.device.clone(),
@@ -130,6 +148,7 @@ pub fn verify(store: &Store, point: Option<u64>, watch: &mut dyn Watch) -> Resul
         points: points().map(|point| point.number).collect(),
         damaged,
         not_checked,
+        unreadable,
         read_bytes: progress.done,
         errors,
     })

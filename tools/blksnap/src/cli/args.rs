@@ -27,6 +27,8 @@ Exit codes:
   3  a snapshot is corrupted, its images cannot be trusted
   4  a backup is damaged
   5  writes went past the change tracking; the restore point is right nevertheless
+  6  something else has the backup locked; standard error says what
+  7  sectors could not be read; the restore point has zeroes for them
   128 + N  ended by signal N
   \"blksnap snapshot\" has more, see there.
 
@@ -263,7 +265,8 @@ pub enum Subcommand {
     /// Reads all data and compares checksums. Tells which restore points are
     /// affected by what is damaged or missing; exit code 4 if any is. What could not be
     /// read now, such as for a lack of permission, is said to be not checked; exit code 1 if
-    /// nothing is damaged.
+    /// nothing is damaged. What "backup --salvage" could not read is told; exit code 7 if that
+    /// is all there is.
     #[command(after_help = "Examples:\n  \
         blksnap verify /backup\n  \
         blksnap verify /backup --point 3 --json")]
@@ -278,6 +281,9 @@ pub enum Subcommand {
 
         #[command(flatten)]
         trust: Trust,
+
+        #[command(flatten)]
+        lock: Lock,
     },
 
     /// List restore points
@@ -298,7 +304,7 @@ pub enum Subcommand {
     /// Of every device, by its name, the newest N stay. What they need of older ones
     /// is merged into the oldest that stays, for which about the size of a full backup is
     /// written; the space for that must be there. If it is interrupted, all is
-    /// as it was.
+    /// as it was. Nothing may read the backup meanwhile.
     #[command(after_help = "Examples:\n  \
         blksnap prune /backup --keep 7\n  \
         blksnap prune /backup --keep 30 --slack 7")]
@@ -319,6 +325,9 @@ pub enum Subcommand {
 
         #[command(flatten)]
         trust: Trust,
+
+        #[command(flatten)]
+        lock: Lock,
     },
 
     /// Print what changed on a device between two snapshots, as JSON
@@ -442,6 +451,17 @@ impl Trust {
     pub fn place(self, path: &Path) -> Place<'_> {
         Place::new(path, self.is_trusted)
     }
+}
+
+/// What becomes of a backup that something else has locked.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct Lock {
+    /// If something else has DIR locked, wait so long for it
+    ///
+    /// By default it is an error at once, with exit code 6. What is waited for is told.
+    #[arg(long = "lock-wait", value_name = "SECONDS", value_parser = seconds,
+          default_value = "0", hide_default_value = true)]
+    pub wait: Duration,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -611,15 +631,18 @@ take no space.
 
 Whatever interrupts it, the restore points there are stay as they were; what it
 has left is removed by the next run. If the snapshot is corrupted, the exit
-code is 3 and there is no new restore point.
+code is 3 and there is no new restore point. If a DEV cannot be read, the others
+are kept, and the exit code is 1; --salvage keeps what of it can be read.
+
+Another backup and prune exclude this one, a verify or restore does not.
 
 Reading goes past the page cache. On a terminal it shows how far it is.";
 
 const BACKUP_AFTER: &str = "\
 With --json the report has point, time, directory, devices and errors; of each
 device device, base (the restore point that it is based on), full (why it is
-full), size, read_bytes, data_bytes, generation_id, changes_number, take_id and
-image.
+full), size, read_bytes, data_bytes, generation_id, changes_number, take_id,
+image and unreadable (offset and length of what is zeroes, in bytes).
 
 Examples:
   blksnap backup /dev/sda /dev/sdb --to /backup --store /var/tmp
@@ -647,6 +670,9 @@ pub struct Backup {
 
     #[command(flatten)]
     pub trust: Trust,
+
+    #[command(flatten)]
+    pub lock: Lock,
 
     #[command(flatten)]
     pub store: Store,
@@ -678,6 +704,13 @@ pub struct Backup {
     /// In bytes, or with K, M, G, T or P for powers of 1024.
     #[arg(long, value_name = "RATE")]
     pub bandwidth: Option<Bytes>,
+
+    /// Leave out sectors that cannot be read, and keep the rest
+    ///
+    /// The restore point has zeroes for them. They are named by device and offset, also by
+    /// "list", "verify" and "restore", and the exit code is 7. The next backup reads them again.
+    #[arg(long)]
+    pub salvage: bool,
 }
 
 const RESTORE_ABOUT: &str = "\
@@ -697,7 +730,8 @@ stays as it is. What is zero takes no space on a file or a thin device.
 All data is checked against its checksums: exit code 4 if some is not what was
 backed up, of which the ranges are told. What cannot be read is written as
 zeroes, and is among them; a backup of which nothing can be read any more ends
-it. With --check also the target is read: exit code 1 if it does not have what
+it. Exit code 7 if something could not be read when it was backed up, which
+is zeroes. With --check also the target is read: exit code 1 if it does not have what
 was written.
 
 A disk and a partition of it cannot be restored by one command.";
@@ -728,6 +762,9 @@ pub struct Restore {
 
     #[command(flatten)]
     pub trust: Trust,
+
+    #[command(flatten)]
+    pub lock: Lock,
 
     /// Where to: a block device, a file, a FIFO, or "-" for standard output
     ///
@@ -903,6 +940,19 @@ mod tests {
         for text in ["", "-1", "1m", "nan", "inf"] {
             assert!(seconds(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn locks_are_not_waited_for_unless_that_is_said() {
+        let wait = |options: &[&str]| {
+            let args = [&["blksnap", "verify", "/b"], options].concat();
+            match Args::try_parse_from(args).unwrap().command {
+                Subcommand::Verify { lock, .. } => lock.wait,
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(wait(&[]), Duration::ZERO);
+        assert_eq!(wait(&["--lock-wait", "90"]), Duration::from_secs(90));
     }
 
     #[test]

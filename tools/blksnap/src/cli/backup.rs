@@ -10,6 +10,7 @@ use std::time::UNIX_EPOCH;
 
 use blksnap::backup;
 use blksnap::backup::changes;
+use blksnap::backup::changes::Extent;
 use blksnap::backup::directory::Place;
 use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
@@ -56,6 +57,8 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
         to: args.to,
         existing: args.existing,
         spot_check: args.spot_check,
+        salvage: args.salvage,
+        lock_wait: args.lock.wait,
     };
     let kernel = guarded(plan, output.is_json());
     let mut attendant = Attendant::new(*output, Operation::BackUp, &request.devices[0])?;
@@ -79,9 +82,12 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
         })
         .collect();
     let is_missed = |device: &DeviceReport| matches!(device.compared, Some(WhyAll::Missed(_)));
-    let code = match report.devices.iter().any(is_missed) {
-        true if report.errors.is_empty() => Exit::Missed.code(),
-        _ => failed_if(!report.errors.is_empty(), Exit::Failure),
+    let lacks = |device: &DeviceReport| !device.unreadable.is_empty();
+    let code = match &report.devices {
+        _ if !report.errors.is_empty() => Exit::Failure.code(),
+        devices if devices.iter().any(lacks) => Exit::Unreadable.code(),
+        devices if devices.iter().any(is_missed) => Exit::Missed.code(),
+        _ => 0,
     };
     Ok(output.result(&report, &lines.join("\n"), code))
 }
@@ -93,12 +99,19 @@ fn kind(base: Option<u64>) -> String {
     }
 }
 
-fn failed_if(is_failed: bool, exit: Exit) -> u8 {
-    if is_failed {
-        exit.code()
-    } else {
-        0
-    }
+/// What a restore point lacks of a device, in words.
+pub fn lost(unreadable: &[Extent]) -> Option<String> {
+    let first = unreadable.first()?;
+    let ranges = match unreadable.len() {
+        1 => "1 range".to_owned(),
+        count => format!("{count} ranges"),
+    };
+    Some(format!(
+        "{ranges} of it with {} could not be read when it was backed up and are zeroes, the first \
+         at byte {}",
+        Bytes(changes::total(unreadable)),
+        first.offset
+    ))
 }
 
 /// The restore point that is wanted, or the newest.
@@ -124,11 +137,11 @@ pub fn find(store: &Store, wanted: Option<u64>) -> Result<&Point> {
 }
 
 pub fn verify(output: &Output, place: Place<'_>, point: Option<u64>) -> Result<u8> {
-    let store = Store::open(place)?;
+    let mut attendant = Attendant::new(*output, Operation::OpenBackup, place.path)?;
+    let store = Store::open_watched(place, &mut attendant)?;
     if point.is_some() {
         find(&store, point)?;
     }
-    let mut attendant = Attendant::new(*output, Operation::OpenBackup, place.path)?;
     let report = backup::verify::verify(&store, point, &mut attendant)?;
     drop(attendant);
     for error in &report.errors {
@@ -144,7 +157,13 @@ pub fn verify(output: &Output, place: Place<'_>, point: Option<u64>) -> Result<u
         .chain(not_checked)
         .map(|line| printable(&line).into_owned())
         .collect();
-    if lines.is_empty() {
+    for it in &report.unreadable {
+        let device = printable(&it.device);
+        lines.extend(
+            lost(&it.extents).map(|lost| format!("restore point {}: {device}: {lost}", it.point)),
+        );
+    }
+    if report.damaged.is_empty() && report.not_checked.is_empty() {
         lines.push(format!(
             "all restore points looked at ({}) are what was backed up; {} read",
             report.points.len(),
@@ -152,7 +171,11 @@ pub fn verify(output: &Output, place: Place<'_>, point: Option<u64>) -> Result<u
         ));
     }
     let code = report.errors.iter().map(|error| error.exit().code()).max();
-    Ok(output.result(&report, &lines.join("\n"), code.unwrap_or(0)))
+    let code = code.unwrap_or(match report.unreadable.is_empty() {
+        true => 0,
+        false => Exit::Unreadable.code(),
+    });
+    Ok(output.result(&report, &lines.join("\n"), code))
 }
 
 pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
@@ -174,7 +197,10 @@ pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
                 device.device.clone(),
                 Bytes(image.size).to_string(),
                 Bytes(image.data_bytes).to_string(),
-                kind(base),
+                match changes::total(&image.unreadable) {
+                    0 => kind(base),
+                    lost => format!("{}, {} could not be read", kind(base), Bytes(lost)),
+                },
             ]));
             devices.push(json!({
                 "device": device.device,
@@ -186,6 +212,7 @@ pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
                 "generation_id": image.generation_id,
                 "changes_number": image.changes_number,
                 "take_id": image.take_id,
+                "unreadable": image.unreadable,
             }));
         }
         points.push(json!({ "point": point.number, "time": point.time, "devices": devices }));
@@ -198,8 +225,8 @@ pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
 }
 
 pub fn prune(output: &Output, place: Place<'_>, keep: NonZeroUsize, slack: usize) -> Result<u8> {
-    let mut store = Store::open_to_change(place, false)?;
     let mut attendant = Attendant::new(*output, Operation::Prune, place.path)?;
+    let mut store = Store::open_to_change_watched(place, false, &mut attendant)?;
     let report = backup::prune::prune(&mut store, keep.get(), slack, &mut attendant)?;
     drop(attendant);
     let text = format!(

@@ -11,7 +11,7 @@ use std::time::UNIX_EPOCH;
 
 use blksnap::control::Event;
 use blksnap::control::EventKind;
-use blksnap::date::date;
+use blksnap::date;
 use blksnap::device::DeviceNumber;
 use blksnap::device::SnapshotState;
 use blksnap::error::Exit;
@@ -240,11 +240,8 @@ fn wall_clock(label: i64) -> SystemTime {
 /// In UTC, with milliseconds.
 pub fn rfc3339(time: SystemTime) -> String {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let seconds = since.as_secs();
-    let (hour, minute, second) = (seconds / 3600 % 24, seconds / 60 % 60, seconds % 60);
-    let date = date(seconds);
     let millis = since.subsec_millis();
-    format!("{date}T{hour:02}:{minute:02}:{second:02}.{millis:03}Z")
+    date::rfc3339(since.as_secs()).replace('Z', &format!(".{millis:03}Z"))
 }
 
 #[cfg(test)]

@@ -76,14 +76,19 @@ pub fn main() -> u8 {
             directory,
             point,
             trust,
-        } => backup::verify(&output, trust.place(&directory), point),
+            lock,
+        } => backup::verify(&output, trust.place(&directory).waiting(lock.wait), point),
         Subcommand::List { directory, trust } => backup::list(&output, trust.place(&directory)),
         Subcommand::Prune {
             directory,
             keep,
             slack,
             trust,
-        } => backup::prune(&output, trust.place(&directory), keep, slack),
+            lock,
+        } => {
+            let place = trust.place(&directory).waiting(lock.wait);
+            backup::prune(&output, place, keep, slack)
+        }
         Subcommand::Changed {
             device,
             since,

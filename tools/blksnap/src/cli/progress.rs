@@ -87,6 +87,23 @@ impl Watch for Attendant {
     }
 }
 
+/// Tells what is waited for. A signal ends the process, which has done nothing yet.
+pub struct Waiter(pub Output);
+
+impl Watch for Waiter {
+    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
+        Ok(())
+    }
+
+    fn tell(&mut self, note: &str) {
+        self.0.note(note);
+    }
+
+    fn warn(&mut self, warning: &str) {
+        self.0.warning(warning);
+    }
+}
+
 impl Drop for Attendant {
     fn drop(&mut self) {
         if let Some(bar) = &self.bar {

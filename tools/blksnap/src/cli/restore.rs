@@ -28,9 +28,11 @@ use super::assign::assign;
 use super::assign::in_place;
 use super::assign::Assigned;
 use super::backup::find;
+use super::backup::lost;
 use super::events::rfc3339;
 use super::output::Output;
 use super::progress::Attendant;
+use super::progress::Waiter;
 
 pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
     if args.force {
@@ -43,7 +45,8 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
              end, if the target is smaller), --moved-name (with --in-place), --other-block-size",
         ));
     }
-    let store = Store::open(args.trust.place(&args.directory))?;
+    let place = args.trust.place(&args.directory).waiting(args.lock.wait);
+    let store = Store::open_watched(place, &mut Waiter(*output))?;
     let newest = find(&store, args.point)?;
     let wanted = args.point.map(|_| newest);
     let assigned = match args.in_place {
@@ -97,9 +100,11 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
     }
     let is_damaged = reports.iter().any(|report| !report.damaged.is_empty());
     let differs = reports.iter().any(|report| !report.differs.is_empty());
-    let code = match (is_damaged, differs) {
-        (true, _) => Exit::Damaged.code(),
-        (_, true) => Exit::Failure.code(),
+    let lacks = reports.iter().any(|report| !report.unreadable.is_empty());
+    let code = match (is_damaged, differs, lacks) {
+        (true, _, _) => Exit::Damaged.code(),
+        (_, true, _) => Exit::Failure.code(),
+        (_, _, true) => Exit::Unreadable.code(),
         _ => 0,
     };
     let text: Vec<String> = reports.iter().map(done).collect();
@@ -222,6 +227,9 @@ fn tell(output: &Output, plan: &Plan, report: &Report, is_device: bool, is_strea
             extent.end()
         );
         output.error(&Error::new(Operation::CheckBackup, reason).on(&report.target));
+    }
+    if let Some(lost) = lost(&report.unreadable) {
+        output.warning(&format!("{target}: {lost}"));
     }
     for extent in &report.differs {
         output.error(&restore::differs(&report.target, extent));

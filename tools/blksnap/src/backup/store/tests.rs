@@ -31,13 +31,176 @@ fn two_runs_do_not_meet() {
     assert_eq!(error.errno(), Some(Errno::NOENT));
     let mut writer = Store::open_to_change(&path, true).unwrap();
     writer.publish(Manifest::default()).unwrap();
-    for error in [Store::open(&path), Store::open_to_change(&path, true)].map(Result::err) {
-        assert_eq!(error.unwrap().errno(), Some(Errno::AGAIN));
-    }
+    let error = Store::open_to_change(&path, true).err().unwrap();
+    assert_eq!(error.errno(), Some(Errno::AGAIN));
+    assert_eq!(error.exit().code(), 6);
+    let holder = format!("(process {} on ", std::process::id());
+    assert!(error.to_string().contains(&holder), "{error}");
+    assert!(error.remedy().unwrap().contains("--lock-wait"));
     drop(writer);
-    let _reader = Store::open(&path).unwrap();
+    Store::open_to_change(&path, true).unwrap();
+}
+
+#[test]
+fn readers_exclude_only_what_takes_files_away() {
+    let (_temp, path) = store();
+    let mut writer = Store::open_to_change(&path, true).unwrap();
+    writer.publish(Manifest::default()).unwrap();
+    let reader = Store::open(&path).unwrap();
+    writer.publish(Manifest::default()).unwrap();
+    let error = writer.exclude_readers(&mut Unwatched).unwrap_err();
+    assert_eq!(error.exit().code(), 6);
+    let holder = format!("(process {})", std::process::id());
+    assert!(error.to_string().contains(&holder), "{error}");
+    drop(reader);
+    writer.exclude_readers(&mut Unwatched).unwrap();
+    let error = Store::open(&path).err().unwrap();
+    assert_eq!(error.exit().code(), 6);
+    let holder = format!("(process {} on ", std::process::id());
+    assert!(error.to_string().contains(&holder), "{error}");
+    // Which says only what there is.
+    Store::look(&path).unwrap();
+    writer.admit_readers().unwrap();
     Store::open(&path).unwrap();
-    assert!(Store::open_to_change(&path, true).is_err());
+}
+
+/// What is told, and what is done after that.
+#[derive(Default)]
+struct Told {
+    notes: Vec<String>,
+    stops: bool,
+    /// Let go of when that was told.
+    holder: Option<Store>,
+}
+
+impl Watch for Told {
+    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
+        self.holder = None;
+        match self.stops {
+            true => Err(Error::new(Operation::Prune, "stop")),
+            false => Ok(()),
+        }
+    }
+
+    fn tell(&mut self, note: &str) {
+        self.notes.push(note.to_owned());
+    }
+}
+
+#[test]
+fn a_lock_is_waited_for_and_that_is_told() {
+    let (_temp, path) = store();
+    let mut first = Store::open_to_change(&path, true).unwrap();
+    first.publish(Manifest::default()).unwrap();
+    let wait = |seconds| Place::from(&path).waiting(Duration::from_secs(seconds));
+    let write =
+        |seconds, told: &mut Told| Store::open_to_change_watched(wait(seconds), false, told);
+    let mut stop = Told {
+        stops: true,
+        ..Told::default()
+    };
+    let error = write(60, &mut stop).err().unwrap();
+    assert!(error.to_string().contains("stop"), "{error}");
+
+    let mut told = Told::default();
+    let start = std::time::Instant::now();
+    let error = write(1, &mut told).err().unwrap();
+    assert_eq!(error.exit().code(), 6);
+    assert!(error
+        .remedy()
+        .unwrap()
+        .contains("as long as --lock-wait said"));
+    assert!(start.elapsed() >= Duration::from_secs(1));
+    let [note] = &told.notes[..] else {
+        panic!("{:?}", told.notes);
+    };
+    let holder = format!("(process {} on ", std::process::id());
+    assert!(note.contains(&holder) && note.contains("waiting"), "{note}");
+
+    // A reader waits for a prune, a prune for a reader, a writer for a writer.
+    first.exclude_readers(&mut Unwatched).unwrap();
+    let mut told = Told {
+        holder: Some(first),
+        ..Told::default()
+    };
+    let reader = Store::open_watched(wait(60), &mut told).unwrap();
+    assert_eq!(told.notes.len(), 1);
+    let mut told = Told {
+        holder: Some(reader),
+        ..Told::default()
+    };
+    let writer = write(60, &mut Told::default()).unwrap();
+    writer.exclude_readers(&mut told).unwrap();
+    assert_eq!(told.notes.len(), 1);
+    let mut told = Told {
+        holder: Some(writer),
+        ..Told::default()
+    };
+    write(60, &mut told).unwrap();
+    assert_eq!(told.notes.len(), 1);
+}
+
+/// What an interrupted prune has left to be renamed takes the place of files that readers have.
+#[test]
+fn what_is_left_is_not_done_under_a_reader() {
+    let (_temp, path) = store();
+    let mut store = Store::open_to_change(&path, true).unwrap();
+    for file in ["000001/a.sums", "000001/a.sums.partial"] {
+        fs::create_dir_all(path.join(file).parent().unwrap()).unwrap();
+        fs::write(path.join(file), file).unwrap();
+    }
+    let image = manifest::tests::image("000001/a", None, 1, 1);
+    let with = |from: &str, to: &str| Manifest {
+        todo: Todo {
+            rename: vec![(from.to_owned(), to.to_owned())],
+            remove: Vec::new(),
+        },
+        next: 3,
+        ..manifest::tests::manifest(vec![image.clone()])
+    };
+    store
+        .replace(with("000001/a.sums.partial", "000001/a.sums"))
+        .unwrap();
+    drop(store);
+    let reader = Store::open(&path).unwrap();
+    let error = Store::open_to_change(&path, false).err().unwrap();
+    assert_eq!(error.exit().code(), 6);
+    assert!(is_there(&path, &["000001/a.sums.partial"]));
+    drop(reader);
+    let mut store = Store::open_to_change(&path, false).unwrap();
+    assert_eq!(
+        fs::read_to_string(path.join("000001/a.sums")).unwrap(),
+        "000001/a.sums.partial"
+    );
+    Store::open(&path).unwrap();
+
+    // A new directory is in nobody's way, and a reader finds it under both names.
+    let file = "000002.partial/a.sums";
+    fs::create_dir(path.join("000002.partial")).unwrap();
+    fs::write(path.join(file), file).unwrap();
+    store.replace(with("000002.partial", "000002")).unwrap();
+    drop(store);
+    let reader = Store::open(&path).unwrap();
+    let file = reader.sums_file("000002/a");
+    assert_eq!(file.path(), path.join("000002.partial/a.sums"));
+    file.open().unwrap();
+    Store::open_to_change(&path, false).unwrap();
+    assert!(!is_there(&path, &["000002.partial/a.sums"]));
+    file.open().unwrap();
+}
+
+#[test]
+fn a_copy_without_locks_is_read() {
+    let (_temp, path) = store();
+    Store::open_to_change(&path, true)
+        .unwrap()
+        .publish(Manifest::default())
+        .unwrap();
+    for lock in [LOCK, WRITER] {
+        fs::remove_file(path.join(lock)).unwrap();
+    }
+    Store::open(&path).unwrap();
+    assert!(!path.join(LOCK).exists());
 }
 
 #[test]

@@ -12,6 +12,8 @@ use std::path::PathBuf;
 
 use rustix::io::Errno;
 
+use crate::backup::changes::Extent;
+use crate::backup::source;
 use crate::device::Attachment;
 use crate::device::SnapshotState;
 use crate::device::Takes;
@@ -169,6 +171,15 @@ impl Model {
                 tracker.is_over = true;
             }
         });
+    }
+
+    /// Reading these bytes of the device's image, which is returned, fails from now on, and no
+    /// others.
+    pub fn spoil(&self, device: &str, sectors: &[(u64, u64)], errno: Errno) -> PathBuf {
+        let image = self.image_node(&image_name(Path::new(device))).unwrap();
+        let bad = |&(offset, length): &(u64, u64)| (Extent { offset, length }, errno);
+        source::bad::set(&image, &sectors.iter().map(bad).collect::<Vec<_>>());
+        image
     }
 
     pub fn content(&self, device: &str) -> Vec<u8> {
