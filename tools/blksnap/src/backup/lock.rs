@@ -74,7 +74,7 @@ pub struct Lock {
 impl Drop for Lock {
     fn drop(&mut self) {
         if self.is_signed {
-            // An old note would not be believed, but might be asked about.
+            // The note is about this holder only.
             let _ = self.file.set_len(0);
         }
     }
@@ -147,7 +147,7 @@ impl Lock {
         }
     }
 
-    /// Notes in the file who holds it. What cannot be noted is not told to others, that is all.
+    /// Writes to the file who holds it, as far as that is possible.
     pub fn sign(&mut self) {
         // A file with another name elsewhere is not for us to write to.
         if fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 1) {
@@ -221,7 +221,7 @@ fn unseen() -> String {
     "a process that cannot be seen from here, as on another machine".to_owned()
 }
 
-/// Who holds a lock, as it says itself.
+/// The holder of a lock, as it describes itself.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Note {
     host: String,

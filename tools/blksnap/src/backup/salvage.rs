@@ -6,9 +6,9 @@
 //! are the sectors that cannot be read, if it is only them: not if the snapshot broke, which
 //! makes all reads of its images fail, nor if the device does not answer at all.
 //!
-//! The driver hands an error on to who reads the image, and breaks the snapshot only
-//! if it could not read what a write is going to overwrite. So a bad sector that is written to
-//! while the snapshot is held costs the backup, whoever reads.
+//! The driver returns an error of the origin to the reader of the image, and the snapshot stays
+//! intact. If the read was for copy-on-write, the snapshot breaks instead. So the first write to
+//! a chunk with a bad sector costs the backup.
 
 use std::io;
 use std::path::Path;
@@ -47,9 +47,9 @@ pub type Attempt<T> = std::result::Result<T, Failure>;
 
 /// Why something could not be read.
 pub enum Failure {
-    /// For a reason that is the device's.
+    /// The other devices can still be read.
     Device(Error),
-    /// For one that ends all.
+    /// The backup as a whole cannot go on.
     All(Error),
 }
 
@@ -174,9 +174,9 @@ fn name(error: &io::Error) -> String {
     }
 }
 
-/// Whether a device says by this error that it cannot read a sector: in general, that it has a
-/// medium error, that its data does not fit its protection information, and that the target
-/// failed. A device that does not answer or cannot be reached says others.
+/// Whether an error can be that of a single sector: the general one, and those for a medium
+/// error, wrong protection information and a target failure. A device that does not answer or
+/// cannot be reached has others, such as ETIMEDOUT and ENOLINK.
 fn is_of_medium(error: &io::Error) -> bool {
     const ERRNOS: [Errno; 4] = [Errno::IO, Errno::NODATA, Errno::ILSEQ, Errno::REMOTEIO];
     let raw = error.raw_os_error();
