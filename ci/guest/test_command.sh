@@ -402,6 +402,59 @@ backup_locked()
 	restores 3 "$work/copy3"
 }
 
+# written: the base of the last backup and the bytes of data in it
+written()
+{
+	json 'first["devices"][0]["base"], first["devices"][0]["data_bytes"]' "$work/report"
+}
+
+# A disk gets another name and other sizes, and is known by what it is.
+backup_moved()
+{
+	local file
+
+	loop "$SIZE"; dev=$REPLY
+	file=$(losetup -nO BACK-FILE "$dev")
+	filled "$dev" "$SIZE" "$scratch/old"
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	back_up "$work/copy1"
+	blksnap detach "$dev"
+	losetup -d "$dev"
+	# Which takes the old name.
+	loop "$SIZE"; other=$REPLY
+	loop_on "$file"; dev=$REPLY
+	undo detach "$dev"
+	put direct $((1 << 20)) 4096 "$dev"
+	back_up "$work/copy2"
+	equal "1 65536" "$(written)" "after a new name"
+	truncate -s +1M "$file"
+	losetup -c "$dev"
+	back_up "$work/copy3"
+	equal "2 0" "$(written)" "after it became larger"
+	truncate -s 9M "$file"
+	losetup -c "$dev"
+	put direct $((2 << 20)) 4096 "$dev"
+	back_up "$work/copy4"
+	equal "3 65536" "$(written)" "after it became smaller"
+	for point in 1 2 3 4; do restores "$point" "$work/copy$point"; done
+	blksnap verify "$work/backup"
+	blksnap list "$work/backup" --json >"$work/list"
+	equal "$file" "$(json 'first["points"][3]["devices"][0]["disk"]["backing_file"]' \
+		"$work/list")" "what the disk is"
+
+	# In place, as it is the same disk, whatever its name
+	put direct 0 1048576 "$dev"
+	blksnap restore "$work/backup" --in-place --overwrite --check
+	cmp "$dev" "$work/copy4"
+	blksnap detach "$dev"
+	losetup -d "$dev"
+	losetup "$dev" "$(losetup -nO BACK-FILE "$other")" || losetup "$dev" "$scratch/old"
+	undo losetup -d "$dev"
+	exits 1 blksnap restore "$work/backup" --in-place --overwrite 2>"$work/error"
+	grep -q "another disk is there now" "$work/error"
+}
+
 # medium_errors 0|2: whether the SCSI disk cannot read sectors 4660 to 4667
 medium_errors()
 {
@@ -745,6 +798,7 @@ run_cases \
 	"command: backup of a snapshot that breaks" backup_broken \
 	"command: backup after the tracking began anew" backup_generation \
 	"command: backup of what is written past the filter" backup_past_tracking \
+	"command: backup of a disk under another name" backup_moved \
 	"command: backup and others at once" backup_locked \
 	"command: backup of sectors that cannot be read" backup_salvage \
 	"command: backup to a full filesystem" backup_full_target \

@@ -14,6 +14,10 @@ use crate::device::SnapshotState;
 use crate::device::Takes;
 use crate::device::Tracking;
 use crate::error::Result;
+use crate::held::HeldDevice;
+use crate::identity::Disk;
+use crate::identity::Machine;
+use crate::identity::Sources;
 use crate::mounts;
 use crate::size::Sectors;
 use crate::sysfs::Sysfs;
@@ -38,6 +42,20 @@ pub trait Kernel {
     fn image_node(&self, image: &str) -> Option<PathBuf>;
     /// Where filesystems on the disk `image` are mounted.
     fn mounts_of_image(&self, image: &str) -> Vec<PathBuf>;
+
+    /// The machine that this is.
+    fn machine(&self) -> Machine {
+        Machine::here()
+    }
+
+    /// What is known of the disk that a device is, and of what its image holds.
+    fn disk(&self, device: &HeldDevice) -> Disk {
+        let number = crate::device::check;
+        match (number(&device.path), number(&device.node)) {
+            (Ok(path), Ok(node)) => Sources::default().disk(path, node),
+            _ => Disk::default(),
+        }
+    }
 }
 
 /// The running kernel.

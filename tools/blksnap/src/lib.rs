@@ -39,6 +39,7 @@ pub mod explain;
 pub mod grow;
 pub mod guardian;
 pub mod held;
+pub mod identity;
 pub mod kernel;
 pub mod mounts;
 pub mod printable;

@@ -57,6 +57,42 @@ pub fn probe(file: &File, size: u64, programs: &[&str]) -> Content {
 
 /// What blkid says of it.
 fn signature(file: &File, programs: &[&str]) -> Result<Option<String>, String> {
+    Ok(match blkid(file, programs)? {
+        Probed::Text(text) => describe(&text),
+        Probed::Several => Some("signatures of several kinds (\"wipefs\" lists them)".to_owned()),
+    })
+}
+
+/// UUIDs that are there.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Uuids {
+    /// Of the partition table.
+    pub table: Option<String>,
+    /// The kind of what it holds as a whole, such as ext4, and its UUID.
+    pub content: Option<(String, String)>,
+}
+
+/// The UUIDs that the first of `programs` that is there finds. What cannot be told is left
+/// out.
+pub fn uuids(file: &File, programs: &[&str]) -> Uuids {
+    let Ok(Probed::Text(text)) = blkid(file, programs) else {
+        return Uuids::default();
+    };
+    Uuids {
+        table: value(&text, "PTUUID"),
+        content: value(&text, "TYPE").zip(value(&text, "UUID")),
+    }
+}
+
+/// What blkid prints.
+enum Probed {
+    /// Lines of NAME=value, none where it knows nothing.
+    Text(String),
+    /// Several signatures, of which it cannot tell the right one.
+    Several,
+}
+
+fn blkid(file: &File, programs: &[&str]) -> Result<Probed, String> {
     let output = programs.iter().find_map(|program| {
         // By the descriptor, so that it is this device that is looked at.
         let stdin = file.try_clone().ok()?;
@@ -82,22 +118,25 @@ fn signature(file: &File, programs: &[&str]) -> Result<Option<String>, String> {
     match output.status.code() {
         // Also for what it could not open or read.
         Some(2) if !complaint.is_empty() => Err(format!("blkid says: {complaint}")),
-        Some(0 | 2) => Ok(describe(&String::from_utf8_lossy(&output.stdout))),
-        Some(8) => Ok(Some(
-            "signatures of several kinds (\"wipefs\" lists them)".to_owned(),
+        Some(0 | 2) => Ok(Probed::Text(
+            String::from_utf8_lossy(&output.stdout).into_owned(),
         )),
+        Some(8) => Ok(Probed::Several),
         _ => Err(format!("blkid failed: {} {complaint}", output.status)),
     }
 }
 
+/// What `blkid -o export` printed for a name.
+fn value(text: &str, name: &str) -> Option<String> {
+    text.lines()
+        .filter_map(|line| line.split_once('='))
+        .find(|(key, _)| *key == name)
+        .map(|(_, value)| unescape(value))
+}
+
 /// Words for what `blkid -o export` prints.
 fn describe(text: &str) -> Option<String> {
-    let value = |name: &str| {
-        text.lines()
-            .filter_map(|line| line.split_once('='))
-            .find(|(key, _)| *key == name)
-            .map(|(_, value)| unescape(value))
-    };
+    let value = |name| value(text, name);
     let mut parts = Vec::new();
     if let Some(table) = value("PTTYPE") {
         parts.push(format!("a partition table ({table})"));

@@ -83,6 +83,7 @@ fn role() {
                 to: directory.join("backup"),
                 is_trusted: false,
                 existing: false,
+                is_shared: false,
                 mode: Mode::Incremental,
                 spot_check: 1,
                 salvage: false,

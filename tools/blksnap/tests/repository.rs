@@ -55,6 +55,7 @@ fn back_up(directory: &Path) -> Result<backup::Report> {
         to: directory.join("backup"),
         is_trusted: false,
         existing: false,
+        is_shared: false,
         mode: Mode::Incremental,
         bandwidth: None,
         spot_check: 1,

@@ -86,6 +86,7 @@ impl Place {
             to: to.to_owned(),
             is_trusted: false,
             existing: false,
+            is_shared: false,
             mode: Mode::Incremental,
             bandwidth: None,
             spot_check: 1,

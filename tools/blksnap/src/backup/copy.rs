@@ -7,6 +7,7 @@ use crate::device::Tracking;
 use crate::error::Result;
 use crate::held::Held;
 use crate::held::HeldDevice;
+use crate::identity::Disk;
 use crate::size::Bytes;
 
 use super::changes;
@@ -44,6 +45,8 @@ pub struct Job {
     pub name: String,
     /// What its files are called.
     pub label: String,
+    /// Which disk it is.
+    pub disk: Disk,
     pub tracking: Tracking,
     pub takes: Option<Takes>,
     pub source: Source,

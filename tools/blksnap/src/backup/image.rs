@@ -291,7 +291,7 @@ fn parse_table(table: &[u8]) -> Vec<u64> {
 
 /// Whether an error is one of the content of a file, or of the place where it is: not
 /// one that every read may have, as of a network that is gone.
-fn means_damage(error: &Error) -> bool {
+pub(super) fn means_damage(error: &Error) -> bool {
     const ERRNOS: [Errno; 4] = [Errno::IO, Errno::ILSEQ, Errno::BADMSG, Errno::NODATA];
     error.operation() == Operation::CheckBackup
         || error.errno().is_none_or(|errno| ERRNOS.contains(&errno))

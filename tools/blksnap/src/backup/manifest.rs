@@ -6,20 +6,30 @@
 //! It is the only thing that says so: whatever it does not name is no part of
 //! the backup, and it is replaced as a whole.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::HashSet;
 
+use serde::de::DeserializeOwned;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::identity::Disk;
+use crate::identity::Machine;
+use crate::identity::MAX_LIST;
+use crate::identity::MAX_TEXT;
 use crate::Uuid;
 
 use super::changes::Extent;
 use super::image;
 use super::names;
+use super::subject::Subject;
 
-/// The version of this format. Another one is not understood.
-pub const VERSION: u32 = 1;
+/// The version of this format. Later ones are not understood.
+///
+/// * 1: the first one
+/// * 2: machines, disks, and images of another size than their base
+pub const VERSION: u32 = 2;
 
 /// Upper limits, so that a manifest takes no more memory and time than a real one would.
 /// Bytes of the file.
@@ -34,6 +44,9 @@ pub const MAX_UNREADABLE: usize = 1 << 10;
 const MAX_TIME: u64 = 253_402_300_799;
 /// The last number of a snapshot in a generation.
 const MAX_CHANGES: u8 = 254;
+/// Images that are based on each other, of which a new one is made. Each of them takes memory and
+/// time whenever the newest is read.
+pub const MAX_CHAIN: usize = 200;
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -55,6 +68,9 @@ pub struct Point {
     pub number: u64,
     /// Seconds since 1970, UTC.
     pub time: u64,
+    /// The machine that the devices were in; older backups do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<Machine>,
     pub devices: Vec<PointDevice>,
 }
 
@@ -66,6 +82,9 @@ pub struct PointDevice {
     ///
     /// [`name`]: super::name
     pub device: String,
+    /// Which disk it was; older backups do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
     /// Name of its image.
     pub image: String,
 }
@@ -77,7 +96,8 @@ pub struct PointDevice {
 pub struct Image {
     /// Such as "000003/sda", of the files 000003/sda.qcow2 and 000003/sda.sums.
     pub name: String,
-    /// Name of the base; none of an image that has everything.
+    /// Name of the base; none of an image that has everything. What is past the end of a
+    /// base reads as zeroes.
     pub base: Option<String>,
     /// Bytes of the device.
     pub size: u64,
@@ -133,22 +153,48 @@ impl Todo {
     /// are in the list no more.
     fn foreign(&self, images: &HashMap<&str, &Image>, next: u64) -> Option<&str> {
         let is_past = |number: u64| number < next;
+        let used: HashSet<_> = images.keys().map(|it| Manifest::number_of(it)).collect();
         for (from, to) in &self.rename {
             if names::finished(from) != Some(to) {
                 return Some(from);
             }
             let is_image = || names::image_of_file(to).is_some_and(|it| images.contains_key(it));
-            if !names::number(to).is_some_and(is_past) && !is_image() {
+            let number = names::number(to).or_else(|| names::number_of_part(to));
+            if !number.is_some_and(is_past) && !is_image() {
                 return Some(to);
             }
         }
         let is_obsolete = |file: &&String| {
             names::image_of_file(file).is_some_and(|image| {
                 !images.contains_key(image) && names::number_of_image(image).is_some_and(is_past)
-            })
+            }) || names::number_of_part(file).is_some_and(|it| is_past(it) && !used.contains(&it))
         };
         let foreign = self.remove.iter().find(|file| !is_obsolete(file));
         foreign.map(String::as_str)
+    }
+}
+
+impl Point {
+    /// What no machine and no disk has, as the command does not note that much.
+    fn excess(&self) -> Option<&'static str> {
+        let is_long = |text: &String| text.len() > MAX_TEXT;
+        if self.machine.iter().any(|it| it.texts().any(is_long)) {
+            return Some("a machine with a longer name than can be");
+        }
+        let mut disks = self.devices.iter().filter_map(|it| it.disk.as_ref());
+        let is_excessive = |disk: &Disk| {
+            disk.names.len() > MAX_LIST
+                || disk.contents.len() > MAX_LIST
+                || disk.texts().any(is_long)
+        };
+        disks
+            .any(is_excessive)
+            .then_some("a disk of which more is noted than can be")
+    }
+
+    /// Its devices, to be told from others.
+    pub fn subjects(&self) -> impl Iterator<Item = Subject<'_>> {
+        self.devices.iter().map(|device| Subject::of(self, device))
     }
 }
 
@@ -186,14 +232,78 @@ impl Image {
     }
 }
 
-/// How the manifest lies in its file.
+/// What the directory of a restore point has of the manifest, so that it can be made again from
+/// all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Part {
+    /// None if it was removed and others are based on its images.
+    pub point: Option<Point>,
+    /// Those in its directory.
+    pub images: Vec<Image>,
+}
+
+impl Part {
+    pub fn is_empty(&self) -> bool {
+        self.point.is_none() && self.images.is_empty()
+    }
+
+    pub fn to_json(&self) -> String {
+        Envelope::<Self>::text(self)
+    }
+
+    /// An error says why it cannot be used.
+    pub fn from_json(text: &str) -> Result<Self, String> {
+        Envelope::<Self>::parse(text, "it", true)
+    }
+}
+
+/// How the manifest, or a part of it, lies in its file.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Envelope {
+struct Envelope<T> {
     version: u32,
     /// BLAKE3 digest of `backup` in compact JSON.
     checksum: String,
-    backup: Manifest,
+    backup: T,
+}
+
+impl<T: Serialize + DeserializeOwned> Envelope<T> {
+    fn text(backup: &T) -> String
+    where
+        T: Clone,
+    {
+        let envelope = Self {
+            version: VERSION,
+            checksum: checksum(backup),
+            backup: backup.clone(),
+        };
+        let mut text = serde_json::to_string_pretty(&envelope).expect("it has only plain keys");
+        text.push('\n');
+        text
+    }
+
+    /// An error calls it `what`.
+    fn parse(text: &str, what: &str, is_checked: bool) -> Result<T, String> {
+        let unreadable = |error: serde_json::Error| format!("{what} is damaged: {error}");
+        let version: Version = serde_json::from_str(text).map_err(unreadable)?;
+        if !(1..=VERSION).contains(&version.version) {
+            return Err(format!(
+                "{what} has version {}, and this command knows versions 1 to {VERSION}",
+                version.version
+            ));
+        }
+        let envelope: Self = serde_json::from_str(text).map_err(unreadable)?;
+        if is_checked && checksum(&envelope.backup) != envelope.checksum {
+            return Err(format!("{what} is damaged: the checksum is wrong"));
+        }
+        Ok(envelope.backup)
+    }
+}
+
+fn checksum(backup: &impl Serialize) -> String {
+    let text = serde_json::to_vec(backup).expect("it has only plain keys");
+    blake3::hash(&text).to_string()
 }
 
 #[derive(Deserialize)]
@@ -214,14 +324,7 @@ impl Default for Manifest {
 
 impl Manifest {
     pub fn to_json(&self) -> String {
-        let envelope = Envelope {
-            version: VERSION,
-            checksum: self.checksum(),
-            backup: self.clone(),
-        };
-        let mut text = serde_json::to_string_pretty(&envelope).expect("it has only plain keys");
-        text.push('\n');
-        text
+        Envelope::<Self>::text(self)
     }
 
     /// An error says why it cannot be used.
@@ -235,32 +338,34 @@ impl Manifest {
     }
 
     fn parse(text: &str, is_checked: bool) -> Result<Self, String> {
-        let unreadable = |error: serde_json::Error| format!("its manifest is damaged: {error}");
-        let version: Version = serde_json::from_str(text).map_err(unreadable)?;
-        if version.version != VERSION {
-            return Err(format!(
-                "its manifest has version {}, and this command knows version {VERSION} only",
-                version.version
-            ));
-        }
-        let envelope: Envelope = serde_json::from_str(text).map_err(unreadable)?;
-        let manifest = envelope.backup;
-        if is_checked && manifest.checksum() != envelope.checksum {
-            return Err("its manifest is damaged: the checksum is wrong".to_owned());
-        }
+        let manifest = Envelope::<Self>::parse(text, "its manifest", is_checked)?;
         match manifest.contradiction() {
             Some(reason) => Err(format!("its manifest is damaged: {reason}")),
             None => Ok(manifest),
         }
     }
 
-    fn checksum(&self) -> String {
-        let text = serde_json::to_vec(self).expect("it has only plain keys");
-        blake3::hash(&text).to_string()
+    /// What the directory of a restore point is to have of this.
+    pub fn part(&self, number: u64) -> Part {
+        let images = self.images.iter();
+        Part {
+            point: self.point(number).cloned(),
+            images: images
+                .filter(|image| Self::number_of(&image.name) == number)
+                .cloned()
+                .collect(),
+        }
+    }
+
+    /// The numbers of the restore points that there are or whose images are needed.
+    pub fn numbers(&self) -> BTreeSet<u64> {
+        let points = self.points.iter().map(|point| point.number);
+        let images = self.images.iter().map(|it| Self::number_of(&it.name));
+        points.chain(images).collect()
     }
 
     /// What cannot be, if anything.
-    fn contradiction(&self) -> Option<String> {
+    pub(super) fn contradiction(&self) -> Option<String> {
         if self.points.len() > MAX_POINTS || self.images.len() > MAX_IMAGES {
             return Some("it has more restore points or images than can be".to_owned());
         }
@@ -268,6 +373,9 @@ impl Manifest {
             return Some(format!("{} is no number of a restore point", self.next));
         }
         let mut known: HashMap<&str, &Image> = HashMap::new();
+        // The size of the largest image of each chain. No base in it is smaller than both one
+        // above and one below: past its end what is below would show again.
+        let mut largest: HashMap<&str, u64> = HashMap::new();
         for image in &self.images {
             let name = &image.name;
             let Some(number) = names::number_of_image(name) else {
@@ -280,10 +388,16 @@ impl Manifest {
                 let Some(base) = known.get(base.as_str()) else {
                     return Some(format!("{name} is based on {base:?}, which is not there"));
                 };
-                if base.size != image.size {
-                    return Some(format!("{name} has another size than its base"));
+                let largest = largest[base.name.as_str()];
+                if image.size > base.size && largest > base.size {
+                    return Some(format!(
+                        "{name} is larger than its base, and so is what that is based on"
+                    ));
                 }
             }
+            let below = image.base.as_deref().and_then(|base| largest.get(base));
+            let below = below.copied().unwrap_or(0);
+            largest.insert(name, image.size.max(below));
             if let Some(reason) = image.contradiction() {
                 return Some(format!("{name} {reason}"));
             }
@@ -301,6 +415,9 @@ impl Manifest {
                 return Some(format!("restore point {number} is of the time {time}"));
             }
             last = point.number;
+            if let Some(reason) = point.excess() {
+                return Some(format!("restore point {last} has {reason}"));
+            }
             for device in &point.devices {
                 if device.device.len() > MAX_DEVICE {
                     return Some(format!(
@@ -338,6 +455,51 @@ impl Manifest {
             }
         }
         chain
+    }
+
+    /// The image of a device in the newest restore point that has it.
+    pub fn newest_of(&self, subject: Subject<'_>) -> Option<&Image> {
+        let image = self.points.iter().rev().find_map(|point| {
+            let of_subject = || point.devices.iter().zip(point.subjects());
+            // Two disks with one number are told apart by their names.
+            let named = of_subject().find(|(_, it)| it.is(subject) && it.device == subject.device);
+            named
+                .or_else(|| of_subject().find(|(_, it)| it.is(subject)))
+                .map(|(device, _)| &device.image)
+        })?;
+        self.image(image)
+    }
+
+    /// The restore points of a machine, or all of them. One that does not say of which it is
+    /// belongs to the only machine that others say.
+    pub fn of<'a>(
+        &'a self,
+        machine: Option<&'a Machine>,
+    ) -> impl DoubleEndedIterator<Item = &'a Point> {
+        let is_only = self.machines().len() <= 1;
+        self.points.iter().filter(move |point| {
+            machine.is_none_or(|wanted| match &point.machine {
+                Some(machine) => machine.is(wanted),
+                None => is_only,
+            })
+        })
+    }
+
+    /// The machines of which there are restore points, the newest first. Not those of
+    /// restore points that do not say it.
+    pub fn machines(&self) -> Vec<&Machine> {
+        let mut machines: Vec<&Machine> = Vec::new();
+        for machine in self
+            .points
+            .iter()
+            .rev()
+            .filter_map(|it| it.machine.as_ref())
+        {
+            if !machines.iter().any(|it| it.is(machine)) {
+                machines.push(machine);
+            }
+        }
+        machines
     }
 
     /// Names of images and of all that they are based on.
@@ -392,8 +554,10 @@ pub(super) mod tests {
             .map(|image| Point {
                 number: Manifest::number_of(&image.name),
                 time: 0,
+                machine: None,
                 devices: vec![PointDevice {
                     device: "/dev/sda".to_owned(),
+                    disk: None,
                     image: image.name.clone(),
                 }],
             })
@@ -486,9 +650,9 @@ pub(super) mod tests {
     fn another_version_is_not_guessed_at() {
         let text = sample()
             .to_json()
-            .replace("\"version\": 1", "\"version\": 2");
+            .replace("\"version\": 2", "\"version\": 3");
         let error = Manifest::from_json(&text).unwrap_err();
-        assert!(error.contains("version 2"), "{error}");
+        assert!(error.contains("version 3"), "{error}");
         // Even if nothing else is known.
         let error = Manifest::from_json("{\"version\":3,\"chains\":[]}").unwrap_err();
         assert!(error.contains("version 3"), "{error}");
@@ -510,6 +674,23 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn sizes_go_up_and_then_down() {
+        let with = |sizes: [u64; 3]| {
+            let mut manifest = sample();
+            for (image, size) in manifest.images.iter_mut().zip(sizes) {
+                image.size = size;
+            }
+            Manifest::from_json(&manifest.to_json()).is_ok()
+        };
+        for sizes in [[1, 2, 3], [3, 2, 1], [1, 3, 2], [1, 1, 2], [2, 1, 1]] {
+            assert!(with(sizes.map(|it| it << 20)), "{sizes:?}");
+        }
+        for sizes in [[2, 1, 2], [3, 1, 2]] {
+            assert!(!with(sizes.map(|it| it << 20)), "{sizes:?}");
+        }
+    }
+
+    #[test]
     fn contradictions_are_refused() {
         let refused = |change: &dyn Fn(&mut Manifest)| {
             let mut manifest = sample();
@@ -518,7 +699,7 @@ pub(super) mod tests {
         };
         assert!(refused(&|m| m.images[0].name = "../../etc/x".to_owned()).contains("no name"));
         assert!(refused(&|m| m.images[2].base = Some("000003/sda".to_owned())).contains("based"));
-        assert!(refused(&|m| m.images[1].size = 512).contains("size"));
+        assert!(refused(&|m| m.images[1].size = 512).contains("larger than its base"));
         assert!(refused(&|m| m.images.swap(0, 1)).contains("not there"));
         assert!(refused(&|m| m.images[1] = m.images[0].clone()).contains("twice"));
         assert!(refused(&|m| m.points[0].devices[0].image = "9".to_owned()).contains("not there"));

@@ -25,6 +25,7 @@ pub mod names;
 pub mod plan;
 pub mod prune;
 pub mod readback;
+pub mod rebuild;
 pub mod restore;
 pub mod salvage;
 pub mod sample;
@@ -33,6 +34,7 @@ pub mod source;
 pub mod spot;
 pub mod store;
 pub mod stream;
+pub mod subject;
 pub mod sums;
 pub mod target;
 pub mod verify;
@@ -53,6 +55,8 @@ use crate::error::Operation;
 use crate::error::Result;
 use crate::held::Held;
 use crate::held::HeldDevice;
+use crate::identity::Disk;
+use crate::identity::Machine;
 use crate::kernel::Kernel;
 use crate::size::Bytes;
 use crate::size::Sectors;
@@ -75,6 +79,7 @@ use plan::WhyAll;
 use salvage::Failure;
 use source::Source;
 use store::Store;
+use subject::Subject;
 use view::View;
 
 /// What to back up, and where to.
@@ -89,6 +94,8 @@ pub struct Request {
     pub is_trusted: bool,
     /// Whether it must have a backup already.
     pub existing: bool,
+    /// Whether it may have restore points of other machines only.
+    pub is_shared: bool,
     pub mode: Mode,
     /// How many bytes may be read in a second.
     pub bandwidth: Option<Bytes>,
@@ -175,7 +182,28 @@ pub fn run(kernel: &dyn Kernel, request: &Request, watch: &mut dyn Watch) -> Res
             error
         }
     })?;
+    if !request.is_shared {
+        refuse_other_machines(&store, &kernel.machine())?;
+    }
     run_in(&mut store, kernel, request, watch)
+}
+
+/// Refuses a directory in which another machine has its restore points, and this one none.
+fn refuse_other_machines(store: &Store, here: &Machine) -> Result<()> {
+    let machines = store.manifest().machines();
+    let Some(newest) = machines.first() else {
+        return Ok(());
+    };
+    if machines.iter().any(|machine| machine.is(here)) {
+        return Ok(());
+    }
+    let reason = format!("its restore points are of {newest}, and this is {here}");
+    Err(Error::new(Operation::WriteBackup, reason)
+        .on(store.directory())
+        .remedied_by(
+            "name a directory for this machine alone; or say --shared to have both in one, which \
+             are counted and pruned on their own",
+        ))
 }
 
 fn run_in(
@@ -205,11 +233,12 @@ fn make(
     let (devices, limit) = (&request.devices, request.limit);
     let held = Held::take(kernel, devices, &request.store, limit, false, &mut keep_on)?;
     let time = now();
+    let machine = kernel.machine();
 
     let mut jobs = Vec::new();
     let mut labels = HashSet::new();
     for device in held.devices() {
-        let mut job = prepare(store, kernel, device, request.mode)?;
+        let mut job = prepare(store, kernel, device, &machine, request.mode)?;
         let label = job.label.clone();
         for again in 2.. {
             if labels.insert(job.label.clone()) {
@@ -275,6 +304,7 @@ fn make(
     let mut point = Point {
         number,
         time,
+        machine: Some(machine).filter(|machine| *machine != Machine::default()),
         devices: Vec::new(),
     };
     for (job, image) in copied {
@@ -285,6 +315,7 @@ fn make(
         };
         point.devices.push(PointDevice {
             device: device.clone(),
+            disk: Some(job.disk).filter(|disk| *disk != Disk::default()),
             image: image.name.clone(),
         });
         reports.push(DeviceReport {
@@ -306,6 +337,8 @@ fn make(
     }
     manifest.points.push(point);
     manifest.next = number + 1;
+    let part = format!("{directory}/{}", names::PART);
+    store.write_part(&part, &manifest.part(number))?;
     let name = names::directory(number);
     manifest.todo = Todo {
         rename: vec![(names::partial(&name), name)],
@@ -328,7 +361,13 @@ fn make(
 }
 
 /// Looks at a device and decides what is to be read.
-fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) -> Result<Job> {
+fn prepare(
+    store: &Store,
+    kernel: &dyn Kernel,
+    device: &HeldDevice,
+    machine: &Machine,
+    mode: Mode,
+) -> Result<Job> {
     // For a restore in place, which may be begun in another directory.
     let path = std::path::absolute(&device.device)
         .map_err(|error| Error::from_io(Operation::BackUp, &error).on(&device.device))?;
@@ -350,7 +389,13 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
         tracking: &tracking,
         takes: takes.as_ref(),
     };
-    let changes = changes_since(store, kernel, device, &name, known, &source, mode)?;
+    let disk = kernel.disk(device);
+    let subject = Subject {
+        machine: Some(machine).filter(|machine| **machine != Machine::default()),
+        device: &name,
+        disk: Some(&disk),
+    };
+    let changes = changes_since(store, kernel, device, subject, known, &source, mode)?;
     let all = Extent {
         offset: 0,
         length: source.size(),
@@ -358,7 +403,7 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
     let (base, changed, why_all) = match changes {
         Ok((base, changed)) => (Some(base), changed, None),
         Err(why) => {
-            let base = plan::compared(store.manifest(), &name, source.size(), &why, mode);
+            let base = plan::compared(store.manifest(), subject, source.size(), &why, mode);
             match base.map(|base| usable(store, base)).transpose()? {
                 None => (None, vec![all], Some(why)),
                 Some(Ok(base)) => (Some(base), vec![all], Some(why)),
@@ -369,6 +414,7 @@ fn prepare(store: &Store, kernel: &dyn Kernel, device: &HeldDevice, mode: Mode) 
     Ok(Job {
         device: device.clone(),
         label: names::label(&name),
+        disk,
         name,
         extents: changes::aligned(&changed, CLUSTER, source.size()),
         tracking,
@@ -388,13 +434,13 @@ fn changes_since(
     store: &Store,
     kernel: &dyn Kernel,
     device: &HeldDevice,
-    name: &str,
+    subject: Subject<'_>,
     known: Known<'_>,
     source: &Source,
     mode: Mode,
 ) -> Result<std::result::Result<(Image, Vec<Extent>), WhyAll>> {
     let tracking = known.tracking;
-    let Base { image: base, since } = match plan::base(store.manifest(), name, known, mode) {
+    let Base { image: base, since } = match plan::base(store.manifest(), subject, known, mode) {
         Ok(base) => base,
         Err(why) => return Ok(Err(why)),
     };
@@ -451,7 +497,7 @@ fn confirm(kernel: &dyn Kernel, held: &Held<'_>, job: &Job) -> Result<()> {
         "its change tracking did not stay the same",
     )
     .on(&job.device.device)
-    .remedied_by("make the backup anew, without other snapshots of it meanwhile"))
+    .remedied_by("make the backup again, without other snapshots of it meanwhile"))
 }
 
 /// Seconds since 1970.

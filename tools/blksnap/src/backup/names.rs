@@ -7,10 +7,15 @@
 
 /// The manifest's file.
 pub const MANIFEST: &str = "blksnap.json";
+/// Where a damaged one is kept once there is another.
+pub const OLD_MANIFEST: &str = "blksnap.json.damaged";
 /// Locked by what reads, removes or replaces files, see [`super::lock`].
 pub const LOCK: &str = "blksnap.lock";
 /// Locked by what changes the backup.
 pub const WRITER: &str = "blksnap.writer";
+
+/// In the directory of a restore point: what the manifest has of it.
+pub const PART: &str = "point.json";
 
 /// Upper limit of the numbers of restore points.
 pub const LAST: u64 = 999_999_999;
@@ -78,9 +83,20 @@ pub fn image_of_file(name: &str) -> Option<&str> {
     number_of_image(image).map(|_| image)
 }
 
-/// Whether a file in the directory of a restore point is of an image.
-pub fn is_image_file(name: &str) -> bool {
-    without_end(name).is_some_and(is_label)
+/// Whether a file in the directory of a restore point is the command's.
+pub fn is_file_of_point(name: &str) -> bool {
+    name == PART || without_end(name).is_some_and(is_label)
+}
+
+/// The file with a restore point's part of the manifest.
+pub fn part(number: u64) -> String {
+    format!("{}/{PART}", directory(number))
+}
+
+/// The number of the restore point that such a file is of.
+pub fn number_of_part(name: &str) -> Option<u64> {
+    let (directory, file) = name.split_once('/')?;
+    number(directory).filter(|_| file == PART)
 }
 
 fn without_end(name: &str) -> Option<&str> {

@@ -8,7 +8,7 @@
 //! that was put back to an earlier state, disk and memory, counts on from there.
 //!
 //! Where there is no base, all of the device is read. It is compared with the newest
-//! image of the same name, and what differs is stored. That is right whatever the
+//! image of the same disk, and what differs is stored. That is right whatever the
 //! image is of, since the digests of all content decide.
 
 use std::fmt;
@@ -20,6 +20,8 @@ use crate::device::Tracking;
 
 use super::manifest::Image;
 use super::manifest::Manifest;
+use super::manifest::MAX_CHAIN;
+use super::subject::Subject;
 
 /// What the kernel says of a device whose snapshot is held.
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,8 @@ pub enum WhyAll {
     OtherGeneration,
     /// The device has another size.
     Resized,
+    /// So many images are based on each other.
+    Long(usize),
     /// Images are of this generation, but none of a take that it knows.
     PutBack,
     /// The images of this generation were made without ids of takes.
@@ -82,11 +86,16 @@ impl fmt::Display for WhyAll {
             Self::Asked => f.write_str("that was asked for"),
             Self::First => f.write_str("this is its first backup here"),
             Self::OtherGeneration => f.write_str(
-                "its change tracking began after its last backup here: the machine was started \
-                 anew or resumed as a copy, the filter was detached, the device was resized or \
+                "its change tracking began after its last backup here: the machine was restarted \
+                 or resumed as a copy, the filter was detached, the device was resized or \
                  got another content, it is another device, or 254 snapshots were taken",
             ),
             Self::Resized => f.write_str("it has another size than at its last backup"),
+            Self::Long(images) => write!(
+                f,
+                "its last backup here is the last of {images} that are based on each other, and \
+                 there are no more than {MAX_CHAIN}; \"blksnap prune\" makes fewer of them"
+            ),
             Self::PutBack => f.write_str(
                 "its change tracking does not know the snapshots of its backups here: the machine \
                  was put back to an earlier state",
@@ -110,7 +119,7 @@ impl fmt::Display for WhyAll {
 /// What a backup of `device` can be based on, or why on nothing.
 pub fn base<'a>(
     manifest: &'a Manifest,
-    device: &str,
+    device: Subject<'_>,
     known: Known<'_>,
     mode: Mode,
 ) -> Result<Base<'a>, WhyAll> {
@@ -143,41 +152,50 @@ pub fn base<'a>(
     if base.image.size != tracking.device_capacity {
         return Err(WhyAll::Resized);
     }
-    Ok(base)
+    let length = manifest.chain(&base.image.name).len();
+    match length < MAX_CHAIN {
+        true => Ok(base),
+        false => Err(WhyAll::Long(length)),
+    }
 }
 
 /// What a device of `size` bytes is compared with, as `why` all of it is read; none if it is
 /// to be backed up in full.
 pub fn compared<'a>(
     manifest: &'a Manifest,
-    device: &str,
+    device: Subject<'_>,
     size: u64,
     why: &WhyAll,
     mode: Mode,
 ) -> Option<&'a Image> {
-    let is_new = matches!(why, WhyAll::First | WhyAll::Resized | WhyAll::Base(_));
-    if mode == Mode::Full || is_new {
+    let is_useless = matches!(why, WhyAll::First | WhyAll::Base(_) | WhyAll::Long(_));
+    if mode == Mode::Full || is_useless {
         return None;
     }
-    let points = manifest.points.iter().rev();
-    let mut devices = points.flat_map(|point| &point.devices);
-    let newest = manifest.image(&devices.find(|it| it.device == device)?.image)?;
+    let newest = manifest.newest_of(device)?;
+    let chain = manifest.chain(&newest.name);
     let image = match mode {
-        Mode::Differential => manifest.chain(&newest.name).last().copied()?,
+        Mode::Differential => chain.last().copied()?,
         _ => newest,
     };
-    (image.size == size).then_some(image)
+    // What is past the end of a base must not show again, see Manifest.
+    let fits = size <= image.size
+        || manifest
+            .chain(&image.name)
+            .iter()
+            .all(|below| below.size <= image.size);
+    (fits && chain.len() < MAX_CHAIN).then_some(image)
 }
 
 /// Why the tracking knows the take of no image.
-fn why_nothing(manifest: &Manifest, device: &str, known: Known<'_>) -> WhyAll {
+fn why_nothing(manifest: &Manifest, device: Subject<'_>, known: Known<'_>) -> WhyAll {
     let generation = known.tracking.generation_id;
     let of_generation = |image: &&Image| image.generation_id == generation;
     let newest = manifest.images.iter().rev().find(of_generation);
-    let mut devices = manifest.points.iter().flat_map(|point| &point.devices);
+    let is_known = || manifest.newest_of(device).is_some();
     match newest {
         _ if known.takes.is_none() => {
-            if newest.is_some() || devices.any(|known| known.device == device) {
+            if newest.is_some() || is_known() {
                 WhyAll::NoIdFromDriver
             } else {
                 WhyAll::First
@@ -185,7 +203,7 @@ fn why_nothing(manifest: &Manifest, device: &str, known: Known<'_>) -> WhyAll {
         }
         Some(image) if image.take_id.is_none() => WhyAll::NoIdInBackup,
         Some(_) => WhyAll::PutBack,
-        None if devices.any(|known| known.device == device) => WhyAll::OtherGeneration,
+        None if is_known() => WhyAll::OtherGeneration,
         None => WhyAll::First,
     }
 }
@@ -231,6 +249,15 @@ mod tests {
         }
     }
 
+    /// A device of which only the name is known.
+    fn named(device: &str) -> Subject<'_> {
+        Subject {
+            machine: None,
+            device,
+            disk: None,
+        }
+    }
+
     fn decide_in<'a>(
         manifest: &'a Manifest,
         device: &str,
@@ -242,7 +269,8 @@ mod tests {
             tracking,
             takes: Some(takes),
         };
-        base(manifest, device, known, mode).map(|base| (base.image.name.as_str(), base.since))
+        base(manifest, named(device), known, mode)
+            .map(|base| (base.image.name.as_str(), base.since))
     }
 
     fn decide(tracking: Tracking, mode: Mode) -> Result<(String, u8), WhyAll> {
@@ -368,7 +396,7 @@ mod tests {
                 tracking,
                 takes: None,
             };
-            base(&sample, device, known, Mode::Incremental)
+            base(&sample, named(device), known, Mode::Incremental)
         };
         let (same, other) = (tracking(1, 5), tracking(2, 5));
         assert_eq!(decide("/dev/sda", &same), Err(WhyAll::NoIdFromDriver));
@@ -384,15 +412,18 @@ mod tests {
             sample.points.push(Point {
                 number,
                 time: 0,
+                machine: None,
                 devices: vec![PointDevice {
                     device: "/dev/sda".to_owned(),
+                    disk: None,
                     image: image.to_owned(),
                 }],
             });
         }
         let size = 1 << 20;
         let compared = |device, size, why: &WhyAll, mode| {
-            super::compared(&sample, device, size, why, mode).map(|image| image.name.as_str())
+            super::compared(&sample, named(device), size, why, mode)
+                .map(|image| image.name.as_str())
         };
         let why = WhyAll::OtherGeneration;
         let all = |mode| compared("/dev/sda", size, &why, mode);
@@ -400,10 +431,60 @@ mod tests {
         assert_eq!(all(Mode::Compare), Some(SECOND));
         assert_eq!(all(Mode::Differential), Some(FIRST));
         assert_eq!(all(Mode::Full), None);
-        assert_eq!(compared("/dev/sda", size + 512, &why, Mode::Compare), None);
+        for size in [size - 512, size + 512] {
+            let why = WhyAll::Resized;
+            let compared = compared("/dev/sda", size, &why, Mode::Compare);
+            assert_eq!(compared, Some(SECOND));
+        }
         assert_eq!(compared("/dev/sdq", size, &why, Mode::Compare), None);
-        for why in [WhyAll::First, WhyAll::Resized, WhyAll::Base(String::new())] {
+        for why in [WhyAll::First, WhyAll::Long(3), WhyAll::Base(String::new())] {
             assert_eq!(compared("/dev/sda", size, &why, Mode::Incremental), None);
+        }
+    }
+
+    #[test]
+    fn nothing_past_the_end_of_a_base_shows_again() {
+        let mut sample = sample();
+        sample.images[1].size = 1 << 19;
+        let why = WhyAll::Resized;
+        let compared = |size, mode| {
+            super::compared(&sample, named("/dev/sda"), size, &why, mode)
+                .map(|image| image.name.as_str())
+        };
+        for size in [1 << 18, 1 << 19] {
+            assert_eq!(compared(size, Mode::Incremental), Some(SECOND));
+        }
+        assert_eq!(compared((1 << 19) + 512, Mode::Incremental), None);
+        assert_eq!(compared(1 << 20, Mode::Differential), Some(FIRST));
+    }
+
+    #[test]
+    fn a_chain_has_an_end() {
+        let mut images = vec![image("000001/sda", None, 1, 1)];
+        for number in 2..=MAX_CHAIN {
+            let base = format!("{:06}/sda", number - 1);
+            let name = format!("{number:06}/sda");
+            let number = u8::try_from(number).unwrap();
+            images.push(image(&name, Some(&base), 1, number));
+        }
+        let full = manifest(images);
+        let mut shorter = full.clone();
+        shorter.images.pop();
+        shorter.points.pop();
+        let now = tracking(1, 254);
+        let decide = |manifest: &Manifest| {
+            decide_in(manifest, "/dev/sda", &now, &takes(&now), Mode::Incremental)
+                .map(|(_, since)| since)
+        };
+        assert_eq!(decide(&shorter), Ok(199));
+        let why = decide(&full).unwrap_err();
+        assert_eq!(why, WhyAll::Long(200));
+        assert!(why.to_string().contains("blksnap prune"), "{why}");
+        for (manifest, is_based) in [(&shorter, true), (&full, false)] {
+            let why = &WhyAll::OtherGeneration;
+            let subject = named("/dev/sda");
+            let base = compared(manifest, subject, 1 << 20, why, Mode::Compare);
+            assert_eq!(base.is_some(), is_based);
         }
     }
 

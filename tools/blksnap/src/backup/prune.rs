@@ -13,6 +13,7 @@ use std::collections::HashSet;
 use serde::Serialize;
 
 use crate::error::Result;
+use crate::identity::Machine;
 
 use super::image;
 use super::manifest::Image;
@@ -21,6 +22,7 @@ use super::manifest::Todo;
 use super::names;
 use super::source::Buffer;
 use super::store::Store;
+use super::subject::Count;
 use super::sums;
 use super::sums::damaged;
 use super::sums::Entry;
@@ -35,7 +37,7 @@ use super::Watch;
 pub struct Report {
     pub kept: Vec<u64>,
     pub removed: Vec<u64>,
-    /// Images that were written anew with what they were based on.
+    /// Images that were written again, with what they were based on.
     pub merged: Vec<String>,
 }
 
@@ -50,29 +52,44 @@ struct Plan {
     obsolete: Vec<String>,
 }
 
-/// Keeps the newest `keep` restore points of each device, or all of them as
-/// long as no device has more than `slack` others.
-fn plan(manifest: &Manifest, keep: usize, slack: usize) -> Plan {
-    let keep = if most(manifest) <= keep.saturating_add(slack) {
-        usize::MAX
-    } else {
-        keep
+/// Which restore points go.
+#[derive(Debug, Clone, Copy)]
+pub enum Which<'a> {
+    /// All but the newest `keep` of each device, at least 1; but none as long as no device
+    /// has more than `slack` others.
+    Old { keep: usize, slack: usize },
+    /// Those with these numbers.
+    Numbers(&'a [u64]),
+}
+
+/// The numbers of those that go. Those that are not of `machine` stay.
+fn removed(manifest: &Manifest, which: Which<'_>, machine: Option<&Machine>) -> Vec<u64> {
+    let (keep, slack) = match which {
+        Which::Numbers(numbers) => return numbers.to_vec(),
+        Which::Old { keep, slack } => (keep.max(1), slack),
     };
-    let mut count: HashMap<&str, usize> = HashMap::new();
+    let mut count = Count::default();
+    let mut removed = Vec::new();
+    for point in manifest.of(machine).rev() {
+        if count.add(point.subjects()) > keep {
+            removed.push(point.number);
+        }
+    }
+    match count.most() <= keep.saturating_add(slack) {
+        true => Vec::new(),
+        false => removed,
+    }
+}
+
+fn plan(manifest: &Manifest, removed: &[u64]) -> Plan {
     let mut plan = Plan::default();
     let mut images: HashSet<&str> = HashSet::new();
-    for point in manifest.points.iter().rev() {
-        let mut wanted = false;
-        for device in &point.devices {
-            let seen = count.entry(&device.device).or_default();
-            *seen += 1;
-            wanted |= *seen <= keep;
-        }
-        if wanted {
-            plan.kept.insert(0, point.number);
-            images.extend(point.devices.iter().map(|device| device.image.as_str()));
+    for point in &manifest.points {
+        if removed.contains(&point.number) {
+            plan.removed.push(point.number);
         } else {
-            plan.removed.insert(0, point.number);
+            plan.kept.push(point.number);
+            images.extend(point.devices.iter().map(|device| device.image.as_str()));
         }
     }
     let needed = manifest.needed(images.iter().copied());
@@ -108,25 +125,20 @@ fn plan(manifest: &Manifest, keep: usize, slack: usize) -> Plan {
     plan
 }
 
-/// How many restore points there are of the device that has the most.
-fn most(manifest: &Manifest) -> usize {
-    let mut count: HashMap<&str, usize> = HashMap::new();
-    for device in manifest.points.iter().flat_map(|point| &point.devices) {
-        *count.entry(&device.device).or_default() += 1;
-    }
-    count.into_values().max().unwrap_or(0)
-}
-
-/// Keeps the newest `keep` restore points of each device, at least 1, and
-/// removes the others, but none as long as no device has more than `slack`
-/// others. Until all is written nothing is changed.
+/// Removes restore points, so that the others are as they were. Until all is written nothing
+/// is changed.
+///
+/// Of restore points that are chosen by their age, those that are not of `machine` stay. With
+/// `is_trial` it is only found out which ones go.
 pub fn prune(
     store: &mut Store,
-    keep: usize,
-    slack: usize,
+    which: Which<'_>,
+    machine: Option<&Machine>,
+    is_trial: bool,
     watch: &mut dyn Watch,
 ) -> Result<Report> {
-    let result = prune_in(store, keep.max(1), slack, watch);
+    let removed = removed(store.manifest(), which, machine);
+    let result = prune_in(store, &removed, is_trial, watch);
     if result.is_err() && store.manifest().todo.rename.is_empty() {
         // The error that led here is the one to tell.
         let _ = store.remove_partial();
@@ -135,15 +147,20 @@ pub fn prune(
     result
 }
 
-fn prune_in(store: &mut Store, keep: usize, slack: usize, watch: &mut dyn Watch) -> Result<Report> {
+fn prune_in(
+    store: &mut Store,
+    removed: &[u64],
+    is_trial: bool,
+    watch: &mut dyn Watch,
+) -> Result<Report> {
     let mut manifest = store.manifest().clone();
-    let plan = plan(&manifest, keep, slack);
+    let plan = plan(&manifest, removed);
     let report = Report {
         kept: plan.kept.clone(),
         removed: plan.removed.clone(),
         merged: plan.merges.iter().map(|(name, _)| name.clone()).collect(),
     };
-    if plan.removed.is_empty() && plan.obsolete.is_empty() {
+    if is_trial || (plan.removed.is_empty() && plan.obsolete.is_empty()) {
         return Ok(report);
     }
     store.exclude_readers(watch)?;
@@ -181,6 +198,14 @@ fn prune_in(store: &mut Store, keep: usize, slack: usize, watch: &mut dyn Watch)
     manifest
         .points
         .retain(|point| plan.kept.contains(&point.number));
+    for number in store.manifest().numbers() {
+        let part = manifest.part(number);
+        if part.is_empty() {
+            todo.remove.push(names::part(number));
+        } else if part != store.manifest().part(number) {
+            todo.rename.push(store.renew_part(number, &part)?);
+        }
+    }
     manifest.todo = todo;
     store.publish(manifest)?;
     Ok(report)
@@ -248,8 +273,17 @@ mod tests {
     use super::*;
     use crate::backup::manifest::tests::image;
     use crate::backup::manifest::tests::manifest;
+    use crate::identity::Disk;
 
     const NAMES: [&str; 5] = ["000001/a", "000002/a", "000003/a", "000004/a", "000005/a"];
+
+    /// What goes so that `keep` stay.
+    fn plan(manifest: &Manifest, keep: usize, slack: usize) -> Plan {
+        super::plan(
+            manifest,
+            &removed(manifest, Which::Old { keep, slack }, None),
+        )
+    }
 
     fn names(list: &[&str]) -> Vec<String> {
         list.iter().map(|name| (*name).to_owned()).collect()
@@ -315,11 +349,9 @@ mod tests {
 
     #[test]
     fn a_device_left_out_lately_keeps_its_own() {
-        assert_eq!(most(&Manifest::default()), 0);
         let mut manifest = chain();
-        assert_eq!(most(&manifest), 5);
         manifest.points[0].devices[0].device = "/dev/rare".to_owned();
-        assert_eq!(most(&manifest), 4);
+        assert!(plan(&manifest, 2, 2).removed.is_empty());
         let plan = plan(&manifest, 2, 0);
         assert_eq!(plan.kept, [1, 4, 5]);
         assert_eq!(
@@ -327,5 +359,62 @@ mod tests {
             [(NAMES[3].to_owned(), names(&[NAMES[2], NAMES[1]]))]
         );
         assert_eq!(plan.obsolete, names(&[NAMES[2], NAMES[1]]));
+    }
+
+    fn machine(host: &str) -> Machine {
+        Machine {
+            host: Some(host.to_owned()),
+            ..Machine::default()
+        }
+    }
+
+    #[test]
+    fn machines_do_not_count_together() {
+        let (a, b) = (machine("a"), machine("b"));
+        let mut manifest = chain();
+        for (point, machine) in manifest.points.iter_mut().zip([&a, &a, &b, &b, &b]) {
+            point.machine = Some(machine.clone());
+        }
+        let old = Which::Old { keep: 1, slack: 0 };
+        assert_eq!(removed(&manifest, old, None), [4, 3, 1]);
+        assert_eq!(removed(&manifest, old, Some(&a)), [1]);
+        assert_eq!(removed(&manifest, old, Some(&b)), [4, 3]);
+        let old = Which::Old { keep: 2, slack: 0 };
+        assert!(removed(&manifest, old, Some(&a)).is_empty());
+    }
+
+    #[test]
+    fn disks_count_whatever_their_names() {
+        let mut manifest = chain();
+        let disks = ["x", "y", "x", "y", "x"];
+        for (point, serial) in manifest.points.iter_mut().zip(disks) {
+            point.devices[0].disk = Some(Disk {
+                serial: Some(serial.to_owned()),
+                ..Disk::default()
+            });
+        }
+        let of = |manifest: &Manifest, keep| removed(manifest, Which::Old { keep, slack: 0 }, None);
+        // One name, two disks
+        assert_eq!(of(&manifest, 1), [3, 2, 1]);
+        assert_eq!(of(&manifest, 2), [1]);
+        // One disk, two names
+        manifest.points[4].devices[0].device = "/dev/other".to_owned();
+        assert_eq!(of(&manifest, 1), [3, 2, 1]);
+    }
+
+    #[test]
+    fn chosen_ones_go_whatever_their_age() {
+        let newest = super::plan(&chain(), &[5]);
+        assert_eq!((newest.kept, newest.removed), (vec![1, 2, 3, 4], vec![5]));
+        assert_eq!(newest.obsolete, names(&[NAMES[4]]));
+        let between = super::plan(&chain(), &[2, 4]);
+        assert_eq!(between.kept, [1, 3, 5]);
+        let merge = |top: &str, below: &str| (top.to_owned(), names(&[below]));
+        assert_eq!(
+            between.merges,
+            [merge(NAMES[2], NAMES[1]), merge(NAMES[4], NAMES[3])]
+        );
+        let all = super::plan(&chain(), &[1, 2, 3, 4, 5]);
+        assert_eq!((all.kept.len(), all.obsolete.len()), (0, 5));
     }
 }

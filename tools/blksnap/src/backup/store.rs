@@ -31,11 +31,13 @@ use crate::error::Result;
 
 use super::directory::Directory;
 use super::directory::Place;
+use super::image;
 use super::lock;
 use super::lock::Lock;
 use super::lock::Wait;
 use super::manifest;
 use super::manifest::Manifest;
+use super::manifest::Part;
 use super::manifest::Todo;
 use super::member::Member;
 use super::names;
@@ -145,22 +147,7 @@ impl Store {
         if !create {
             has_manifest(&directory)?;
         }
-        let file = directory.open_or_create(Operation::OpenBackup, WRITER)?;
-        let holders = |file: &File| lock::writers(file, note(&directory).as_ref());
-        let wait = Wait {
-            limit,
-            watch: &mut *watch,
-        };
-        let mut writer = Lock::take(file, EXCLUSIVE, place.path, wait, &holders)?;
-        writer.sign();
-        // Nothing can have it exclusively but a version of this command that has no other lock.
-        let file = directory.open_or_create(Operation::OpenBackup, LOCK)?;
-        let wait = Wait {
-            limit,
-            watch: &mut *watch,
-        };
-        let holders = |file: &File| lock::writers(file, None);
-        let files = Lock::take(file, SHARED, place.path, wait, &holders)?;
+        let (writer, files) = lock_to_change(&directory, place, watch)?;
         let mut store = Self::new(directory, limit, Some(files), Some(writer))?;
         if store.manifest.todo.replaces_files() {
             store.exclude_readers(watch)?;
@@ -171,6 +158,79 @@ impl Store {
         }
         store.remove_partial()?;
         Ok(store)
+    }
+
+    /// Opens a directory whose manifest may be lost, and leaves all as it is. Nothing else can
+    /// read or change it meanwhile. The error says how the manifest is lost; the one here is
+    /// empty then.
+    pub fn open_to_rebuild(
+        place: Place<'_>,
+        watch: &mut dyn Watch,
+    ) -> Result<(Self, Option<Error>)> {
+        let directory = Directory::open(place)?;
+        if !has_points(&directory)? {
+            has_manifest(&directory)?;
+        }
+        let (writer, files) = lock_to_change(&directory, place, watch)?;
+        let (manifest, lost) = match load(&directory) {
+            Ok(manifest) => (manifest, None),
+            Err(error) if image::means_damage(&error) => (Manifest::default(), Some(error)),
+            Err(error) => return Err(error),
+        };
+        let store = Self {
+            manifest,
+            directory: Arc::new(directory),
+            left: Vec::new(),
+            lock_wait: place.lock_wait,
+            files: Some(files),
+            _writer: Some(writer),
+            #[cfg(test)]
+            at_step: None,
+        };
+        store.exclude_readers(watch)?;
+        Ok((store, lost))
+    }
+
+    /// Takes the place of the manifest that was lost, which is kept under another name as far
+    /// as it is there.
+    pub(super) fn publish_rebuilt(&mut self, manifest: Manifest) -> Result<()> {
+        unless_missing(self.directory.rename(MANIFEST, names::OLD_MANIFEST))?;
+        self.publish(manifest)
+    }
+
+    pub(super) fn opened_directory(&self) -> &Arc<Directory> {
+        &self.directory
+    }
+
+    /// Writes a restore point's part of the manifest to a file that is not there yet.
+    pub(super) fn write_part(&self, name: &str, part: &Part) -> Result<()> {
+        let (mut file, path) = self.create(name)?;
+        file.write_all(part.to_json().as_bytes())
+            .and_then(|()| file.sync_all())
+            .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(&path))
+    }
+
+    /// Writes a restore point's part of the manifest beside the one that is there; returns what
+    /// is to be renamed so that it takes its place.
+    pub(super) fn renew_part(&self, number: u64, part: &Part) -> Result<(String, String)> {
+        let name = names::part(number);
+        let new = names::partial(&name);
+        unless_missing(self.directory.remove_file(&new))?;
+        self.write_part(&new, part)?;
+        Ok((new, name))
+    }
+
+    /// Reads a restore point's part of the manifest; none if it is not there. An error of
+    /// [`Operation::CheckBackup`] if it is damaged.
+    pub(super) fn read_part(&self, name: &str) -> Result<Option<Part>> {
+        let file = match self.directory.read(Operation::OpenBackup, name) {
+            Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(None),
+            result => result?,
+        };
+        let path = self.directory.path_of(name);
+        let text = read_text(file, &path, "it")?;
+        let refused = |reason: String| damaged(&path, reason);
+        Part::from_json(&text).map(Some).map_err(refused)
     }
 
     fn new(
@@ -417,12 +477,12 @@ impl Store {
             if finished == Some(MANIFEST) {
                 self.remove(&name)?;
             } else if finished.and_then(names::number).is_some() {
-                self.remove_files(&name, names::is_image_file)?;
+                self.remove_files(&name, names::is_file_of_point)?;
                 // There is something else in it: that stays.
                 let _ = self.directory.remove_directory(&name);
             } else if names::number(&name).is_some() {
                 self.remove_files(&name, |file| {
-                    names::finished(file).is_some_and(names::is_image_file)
+                    names::finished(file).is_some_and(names::is_file_of_point)
                 })?;
             }
         }
@@ -484,34 +544,99 @@ fn concerns_one_file(error: &Error) -> bool {
     error.errno().is_some_and(|errno| ERRNOS.contains(&errno))
 }
 
+/// Takes the locks of one that changes a backup.
+fn lock_to_change(
+    directory: &Directory,
+    place: Place<'_>,
+    watch: &mut dyn Watch,
+) -> Result<(Lock, Lock)> {
+    let limit = place.lock_wait;
+    let file = directory.open_or_create(Operation::OpenBackup, WRITER)?;
+    let holders = |file: &File| lock::writers(file, note(directory).as_ref());
+    let wait = Wait {
+        limit,
+        watch: &mut *watch,
+    };
+    let mut writer = Lock::take(file, EXCLUSIVE, place.path, wait, &holders)?;
+    writer.sign();
+    // Nothing can have it exclusively but a version of this command that has no other lock.
+    let file = directory.open_or_create(Operation::OpenBackup, LOCK)?;
+    let wait = Wait {
+        limit,
+        watch: &mut *watch,
+    };
+    let holders = |file: &File| lock::writers(file, None);
+    let files = Lock::take(file, SHARED, place.path, wait, &holders)?;
+    Ok((writer, files))
+}
+
+/// An error if there is no manifest, which says so if there are restore points.
 fn has_manifest(directory: &Directory) -> Result<()> {
-    directory
-        .look(Operation::OpenBackup, MANIFEST)
-        .map_err(|error| error.on(directory.path()))
+    match directory.look(Operation::OpenBackup, MANIFEST) {
+        Err(error) if error.errno() == Some(Errno::NOENT) && has_points(directory)? => {
+            Err(lost(directory))
+        }
+        result => result.map_err(|error| error.on(directory.path())),
+    }
+}
+
+/// Whether there are directories of restore points with files of the command.
+fn has_points(directory: &Directory) -> Result<bool> {
+    for name in directory.entries("")? {
+        if names::number(&name).is_none() {
+            continue;
+        }
+        match directory.entries(&name) {
+            Ok(files) if files.iter().any(|it| names::is_file_of_point(it)) => return Ok(true),
+            Err(error) if !concerns_one_file(&error) => return Err(error),
+            _ => (),
+        }
+    }
+    Ok(false)
+}
+
+fn lost(directory: &Directory) -> Error {
+    let reason = format!("it has restore points, but their manifest, {MANIFEST}, is missing");
+    damaged(directory.path(), reason).remedied_by(remedy_of_lost(directory))
+}
+
+fn remedy_of_lost(directory: &Directory) -> String {
+    format!(
+        "\"blksnap rebuild {}\" makes it again from what is in the directories of the restore \
+         points",
+        directory.path().display()
+    )
 }
 
 fn load(directory: &Directory) -> Result<Manifest> {
     let path = directory.path();
-    let refused = |reason: String| {
-        damaged(path, reason).remedied_by(
-            "the images can still be opened, with qemu-nbd for example; for new backups \
-             name another directory",
-        )
-    };
     let file = match directory.read(Operation::OpenBackup, MANIFEST) {
-        Err(error) if error.errno() == Some(Errno::NOENT) => return Ok(Manifest::default()),
+        Err(error) if error.errno() == Some(Errno::NOENT) => {
+            return match has_points(directory)? {
+                true => Err(lost(directory)),
+                false => Ok(Manifest::default()),
+            };
+        }
         result => result?,
     };
+    let text = read_text(file, path, "its manifest");
+    text.and_then(|text| Manifest::from_json(&text).map_err(|reason| damaged(path, reason)))
+        .map_err(|error| match image::means_damage(&error) {
+            true => error.remedied_by(remedy_of_lost(directory)),
+            false => error,
+        })
+}
+
+/// The text of a file that is no larger than a manifest can be.
+fn read_text(file: File, path: &Path, what: &str) -> Result<String> {
     let mut bytes = Vec::new();
     file.take(manifest::MAX_BYTES + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Error::from_io(Operation::OpenBackup, &error).on(path))?;
     if bytes.len() as u64 > manifest::MAX_BYTES {
-        return Err(refused("its manifest is larger than one can be".to_owned()));
+        return Err(damaged(path, format!("{what} is larger than it can be")));
     }
-    let text = String::from_utf8(bytes);
-    let text = text.map_err(|_| refused("its manifest is damaged: it is no text".to_owned()))?;
-    Manifest::from_json(&text).map_err(refused)
+    String::from_utf8(bytes).map_err(|_| damaged(path, format!("{what} is damaged: it is no text")))
 }
 
 fn unless_missing(result: Result<()>) -> Result<()> {

@@ -17,8 +17,10 @@ use super::target::Allow;
 use super::*;
 
 mod history;
+mod identities;
 mod model;
 mod moment;
+mod rebuilding;
 mod rescue;
 mod together;
 
@@ -66,6 +68,7 @@ fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
         to: model.backup_directory(),
         is_trusted: false,
         existing: false,
+        is_shared: false,
         mode,
         bandwidth: None,
         spot_check: 1,
@@ -114,6 +117,7 @@ fn restore(
 ) -> Result<restore::Report> {
     let device = PointDevice {
         device: device.to_owned(),
+        disk: None,
         image: image.to_owned(),
     };
     let mut opened = Opener::new(store, allow)?.open(&[(1, &device, target)])?;
@@ -136,6 +140,12 @@ fn restored(store: &Store, point: u64, device: &str) -> Result<Vec<u8>> {
         return Err(Error::new(Operation::CheckBackup, "damaged"));
     }
     Ok(fs::read(target).unwrap())
+}
+
+/// Removes all restore points but the newest of each device.
+fn keep_newest(store: &mut Store, keep: usize, watch: &mut Watcher<'_>) -> Result<prune::Report> {
+    let old = prune::Which::Old { keep, slack: 0 };
+    prune::prune(store, old, None, false, watch)
 }
 
 /// Every restore point there is has what is expected, and verifies.
@@ -231,6 +241,11 @@ fn restore_points_are_what_the_devices_were() {
             block_size,
             &[("/dev/a", 12 * UNIT), ("/dev/b", 5 * UNIT + 512)],
         );
+        if seed % 2 == 0 {
+            for name in names {
+                model.give_serial(name, name);
+            }
+        }
         let directories = ["A", "B"].map(|name| model.directory.path().join(name));
         let mut expected = [Expected::new(), Expected::new()];
         let mut then = model.machine();
@@ -240,7 +255,7 @@ fn restore_points_are_what_the_devices_were() {
             match random.below(17) {
                 0 => model.detach(Path::new(name)).unwrap(),
                 1 => {
-                    // The machine is started anew, and the names have moved.
+                    // The machine was restarted, and the names have moved.
                     let mut disks = model.disks.borrow_mut();
                     for disk in disks.values_mut() {
                         disk.tracker = None;
@@ -248,6 +263,7 @@ fn restore_points_are_what_the_devices_were() {
                     let mut contents: Vec<_> = std::mem::take(&mut *disks).into_values().collect();
                     contents.reverse();
                     disks.extend(names.iter().map(PathBuf::from).zip(contents));
+                    model.swap_identities(names);
                 }
                 2 => {
                     let size = (random.below(14) + 1) * UNIT + random.below(128) * 512;
@@ -266,8 +282,7 @@ fn restore_points_are_what_the_devices_were() {
                     }
                     let mut store = Store::open_to_change(directory, false).unwrap();
                     let keep = random.below(4) + 1;
-                    let report =
-                        prune::prune(&mut store, keep, 0, &mut Watcher::default()).unwrap();
+                    let report = keep_newest(&mut store, keep, &mut Watcher::default()).unwrap();
                     assert!(!report.kept.is_empty());
                 }
                 5 => then = model.machine(),
@@ -619,7 +634,7 @@ fn a_power_cut_while_pruning_loses_nothing_that_stays() {
         let report = back_up(&model, &["/dev/a"], Mode::Differential);
         note(&mut expected, &model, &report);
         let (camera, mut store, mut watcher) = filmed(&model.backup_directory());
-        let report = prune::prune(&mut store, keep, 0, &mut watcher).unwrap();
+        let report = keep_newest(&mut store, keep, &mut watcher).unwrap();
         assert_eq!(report.kept, [1, 2, 3, 4][4 - keep..]);
         drop(store);
         check(&model.backup_directory(), &expected);
@@ -632,7 +647,7 @@ fn a_power_cut_while_pruning_loses_nothing_that_stays() {
             // Whatever was left is finished or undone, and then it goes on.
             let mut store = Store::open_to_change(&picture, false).unwrap();
             assert_eq!(points(&store_directory(&store)), before);
-            prune::prune(&mut store, keep, 0, &mut Watcher::default()).unwrap();
+            keep_newest(&mut store, keep, &mut Watcher::default()).unwrap();
             drop(store);
             assert_eq!(points(&picture), report.kept);
             check(&picture, &expected);
@@ -665,7 +680,7 @@ fn whoever_stops_pruning_leaves_all_as_it_was() {
             stop_at: Some(stop_at),
             ..Watcher::default()
         };
-        if prune::prune(&mut store, 1, 0, &mut watcher).is_ok() {
+        if keep_newest(&mut store, 1, &mut watcher).is_ok() {
             assert!(stop_at > 1);
             break;
         }
@@ -746,7 +761,7 @@ fn damage_is_not_merged() {
     bytes[data + 5] = 12;
     fs::write(&path, bytes).unwrap();
     let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
-    let error = prune::prune(&mut store, 1, 0, &mut Watcher::default()).unwrap_err();
+    let error = keep_newest(&mut store, 1, &mut Watcher::default()).unwrap_err();
     assert_eq!(error.exit().code(), 4);
     drop(store);
     assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
@@ -838,7 +853,7 @@ fn zeroes_still_hide_what_a_base_has_after_a_merge() {
         note(&mut expected, &model, &report);
     }
     let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
-    let report = prune::prune(&mut store, 2, 0, &mut Watcher::default()).unwrap();
+    let report = keep_newest(&mut store, 2, &mut Watcher::default()).unwrap();
     assert_eq!(
         (report.kept, report.merged),
         (vec![3, 4], vec!["000003/a".to_owned()])

@@ -36,6 +36,7 @@ pub struct View {
 struct Layer {
     name: String,
     file: Member,
+    size: u64,
     base: Option<String>,
     file_bytes: u64,
     image: Option<image::Reader>,
@@ -96,20 +97,29 @@ impl View {
         };
         for (index, image) in images.iter().enumerate() {
             let sums = store.sums_file(&image.name);
-            let sums = Sums::open(&sums, &image.sums, size.div_ceil(CLUSTER), memory)?;
-            view.next
-                .extend(sums.peek().map(|entry| Reverse((entry.cluster, index))));
+            let sums = Sums::open(&sums, &image.sums, image.size.div_ceil(CLUSTER), memory)?;
             view.layers.push(Layer {
                 name: image.name.clone(),
                 file: store.qcow2_file(&image.name),
+                size: image.size,
                 base: image.base.as_deref().map(relative),
                 file_bytes: image.file_bytes,
                 image: None,
                 sums,
             });
+            view.expect(index);
             view.image(index)?;
         }
         Ok(view)
+    }
+
+    /// Notes the lowest cluster of a layer that was not passed yet. A base may be larger.
+    fn expect(&mut self, layer: usize) {
+        let clusters = self.size.div_ceil(CLUSTER);
+        let next = self.layers[layer].sums.peek();
+        let next = next.filter(|entry| entry.cluster < clusters);
+        self.next
+            .extend(next.map(|entry| Reverse((entry.cluster, layer))));
     }
 
     /// The open image of a layer.
@@ -120,11 +130,10 @@ impl View {
                 self.layers[oldest].image = None;
             }
         }
-        let size = self.size;
         let it = &mut self.layers[layer];
         let image = match it.image.take() {
             Some(image) => image,
-            None => image::Reader::open(&it.file, size, it.base.as_deref(), it.file_bytes)?,
+            None => image::Reader::open(&it.file, it.size, it.base.as_deref(), it.file_bytes)?,
         };
         self.open.push_back(layer);
         Ok(it.image.insert(image))
@@ -152,11 +161,9 @@ impl View {
             if at > cluster {
                 break;
             }
-            let sums = &mut self.layers[layer].sums;
-            sums.step()?;
+            self.layers[layer].sums.step()?;
             self.next.pop();
-            self.next
-                .extend(sums.peek().map(|entry| Reverse((entry.cluster, layer))));
+            self.expect(layer);
         }
         Ok(())
     }

@@ -301,13 +301,16 @@ pub enum Subcommand {
 
     /// Remove old restore points
     ///
-    /// Of every device, by its name, the newest N stay. What they need of older ones
+    /// Of every disk the newest N stay, whatever it was called. What they need of older ones
     /// is merged into the oldest that stays, for which about the size of a full backup is
     /// written; the space for that must be there. If it is interrupted, all is
     /// as it was. Nothing may read the backup meanwhile.
+    ///
+    /// Where several machines have their backups in DIR, those of the others stay.
     #[command(after_help = "Examples:\n  \
-        blksnap prune /backup --keep 7\n  \
-        blksnap prune /backup --keep 30 --slack 7")]
+        blksnap prune /backup --keep 7 --dry-run\n  \
+        blksnap prune /backup --keep 30 --slack 7\n  \
+        blksnap prune /backup --keep 7 --machine db1")]
     Prune {
         /// The directory of the backup
         #[arg(value_name = "DIR")]
@@ -322,6 +325,60 @@ pub enum Subcommand {
         /// So that old ones are merged M at a time, and not one after every backup.
         #[arg(long, value_name = "M", default_value_t = 0)]
         slack: usize,
+
+        /// Show which restore points would go, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+
+        #[command(flatten)]
+        machine: MachineOption,
+
+        #[command(flatten)]
+        trust: Trust,
+
+        #[command(flatten)]
+        lock: Lock,
+    },
+
+    /// Remove restore points that are named
+    ///
+    /// The others stay as they were: what they need of those that go is merged into
+    /// them, as with "prune".
+    #[command(after_help = "Examples:\n  \
+        blksnap forget /backup 3\n  \
+        blksnap forget /backup 3 5 8 --dry-run")]
+    Forget {
+        /// The directory of the backup
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+
+        /// The restore points
+        #[arg(value_name = "N", required = true)]
+        points: Vec<u64>,
+
+        /// Show what would go, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+
+        #[command(flatten)]
+        trust: Trust,
+
+        #[command(flatten)]
+        lock: Lock,
+    },
+
+    /// Make the manifest of a backup again, if it is lost
+    ///
+    /// From what the directory of each restore point has of it. Restore points of which
+    /// files are missing or damaged are left out and told, with exit code 4; "verify" then
+    /// reads the data of the others. Where the manifest is right, only what is missing of it in
+    /// these directories is written again.
+    #[command(after_help = "Examples:\n  \
+        blksnap rebuild /backup && blksnap verify /backup")]
+    Rebuild {
+        /// The directory of the backup
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
 
         #[command(flatten)]
         trust: Trust,
@@ -451,6 +508,16 @@ impl Trust {
     pub fn place(self, path: &Path) -> Place<'_> {
         Place::new(path, self.is_trusted)
     }
+}
+
+/// Whose restore points are meant.
+#[derive(Debug, Clone, clap::Args)]
+pub struct MachineOption {
+    /// Of this machine: the name of its host, or its machine id
+    ///
+    /// By default of the only one in the backup, or of this one.
+    #[arg(long, value_name = "HOST")]
+    pub machine: Option<String>,
 }
 
 /// What becomes of a backup that something else has locked.
@@ -618,16 +685,17 @@ Back up devices into a directory, in full or what changed since
 Takes one snapshot of all DEVs and makes a restore point of it: for each DEV a
 qcow2 image in DIR. The first one of a DEV has everything, the next ones what
 changed since. If the change tracking cannot say what changed, all of DEV is read,
-and what differs from its last backup is stored: after the machine was started anew
-or put back to an earlier state, the filter was detached, DEV got another content,
-or 254 snapshots. If DEV was resized, or a file of the last backup is damaged or
-missing, the next one is full. Both is told. A file that cannot be read just now is
+and what differs from its last backup is stored: after a restart, after the machine was
+put back to an earlier state, after the filter was detached, after DEV was resized or
+got another content, or after 254 snapshots. The next one is full if a file of the last
+backup is damaged or missing, or after 200 that are based on each other, of which
+\"blksnap prune\" makes fewer. Each is told. A file that cannot be read just now is
 an error.
 
-Devices are recognised by their change tracking, not by their names. Names that
-stay the same, as those in /dev/disk/by-id, are easier to find again, and what
-\"restore --in-place\" needs. A DEV may be left out or added at any time. Zeroes
-take no space.
+Disks are recognised by their change tracking and by their numbers (of LVM, of the
+maker, of the partition table), not by their names. A restore point has the machine, too: of
+another one DIR is refused, unless --shared is said. A DEV may be left out or added at
+any time. Zeroes take no space.
 
 Whatever interrupts it, the restore points there are stay as they were; what it
 has left is removed by the next run. If the snapshot is corrupted, the exit
@@ -667,6 +735,12 @@ pub struct Backup {
     /// is written to the directory below it.
     #[arg(long)]
     pub existing: bool,
+
+    /// Use DIR even if all restore points there are of another machine
+    ///
+    /// Each machine's are counted and pruned on their own from then on.
+    #[arg(long)]
+    pub shared: bool,
 
     #[command(flatten)]
     pub trust: Trust,
@@ -778,13 +852,17 @@ pub struct Restore {
     pub targets: Vec<OsString>,
 
     /// The restore point; by default the newest that has the device
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", conflicts_with = "machine")]
     pub point: Option<u64>,
+
+    #[command(flatten)]
+    pub machine: MachineOption,
 
     /// Every device to where it came from
     ///
-    /// By their names in the backup. Those that move from disk to disk, such as
-    /// /dev/sda, are refused, unlike those in /dev/disk/by-id.
+    /// By their names in the backup. Refused if another disk is there now, by its serial
+    /// number or the like; or if that is not known and the name is one that moves from disk
+    /// to disk, such as /dev/sda, unlike those in /dev/disk/by-id.
     #[arg(long)]
     pub in_place: bool,
 
@@ -820,7 +898,7 @@ pub struct Restore {
     #[arg(long)]
     pub other_block_size: bool,
 
-    /// With --in-place, even if a name may be that of another disk now
+    /// With --in-place, even if a name is or may be that of another disk now
     #[arg(long, conflicts_with = "targets")]
     pub moved_name: bool,
 

@@ -10,11 +10,12 @@ use std::path::Component;
 use std::path::Path;
 use std::path::PathBuf;
 
-use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
 use blksnap::backup::manifest::PointDevice;
 use blksnap::backup::name;
+use blksnap::backup::subject::Subject;
 use blksnap::error::Operation;
+use blksnap::identity::Disk;
 use blksnap::Error;
 use blksnap::Result;
 
@@ -24,31 +25,54 @@ pub struct Assigned<'a> {
     pub point: &'a Point,
     pub device: &'a PointDevice,
     pub target: PathBuf,
+    /// The newest restore point in which another disk has the device's name.
+    pub other_disk_in: Option<u64>,
 }
 
-/// Every device with where it came from, as far as that can be known by its name.
-pub fn in_place(point: &Point, moved_name: bool) -> Result<Vec<Assigned<'_>>> {
+/// Every device with where it came from, as far as that can be known: by what `disk_at` says
+/// of the disk that is there now, or else by its name.
+pub fn in_place<'a>(
+    point: &'a Point,
+    moved_name: bool,
+    disk_at: &dyn Fn(&Path) -> Disk,
+) -> Result<Vec<Assigned<'a>>> {
     let mut places = Vec::new();
     for device in &point.devices {
         let target = name::decode(&device.device);
-        if !moved_name && !is_lasting(&target, Path::new("/dev")) {
-            let reason = "names like this move from disk to disk, and it may be another one now";
-            let remedy = format!(
-                "say where to instead of --in-place, as \"{}=TARGET\", or say --moved-name if it is \
-                 the same disk",
-                device.device
-            );
-            return Err(Error::new(Operation::Restore, reason)
-                .on(&target)
-                .remedied_by(remedy));
+        if !moved_name {
+            refuse_other_disk(device, &target, disk_at)?;
         }
         places.push(Assigned {
             point,
             device,
             target,
+            other_disk_in: None,
         });
     }
     Ok(places)
+}
+
+fn refuse_other_disk(
+    device: &PointDevice,
+    target: &Path,
+    disk_at: &dyn Fn(&Path) -> Disk,
+) -> Result<()> {
+    let before = device.disk.clone().unwrap_or_default();
+    let now = disk_at(target);
+    let reason = match before.is_same_hardware(&now) {
+        Some(true) => return Ok(()),
+        Some(false) => format!("another disk is there now: {now}, not {before}"),
+        None if is_lasting(target, Path::new("/dev")) => return Ok(()),
+        None => "names like this move from disk to disk, and it may be another one now".to_owned(),
+    };
+    let remedy = format!(
+        "say where to instead of --in-place, as \"{}=TARGET\", or say --moved-name if it is \
+         where it shall go",
+        device.device
+    );
+    Err(Error::new(Operation::Restore, reason)
+        .on(target)
+        .remedied_by(remedy))
 }
 
 /// Whether a name is that of one disk forever, as those in /dev/disk/by-id: not
@@ -64,10 +88,17 @@ fn is_lasting(path: &Path, dev: &Path) -> bool {
     is_plain && !is_number && (name.components().count() > 1 || is_link())
 }
 
-/// Whether what a user says is this device, which was made absolute when it was backed up.
-fn is_name(said: &OsStr, device: &str) -> bool {
+/// Whether what a user says is this device, whose name was made absolute when it was backed
+/// up, or another name that its disk had.
+fn is_name(said: &OsStr, device: &PointDevice) -> bool {
     let absolute = std::path::absolute(said);
-    said == device || absolute.is_ok_and(|path| path == name::decode(device))
+    said == device.device.as_str()
+        || absolute.is_ok_and(|path| {
+            let by_id = path.strip_prefix("/dev/disk/by-id").ok();
+            let mut names = device.disk.iter().flat_map(|disk| &disk.names);
+            path == name::decode(&device.device)
+                || by_id.is_some_and(|said| names.any(|name| said == Path::new(name)))
+        })
 }
 
 /// What a user says for a target: the name of a device, if there is one, and the target.
@@ -75,7 +106,7 @@ fn is_name(said: &OsStr, device: &str) -> bool {
 /// * What begins with `./` or `../` is a target as a whole.
 /// * Else, what has a `=` is DEV=TARGET. If there are several, DEV is the longest that
 ///   is a device of the backup.
-fn split<'a>(manifest: &Manifest, said: &'a OsStr) -> Result<(Option<&'a OsStr>, &'a OsStr)> {
+fn split<'a>(points: &[&Point], said: &'a OsStr) -> Result<(Option<&'a OsStr>, &'a OsStr)> {
     let bytes = said.as_bytes();
     if bytes.starts_with(b"./") || bytes.starts_with(b"../") || !bytes.contains(&b'=') {
         return Ok((None, said));
@@ -92,8 +123,8 @@ fn split<'a>(manifest: &Manifest, said: &'a OsStr) -> Result<(Option<&'a OsStr>,
         })
         .rev();
     let known = |name: &OsStr| {
-        let mut devices = manifest.points.iter().flat_map(|point| &point.devices);
-        devices.any(|it| is_name(name, &it.device))
+        let mut devices = points.iter().flat_map(|point| &point.devices);
+        devices.any(|it| is_name(name, it))
     };
     match splits.find(|(name, _)| known(name)) {
         Some((name, target)) => Ok((Some(name), target)),
@@ -102,7 +133,7 @@ fn split<'a>(manifest: &Manifest, said: &'a OsStr) -> Result<(Option<&'a OsStr>,
             format!(
                 "{} begins with the name of no device in the backup; there is {}",
                 Path::new(said).display(),
-                names(manifest.points.iter())
+                names(points.iter().copied())
             ),
         )
         .remedied_by(
@@ -123,26 +154,36 @@ fn names<'a>(points: impl Iterator<Item = &'a Point>) -> String {
 }
 
 /// The newest restore point that has a device, and the device in it.
-fn newest<'a>(manifest: &'a Manifest, name: &OsStr) -> Option<(&'a Point, &'a PointDevice)> {
-    manifest.points.iter().rev().find_map(|point| {
-        let device = point.devices.iter().find(|it| is_name(name, &it.device))?;
+fn newest<'a>(points: &[&'a Point], name: &OsStr) -> Option<(&'a Point, &'a PointDevice)> {
+    points.iter().copied().rev().find_map(|point| {
+        let device = point.devices.iter().find(|it| is_name(name, it))?;
         Some((point, device))
     })
 }
 
+/// The newest restore point in which another disk has the name of a device.
+fn other_disk_in(points: &[&Point], point: &Point, device: &PointDevice) -> Option<u64> {
+    let subject = Subject::of(point, device);
+    let is_other = |point: &&&Point| {
+        let mut subjects = point.subjects();
+        subjects.any(|it| it.device == subject.device && !it.is(subject))
+    };
+    points.iter().rev().find(is_other).map(|point| point.number)
+}
+
 /// Which device goes where: those of the restore point that is wanted, or else each of
-/// the newest that has it.
+/// the newest of `points` that has it.
 pub fn assign<'a>(
-    manifest: &'a Manifest,
+    points: &[&'a Point],
     wanted: Option<&'a Point>,
     targets: &[OsString],
 ) -> Result<Vec<Assigned<'a>>> {
     let mut assigned: Vec<Assigned<'a>> = Vec::new();
     for said in targets {
-        let (name, target) = split(manifest, said)?;
+        let (name, target) = split(points, said)?;
         let (point, device) = match name {
-            Some(name) => named(manifest, wanted, name)?,
-            None => only(manifest, wanted)?,
+            Some(name) => named(points, wanted, name)?,
+            None => only(points, wanted)?,
         };
         if target.is_empty() {
             return Err(Error::new(
@@ -155,6 +196,7 @@ pub fn assign<'a>(
             point,
             device,
             target: target.into(),
+            other_disk_in: other_disk_in(points, point, device),
         });
     }
     Ok(assigned)
@@ -162,15 +204,15 @@ pub fn assign<'a>(
 
 /// The device of this name.
 fn named<'a>(
-    manifest: &'a Manifest,
+    points: &[&'a Point],
     wanted: Option<&'a Point>,
     name: &OsStr,
 ) -> Result<(&'a Point, &'a PointDevice)> {
-    let (newest, device) = newest(manifest, name).expect("it was found by its name");
+    let (newest, device) = newest(points, name).expect("it was found by its name");
     let Some(wanted) = wanted else {
         return Ok((newest, device));
     };
-    match wanted.devices.iter().find(|it| is_name(name, &it.device)) {
+    match wanted.devices.iter().find(|it| is_name(name, it)) {
         Some(device) => Ok((wanted, device)),
         None => Err(Error::new(
             Operation::Arguments,
@@ -191,10 +233,10 @@ fn named<'a>(
 
 /// The device that need not be named, as there is no other.
 fn only<'a>(
-    manifest: &'a Manifest,
+    points: &[&'a Point],
     wanted: Option<&'a Point>,
 ) -> Result<(&'a Point, &'a PointDevice)> {
-    let point = wanted.or(manifest.points.last());
+    let point = wanted.or(points.last().copied());
     let point = point.expect("that there is one was looked at");
     let several = |what: &str, names: String| {
         let reason = format!("{what} has several devices: {names}");
@@ -205,9 +247,10 @@ fn only<'a>(
         let what = format!("restore point {}", point.number);
         return Err(several(&what, names([point].into_iter())));
     };
-    let all = manifest.points.iter().flat_map(|point| &point.devices);
-    if wanted.is_none() && all.clone().any(|it| it.device != device.device) {
-        return Err(several("the backup", names(manifest.points.iter())));
+    let subject = Subject::of(point, device);
+    let mut all = points.iter().flat_map(|point| point.subjects());
+    if wanted.is_none() && all.any(|it| !it.is(subject)) {
+        return Err(several("the backup", names(points.iter().copied())));
     }
     Ok((point, device))
 }
@@ -220,21 +263,32 @@ mod tests {
         Point {
             number,
             time: 0,
+            machine: None,
             devices: names
                 .iter()
                 .map(|name| PointDevice {
                     device: (*name).to_owned(),
+                    disk: None,
                     image: format!("{number:06}/x"),
                 })
                 .collect(),
         }
     }
 
-    fn manifest(points: &[&[&str]]) -> Manifest {
+    fn points_with(points: &[&[&str]]) -> Vec<Point> {
         let points = (1..).zip(points);
-        Manifest {
-            points: points.map(|(number, names)| point(number, names)).collect(),
-            ..Manifest::default()
+        points.map(|(number, names)| point(number, names)).collect()
+    }
+
+    fn nothing_known(_: &Path) -> Disk {
+        Disk::default()
+    }
+
+    fn disk(serial: &str) -> Disk {
+        Disk {
+            serial: Some(serial.to_owned()),
+            names: vec![format!("ata-{serial}")],
+            ..Disk::default()
         }
     }
 
@@ -245,9 +299,10 @@ mod tests {
         targets: &[&str],
     ) -> Result<Vec<(u64, String, String)>> {
         let targets: Vec<OsString> = targets.iter().map(OsString::from).collect();
-        let manifest = manifest(points);
-        let wanted = wanted.map(|number| manifest.point(number).unwrap());
-        let assigned = assign(&manifest, wanted, &targets)?;
+        let points = points_with(points);
+        let points: Vec<&Point> = points.iter().collect();
+        let wanted = wanted.map(|number| points[number as usize - 1]);
+        let assigned = assign(&points, wanted, &targets)?;
         Ok(assigned
             .into_iter()
             .map(|it| {
@@ -351,13 +406,13 @@ mod tests {
     #[test]
     fn names_that_are_no_text_are_found() {
         let device = name::encode(Path::new(OsStr::from_bytes(b"/dev/\xffa")));
-        let manifest = manifest(&[&[&device, "/dev/b"]]);
+        let points = points_with(&[&[&device, "/dev/b"]]);
         for said in [&b"/dev/\xffa=x"[..], b"/dev///xffa=x"] {
             let said = OsStr::from_bytes(said).to_owned();
-            let found = assign(&manifest, None, &[said]).unwrap();
+            let found = assign(&[&points[0]], None, &[said]).unwrap();
             assert_eq!(found[0].device.device, device);
         }
-        let places = in_place(&manifest.points[0], true).unwrap();
+        let places = in_place(&points[0], true, &nothing_known).unwrap();
         assert_eq!(places[0].target.as_os_str().as_bytes(), b"/dev/\xffa");
     }
 
@@ -371,7 +426,10 @@ mod tests {
             "/dev/blocks/home",
             "/srv/disk.img",
         ] {
-            assert!(in_place(&point(1, &[name]), false).is_ok(), "{name}");
+            assert!(
+                in_place(&point(1, &[name]), false, &nothing_known).is_ok(),
+                "{name}"
+            );
         }
         for name in [
             "/dev/sda",
@@ -389,12 +447,12 @@ mod tests {
             "disk/by-id/ata-DISK",
         ] {
             let point = point(1, &["/srv/x", name]);
-            let error = in_place(&point, false).unwrap_err();
+            let error = in_place(&point, false, &nothing_known).unwrap_err();
             assert_eq!(error.exit().code(), 1, "{name}");
             let remedy = error.remedy().unwrap();
             assert!(remedy.contains(&format!("{name}=TARGET")), "{remedy}");
             assert!(remedy.contains("--moved-name"), "{remedy}");
-            assert!(in_place(&point, true).is_ok(), "{name}");
+            assert!(in_place(&point, true, &nothing_known).is_ok(), "{name}");
         }
 
         let dev = tempfile::tempdir().unwrap();
@@ -403,5 +461,44 @@ mod tests {
         std::os::unix::fs::symlink("sda", &of_udev).unwrap();
         assert!(is_lasting(&of_udev, dev.path()));
         assert!(!is_lasting(&dev.path().join("sda"), dev.path()));
+    }
+
+    #[test]
+    fn the_disk_that_is_there_counts_before_its_name() {
+        let mut point = point(1, &["/dev/sda"]);
+        point.devices[0].disk = Some(disk("A"));
+        let at = |serial: &str| {
+            let there = disk(serial);
+            in_place(&point, false, &|_| there.clone()).map(|_| ())
+        };
+        at("A").unwrap();
+        let error = at("B").unwrap_err();
+        for part in ["another disk", "serial number A", "serial number B"] {
+            assert!(error.reason().contains(part), "{error}");
+        }
+        assert!(in_place(&point, true, &|_| disk("B")).is_ok());
+        assert!(in_place(&point, false, &nothing_known).is_err());
+    }
+
+    #[test]
+    fn a_disk_is_found_by_each_of_its_names() {
+        let mut points = points_with(&[&["/dev/sda"], &["/dev/sdb"], &["/dev/sda"]]);
+        for (point, serial) in points.iter_mut().zip(["A", "A", "B"]) {
+            point.devices[0].disk = Some(disk(serial));
+        }
+        let points: Vec<&Point> = points.iter().collect();
+        let find = |said: &str| {
+            let said = OsString::from(said);
+            let found = assign(&points, None, &[said]).unwrap();
+            (found[0].point.number, found[0].other_disk_in)
+        };
+        assert_eq!(find("/dev/disk/by-id/ata-A=x"), (2, None));
+        assert_eq!(find("/dev/disk/by-id/ata-B=x"), (3, Some(1)));
+        assert_eq!(find("/dev/sda=x"), (3, Some(1)));
+        assert_eq!(find("/dev/sdb=x"), (2, None));
+        // Another name of the only disk there is makes no second one.
+        let found = assign(&points[..2], None, &["x".into()]).unwrap();
+        assert_eq!(found[0].point.number, 2);
+        assert!(assign(&points, None, &["x".into()]).is_err());
     }
 }

@@ -3,7 +3,6 @@
 //! "blksnap backup", and what works with its restore points; "changed", for
 //! other backup programs.
 
-use std::num::NonZeroUsize;
 use std::path::Path;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
@@ -16,12 +15,14 @@ use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
 use blksnap::backup::plan::Mode;
 use blksnap::backup::plan::WhyAll;
+use blksnap::backup::prune::Which;
 use blksnap::backup::store::Store;
 use blksnap::backup::verify::Finding;
 use blksnap::backup::DeviceReport;
 use blksnap::device::Takes;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
+use blksnap::identity::Machine;
 use blksnap::printable::printable;
 use blksnap::Bytes;
 use blksnap::Device;
@@ -56,6 +57,7 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
         is_trusted: args.trust.place(&args.to).is_trusted,
         to: args.to,
         existing: args.existing,
+        is_shared: args.shared,
         spot_check: args.spot_check,
         salvage: args.salvage,
         lock_wait: args.lock.wait,
@@ -181,7 +183,11 @@ pub fn verify(output: &Output, place: Place<'_>, point: Option<u64>) -> Result<u
 pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
     let store = Store::look(place)?;
     let manifest = store.manifest();
+    let are_several = manifest.machines().len() > 1;
     let mut rows = vec![row(["POINT", "TIME", "DEVICE", "SIZE", "DATA", "KIND"])];
+    if are_several {
+        rows[0].push("MACHINE".to_owned());
+    }
     let mut points = Vec::new();
     for point in &manifest.points {
         let time = rfc3339(UNIX_EPOCH + Duration::from_secs(point.time)).replace(".000", "");
@@ -202,8 +208,13 @@ pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
                     lost => format!("{}, {} could not be read", kind(base), Bytes(lost)),
                 },
             ]));
+            if let (true, Some(row)) = (are_several, rows.last_mut()) {
+                let host = point.machine.as_ref().map(Machine::short);
+                row.push(host.unwrap_or("unknown").to_owned());
+            }
             devices.push(json!({
                 "device": device.device,
+                "disk": device.disk,
                 "size": image.size,
                 "data_bytes": image.data_bytes,
                 "base": base,
@@ -215,7 +226,12 @@ pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
                 "unreadable": image.unreadable,
             }));
         }
-        points.push(json!({ "point": point.number, "time": point.time, "devices": devices }));
+        points.push(json!({
+            "point": point.number,
+            "time": point.time,
+            "machine": point.machine,
+            "devices": devices,
+        }));
     }
     let text = match points.len() {
         0 => "no restore points".to_owned(),
@@ -224,17 +240,106 @@ pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
     Ok(output.result(&json!({ "points": points }), text.trim_end(), 0))
 }
 
-pub fn prune(output: &Output, place: Place<'_>, keep: NonZeroUsize, slack: usize) -> Result<u8> {
+/// Whose restore points are meant: of the machine that a user calls like this, of the only
+/// one, or of this one. `None` for all of them.
+pub fn machine_of<'a>(
+    store: &'a Store,
+    called: Option<&str>,
+    here: &Machine,
+) -> Result<Option<&'a Machine>> {
+    let machines = store.manifest().machines();
+    let found = match called {
+        Some(name) => machines.iter().find(|it| it.is_called(name)),
+        None if machines.len() <= 1 => return Ok(None),
+        None => machines.iter().find(|it| it.is(here)),
+    };
+    if let Some(machine) = found {
+        return Ok(Some(machine));
+    }
+    let all: Vec<String> = machines.iter().map(ToString::to_string).collect();
+    let reason = match (called, machines.is_empty()) {
+        (Some(name), true) => {
+            format!("its restore points do not say of which machine they are, {name} or another")
+        }
+        (Some(name), false) => format!(
+            "it has no restore point of {name}, but of {}",
+            all.join(", ")
+        ),
+        (None, _) => format!(
+            "it has restore points of several machines, {}",
+            all.join(", ")
+        ),
+    };
+    let error = Error::new(Operation::Arguments, reason).on(store.directory());
+    Err(match machines.is_empty() {
+        true => error.remedied_by("leave out --machine"),
+        false => error.remedied_by("say --machine with one of these"),
+    })
+}
+
+pub fn prune(
+    output: &Output,
+    place: Place<'_>,
+    which: Which<'_>,
+    machine: Option<&str>,
+    is_trial: bool,
+) -> Result<u8> {
     let mut attendant = Attendant::new(*output, Operation::Prune, place.path)?;
-    let mut store = Store::open_to_change_watched(place, false, &mut attendant)?;
-    let report = backup::prune::prune(&mut store, keep.get(), slack, &mut attendant)?;
+    let mut store = match is_trial {
+        true => Store::open_watched(place, &mut attendant)?,
+        false => Store::open_to_change_watched(place, false, &mut attendant)?,
+    };
+    if let Which::Numbers(numbers) = which {
+        for number in numbers {
+            find(&store, Some(*number))?;
+        }
+    }
+    let machine = match which {
+        Which::Old { .. } => machine_of(&store, machine, &Machine::here())?.cloned(),
+        Which::Numbers(_) => None,
+    };
+    let machine = machine.as_ref();
+    let report = backup::prune::prune(&mut store, which, machine, is_trial, &mut attendant)?;
     drop(attendant);
-    let text = format!(
-        "restore points removed: {}, kept: {}",
-        report.removed.len(),
-        report.kept.len()
-    );
+    let text = match is_trial {
+        false => format!(
+            "restore points removed: {}, kept: {}",
+            report.removed.len(),
+            report.kept.len()
+        ),
+        true => {
+            let numbers: Vec<String> = report.removed.iter().map(u64::to_string).collect();
+            match numbers.is_empty() {
+                true => "no restore point would go".to_owned(),
+                false => format!(
+                    "restore points {} would go, and {} stay",
+                    numbers.join(", "),
+                    report.kept.len()
+                ),
+            }
+        }
+    };
     Ok(output.result(&report, &text, 0))
+}
+
+pub fn rebuild(output: &Output, place: Place<'_>) -> Result<u8> {
+    let mut attendant = Attendant::new(*output, Operation::OpenBackup, place.path)?;
+    let (mut store, lost) = Store::open_to_rebuild(place, &mut attendant)?;
+    let report = backup::rebuild::rebuild(&mut store, lost, &mut attendant)?;
+    drop(attendant);
+    for error in &report.errors {
+        output.error(error);
+    }
+    let text = match (&report.lost, report.parts.len()) {
+        (Some(_), _) => format!(
+            "the manifest has {} restore points again",
+            report.points.len()
+        ),
+        (None, 0) => "the manifest is right, and nothing of it is missing".to_owned(),
+        (None, count) => format!("the manifest is right; {count} of its parts are written again"),
+    };
+    let code = report.errors.iter().map(|error| error.exit().code()).max();
+    Ok(output.result(&report, &text, code.unwrap_or(0)))
 }
 
 /// The number of the take with this id.

@@ -15,6 +15,7 @@ mod status;
 
 use std::ffi::OsString;
 
+use blksnap::backup::prune::Which;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::Error;
@@ -43,6 +44,8 @@ pub fn main() -> u8 {
             | Subcommand::Verify { .. }
             | Subcommand::List { .. }
             | Subcommand::Prune { .. }
+            | Subcommand::Forget { .. }
+            | Subcommand::Rebuild { .. }
     );
     // Not where COMMAND is run, which gets the limits that were set for it.
     if is_of_backups {
@@ -83,12 +86,33 @@ pub fn main() -> u8 {
             directory,
             keep,
             slack,
+            dry_run,
+            machine,
             trust,
             lock,
         } => {
             let place = trust.place(&directory).waiting(lock.wait);
-            backup::prune(&output, place, keep, slack)
+            let which = Which::Old {
+                keep: keep.get(),
+                slack,
+            };
+            backup::prune(&output, place, which, machine.machine.as_deref(), dry_run)
         }
+        Subcommand::Forget {
+            directory,
+            points,
+            dry_run,
+            trust,
+            lock,
+        } => {
+            let place = trust.place(&directory).waiting(lock.wait);
+            backup::prune(&output, place, Which::Numbers(&points), None, dry_run)
+        }
+        Subcommand::Rebuild {
+            directory,
+            trust,
+            lock,
+        } => backup::rebuild(&output, trust.place(&directory).waiting(lock.wait)),
         Subcommand::Changed {
             device,
             since,

@@ -5,9 +5,11 @@
 use std::io;
 use std::io::BufRead;
 use std::io::IsTerminal;
+use std::path::Path;
 use std::time::Duration;
 use std::time::UNIX_EPOCH;
 
+use blksnap::backup::manifest::Point;
 use blksnap::backup::restore;
 use blksnap::backup::restore::Opener;
 use blksnap::backup::restore::Plan;
@@ -17,6 +19,10 @@ use blksnap::backup::store::Store;
 use blksnap::backup::target::Allow;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
+use blksnap::identity::Disk;
+use blksnap::identity::Machine;
+use blksnap::identity::Sources;
+use blksnap::printable::printable;
 use blksnap::Bytes;
 use blksnap::Error;
 use blksnap::Result;
@@ -29,6 +35,7 @@ use super::assign::in_place;
 use super::assign::Assigned;
 use super::backup::find;
 use super::backup::lost;
+use super::backup::machine_of;
 use super::events::rfc3339;
 use super::output::Output;
 use super::progress::Attendant;
@@ -47,11 +54,22 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
     }
     let place = args.trust.place(&args.directory).waiting(args.lock.wait);
     let store = Store::open_watched(place, &mut Waiter(*output))?;
-    let newest = find(&store, args.point)?;
-    let wanted = args.point.map(|_| newest);
+    let wanted = match args.point {
+        Some(_) => Some(find(&store, args.point)?),
+        None => None,
+    };
+    let machine = match wanted {
+        Some(point) => point.machine.as_ref(),
+        None => machine_of(&store, args.machine.machine.as_deref(), &Machine::here())?,
+    };
+    let points: Vec<&Point> = store.manifest().of(machine).collect();
+    let newest = match wanted.or(points.last().copied()) {
+        Some(point) => point,
+        None => find(&store, None)?,
+    };
     let assigned = match args.in_place {
-        true => in_place(newest, args.moved_name)?,
-        false => assign(store.manifest(), wanted, &args.targets)?,
+        true => in_place(newest, args.moved_name, &disk_at)?,
+        false => assign(&points, wanted, &args.targets)?,
     };
     let allow = Allow {
         in_use: args.in_use,
@@ -84,6 +102,7 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
         ask(output, &text)?;
     }
     tell_of_older_points(output, newest.number, &plans);
+    tell_of_other_disks(output, &assigned);
 
     let mut attendants = Vec::new();
     for plan in &plans {
@@ -123,17 +142,28 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
     Ok(output.result(&value, &text.join("\n"), code))
 }
 
+/// What is known of the disk that has this name now.
+fn disk_at(path: &Path) -> Disk {
+    match blksnap::device::check(path) {
+        Ok(number) => Sources::default().disk(number, number),
+        Err(_) => Disk::default(),
+    }
+}
+
 /// What goes where, in words.
 fn sentence((plan, assigned): (&Plan, &Assigned<'_>)) -> String {
     let time = rfc3339(UNIX_EPOCH + Duration::from_secs(assigned.point.time)).replace(".000", "");
-    format!(
-        "restore point {} of {time}: {} ({}) goes to {} ({})",
+    let machine = assigned.point.machine.as_ref().map(Machine::short);
+    let text = format!(
+        "restore point {} of {}{time}: {} ({}) goes to {} ({})",
         plan.point,
+        machine.map(|host| format!("{host}, ")).unwrap_or_default(),
         plan.device,
         Bytes(plan.size),
         plan.target.display(),
         plan.before
-    )
+    );
+    printable(&text).into_owned()
 }
 
 /// The number of the restore point that all are of.
@@ -192,6 +222,20 @@ fn tell_of_older_points(output: &Output, newest: u64, plans: &[Plan]) {
         output.note(&format!(
             "{} is not in restore point {newest}; the newest that has it is {}",
             plan.device, plan.point
+        ));
+    }
+}
+
+fn tell_of_other_disks(output: &Output, assigned: &[Assigned<'_>]) {
+    for (it, number) in assigned
+        .iter()
+        .filter_map(|it| Some((it, it.other_disk_in?)))
+    {
+        output.note(&format!(
+            "in restore point {number}, {} is another disk than in {}: it is {}",
+            it.device.device,
+            it.point.number,
+            it.device.disk.clone().unwrap_or_default()
         ));
     }
 }

@@ -12,6 +12,7 @@ use blksnap::device::SnapshotState;
 use blksnap::device::Takes;
 use blksnap::device::Tracking;
 use blksnap::error::Operation;
+use blksnap::identity::Machine;
 use blksnap::kernel::Kernel;
 use blksnap::Error;
 use blksnap::Result;
@@ -25,7 +26,8 @@ pub const BLOCK: usize = 64 << 10;
 
 /// A kernel whose devices are files in a directory, called as the last part of the
 /// device's name; with ".held" its image while there is a snapshot. "number" is that
-/// of the newest snapshot. Everything counts as changed.
+/// of the newest snapshot; "host" the machine, if it is not this one. Everything counts as
+/// changed.
 #[derive(Clone)]
 pub struct Files(pub PathBuf);
 
@@ -146,5 +148,16 @@ impl Kernel for Files {
 
     fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
         Vec::new()
+    }
+
+    fn machine(&self) -> Machine {
+        match fs::read_to_string(self.0.join("host")) {
+            Err(_) => Machine::here(),
+            Ok(host) => Machine {
+                id: Some(format!("id of {host}")),
+                hardware: None,
+                host: Some(host),
+            },
+        }
     }
 }

@@ -21,6 +21,8 @@ use crate::device::Tracking;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
+use crate::held::HeldDevice;
+use crate::identity;
 use crate::kernel::Kernel;
 use crate::size::Sectors;
 use crate::Uuid;
@@ -63,6 +65,9 @@ pub struct Model {
     pub tells_takes: Cell<bool>,
     /// Why it cannot be read.
     pub map_error: Cell<Option<Errno>>,
+    pub machine: RefCell<identity::Machine>,
+    /// What is known of devices.
+    pub identities: RefCell<BTreeMap<PathBuf, identity::Disk>>,
 }
 
 impl Model {
@@ -83,6 +88,8 @@ impl Model {
             block_size,
             map: RefCell::new(None),
             map_error: Cell::new(None),
+            machine: RefCell::default(),
+            identities: RefCell::default(),
         }
     }
 
@@ -171,6 +178,24 @@ impl Model {
                 tracker.is_over = true;
             }
         });
+    }
+
+    /// From now on a device is known to have this serial number.
+    pub fn give_serial(&self, device: &str, serial: &str) {
+        let disk = identity::Disk {
+            serial: Some(serial.to_owned()),
+            ..identity::Disk::default()
+        };
+        self.identities.borrow_mut().insert(device.into(), disk);
+    }
+
+    /// What is known of one device is known of the other one.
+    pub fn swap_identities(&self, names: [&str; 2]) {
+        let mut identities = self.identities.borrow_mut();
+        let known = names.map(|name| identities.remove(Path::new(name)));
+        for (name, disk) in names.into_iter().rev().zip(known) {
+            identities.extend(disk.map(|disk| (PathBuf::from(name), disk)));
+        }
     }
 
     /// Reading these bytes of the device's image, which is returned, fails from now on, and no
@@ -295,5 +320,14 @@ impl Kernel for Model {
 
     fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
         Vec::new()
+    }
+
+    fn machine(&self) -> identity::Machine {
+        self.machine.borrow().clone()
+    }
+
+    fn disk(&self, device: &HeldDevice) -> identity::Disk {
+        let known = self.identities.borrow();
+        known.get(&device.path).cloned().unwrap_or_default()
     }
 }

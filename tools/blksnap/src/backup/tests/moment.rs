@@ -155,7 +155,7 @@ fn obsolete_files_that_stay_stop_nothing() {
         let mut store = Store::open_to_change(&directory, false).unwrap();
         store.fail(Operation::WriteBackup, "000001/a.qcow2", errno);
         let mut watcher = Watcher::default();
-        prune::prune(&mut store, 1, 0, &mut watcher).unwrap();
+        keep_newest(&mut store, 1, &mut watcher).unwrap();
         let [warning] = &watcher.warnings[..] else {
             panic!("{:?}", watcher.warnings);
         };

@@ -192,7 +192,7 @@ fn a_sector_costs_only_itself_and_is_read_again() {
     // What takes over the rest lacks what it did before.
     for (keep, left) in [(4, &all[1..]), (3, &all[2..]), (2, &[][..])] {
         let mut store = Store::open_to_change(&directory, false).unwrap();
-        prune::prune(&mut store, keep, 0, &mut Watcher::default()).unwrap();
+        keep_newest(&mut store, keep, &mut Watcher::default()).unwrap();
         drop(store);
         check(&directory, &expected);
         assert_eq!(marks(&directory), left);
@@ -357,7 +357,7 @@ fn no_history_of_bad_sectors_makes_a_wrong_restore_point() {
                     let directory = model.backup_directory();
                     let mut store = Store::open_to_change(&directory, false).unwrap();
                     let keep = random.below(4) + 1;
-                    prune::prune(&mut store, keep, 0, &mut Watcher::default()).unwrap();
+                    keep_newest(&mut store, keep, &mut Watcher::default()).unwrap();
                 }
                 6 => model.tell_of_copy(),
                 _ => {

@@ -45,8 +45,8 @@ fn a_prune_is_not_made_under_a_reader() {
     let reader = Store::open(&directory).unwrap();
     let mut store = Store::open_to_change(&directory, false).unwrap();
     // Nothing is to be done.
-    prune::prune(&mut store, 3, 0, &mut Watcher::default()).unwrap();
-    let error = prune::prune(&mut store, 1, 0, &mut Watcher::default()).unwrap_err();
+    keep_newest(&mut store, 3, &mut Watcher::default()).unwrap();
+    let error = keep_newest(&mut store, 1, &mut Watcher::default()).unwrap_err();
     assert_eq!(error.exit().code(), 6);
     drop(store);
     assert_eq!(all_files(&directory), before);
@@ -61,7 +61,7 @@ fn a_prune_is_not_made_under_a_reader() {
         })),
         ..Watcher::default()
     };
-    prune::prune(&mut store, 1, 0, &mut watcher).unwrap();
+    keep_newest(&mut store, 1, &mut watcher).unwrap();
     assert!(watcher.calls > 0);
     drop(store);
     check(&directory, &expected);

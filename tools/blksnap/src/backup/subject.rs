@@ -1,0 +1,145 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! What is counted, found and compared as one device through all restore points.
+
+use crate::identity::Disk;
+use crate::identity::Machine;
+
+use super::manifest::Point;
+use super::manifest::PointDevice;
+
+/// A device of a machine, as far as both are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subject<'a> {
+    pub machine: Option<&'a Machine>,
+    pub device: &'a str,
+    pub disk: Option<&'a Disk>,
+}
+
+impl<'a> Subject<'a> {
+    /// A device of a restore point.
+    pub fn of(point: &'a Point, device: &'a PointDevice) -> Self {
+        Self {
+            machine: point.machine.as_ref(),
+            device: &device.device,
+            disk: device.disk.as_ref(),
+        }
+    }
+
+    /// Whether both are one disk of one machine. Names count where nothing better is known.
+    pub fn is(self, other: Subject<'_>) -> bool {
+        let is_elsewhere = self
+            .machine
+            .zip(other.machine)
+            .is_some_and(|(a, b)| !a.is(b));
+        let disks = self.disk.zip(other.disk);
+        let is_same = disks.and_then(|(a, b)| a.is(b));
+        !is_elsewhere && is_same.unwrap_or(self.device == other.device)
+    }
+}
+
+/// How many restore points there are of each device, looked at from the newest on.
+#[derive(Debug, Default)]
+pub struct Count<'a> {
+    devices: Vec<(Subject<'a>, usize)>,
+}
+
+impl<'a> Count<'a> {
+    /// Counts a restore point for each of its devices; returns how many there are now of the one
+    /// that has the fewest.
+    pub fn add(&mut self, subjects: impl Iterator<Item = Subject<'a>>) -> usize {
+        let mut counted = Vec::new();
+        let mut fewest = usize::MAX;
+        for subject in subjects {
+            let known = self.devices.iter().position(|(it, _)| it.is(subject));
+            let index = known.unwrap_or_else(|| {
+                self.devices.push((subject, 0));
+                self.devices.len() - 1
+            });
+            // Two paths to one disk are one device.
+            if !counted.contains(&index) {
+                counted.push(index);
+                self.devices[index].1 += 1;
+            }
+            fewest = fewest.min(self.devices[index].1);
+        }
+        fewest
+    }
+
+    /// How many there are of the device that has the most.
+    pub fn most(&self) -> usize {
+        self.devices.iter().map(|(_, n)| *n).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn disk(serial: &str) -> Disk {
+        Disk {
+            serial: Some(serial.to_owned()),
+            ..Disk::default()
+        }
+    }
+
+    fn machine(id: &str) -> Machine {
+        Machine {
+            id: Some(id.to_owned()),
+            host: Some("host".to_owned()),
+            ..Machine::default()
+        }
+    }
+
+    #[test]
+    fn numbers_count_before_names() {
+        let (a, b, unknown) = (disk("a"), disk("b"), Disk::default());
+        let is = |device, disk, other_device, other_disk| {
+            let subject = |device, disk| Subject {
+                machine: None,
+                device,
+                disk,
+            };
+            subject(device, disk).is(subject(other_device, other_disk))
+        };
+        assert!(is("/dev/sda", Some(&a), "/dev/sdb", Some(&a)));
+        assert!(!is("/dev/sda", Some(&a), "/dev/sda", Some(&b)));
+        for other in [None, Some(&unknown)] {
+            assert!(is("/dev/sda", Some(&a), "/dev/sda", other));
+            assert!(!is("/dev/sda", Some(&a), "/dev/sdb", other));
+        }
+    }
+
+    #[test]
+    fn one_name_in_two_machines_is_two_devices() {
+        let (a, b) = (machine("a"), machine("b"));
+        let one = disk("1");
+        for disk in [None, Some(&one)] {
+            let of = |machine| Subject {
+                machine,
+                device: "/dev/sda",
+                disk,
+            };
+            assert!(of(Some(&a)).is(of(Some(&a))));
+            assert!(!of(Some(&a)).is(of(Some(&b))));
+            assert!(of(Some(&a)).is(of(None)));
+        }
+    }
+
+    #[test]
+    fn two_paths_to_a_disk_count_once() {
+        let one = disk("1");
+        let path = |device| Subject {
+            machine: None,
+            device,
+            disk: Some(&one),
+        };
+        let mut count = Count::default();
+        for round in 1..4 {
+            let paths = [path("/dev/sda"), path("/dev/sdb")];
+            assert_eq!(count.add(paths.into_iter()), round);
+        }
+        assert_eq!(count.most(), 3);
+        assert_eq!(count.add(std::iter::empty()), usize::MAX);
+    }
+}

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! A manifest that is lost, and made again from its parts.
+
+use super::*;
+
+fn rebuild(directory: &Path) -> rebuild::Report {
+    let watch = &mut Watcher::default();
+    let place = Place::new(directory, false);
+    let (mut store, lost) = Store::open_to_rebuild(place, watch).unwrap();
+    rebuild::rebuild(&mut store, lost, watch).unwrap()
+}
+
+/// What a lost manifest is refused with, whatever is to be done.
+fn check_refusal(directory: &Path) {
+    for result in [
+        Store::look(directory),
+        Store::open(directory),
+        Store::open_to_change(directory, false),
+        Store::open_to_change(directory, true),
+    ] {
+        let error = result.map(drop).unwrap_err();
+        assert_eq!(error.exit().code(), 4, "{error}");
+        let remedy = error.remedy().unwrap();
+        assert!(remedy.contains("blksnap rebuild"), "{remedy}");
+    }
+}
+
+#[test]
+fn a_lost_manifest_is_made_again_as_it_was() {
+    let (model, expected) = three_points();
+    let directory = model.backup_directory();
+    let manifest = directory.join(names::MANIFEST);
+    let before = Store::look(&*directory).unwrap().manifest().clone();
+    let text = fs::read_to_string(&manifest).unwrap();
+    let other = text.replacen("\"time\"", "\"tame\"", 1);
+    for content in [None, Some(""), Some(&text[..text.len() / 2]), Some(&other)] {
+        match content {
+            None => fs::remove_file(&manifest).unwrap(),
+            Some(content) => fs::write(&manifest, content).unwrap(),
+        }
+        check_refusal(&directory);
+        let report = rebuild(&directory);
+        assert!(report.lost.is_some() && report.errors.is_empty());
+        assert_eq!(report.points, [1, 2, 3]);
+        assert_eq!(*Store::look(&*directory).unwrap().manifest(), before);
+        check(&directory, &expected);
+    }
+    // What was found damaged is kept for those who want to look at it.
+    let kept = fs::read_to_string(directory.join(names::OLD_MANIFEST)).unwrap();
+    assert_eq!(kept, other);
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!((report.point, report.devices[0].base), (4, Some(3)));
+}
+
+#[test]
+fn a_prune_renews_the_parts_of_what_it_merges() {
+    let (model, expected) = three_points();
+    let directory = model.backup_directory();
+    for keep in [2, 1] {
+        let mut store = Store::open_to_change(&*directory, false).unwrap();
+        keep_newest(&mut store, keep, &mut Watcher::default()).unwrap();
+        drop(store);
+        let before = Store::look(&*directory).unwrap().manifest().clone();
+        fs::remove_file(directory.join(names::MANIFEST)).unwrap();
+        assert_eq!(rebuild(&directory).points.len(), keep);
+        assert_eq!(*Store::look(&*directory).unwrap().manifest(), before);
+        check(&directory, &expected);
+    }
+    // Nothing is left of what was removed.
+    assert!(!directory.join("000001").exists());
+}
+
+#[test]
+fn what_is_lost_of_a_backup_is_told_and_the_rest_stays() {
+    for (file, left) in [
+        ("000003/a.qcow2", &[1, 2][..]),
+        ("000002/a.sums", &[1]),
+        ("000002/point.json", &[1]),
+        ("000001/a.qcow2", &[]),
+    ] {
+        for is_removed in [true, false] {
+            let (model, expected) = three_points();
+            let directory = model.backup_directory();
+            fs::remove_file(directory.join(names::MANIFEST)).unwrap();
+            let path = directory.join(file);
+            match is_removed {
+                true => fs::remove_file(&path).unwrap(),
+                false => {
+                    let length = fs::metadata(&path).unwrap().len();
+                    let damaged = fs::File::options().write(true).open(&path).unwrap();
+                    damaged.set_len(length / 2).unwrap();
+                }
+            }
+            let report = rebuild(&directory);
+            assert_eq!(report.points, left, "{file}");
+            assert!(!report.errors.is_empty());
+            assert!(report.errors.iter().all(|it| it.exit().code() == 4));
+            check(&directory, &expected);
+            // The numbers of what is lost are not used again.
+            assert_eq!(back_up(&model, &["/dev/a"], Mode::Full).point, 4);
+        }
+    }
+}
+
+/// The directory as it is at each step of `act`, without its manifest.
+fn states(directory: &Path, act: impl FnOnce(&mut Store)) -> Vec<tempfile::TempDir> {
+    let copies = Rc::new(std::cell::RefCell::new(Vec::new()));
+    let mut store = Store::open_to_change(directory, false).unwrap();
+    let (from, to) = (directory.to_owned(), Rc::clone(&copies));
+    store.at_step = Some(Box::new(move || {
+        let copy = tempfile::tempdir().unwrap();
+        copy_tree(&from, copy.path());
+        let _ = fs::remove_file(copy.path().join(names::MANIFEST));
+        to.borrow_mut().push(copy);
+    }));
+    act(&mut store);
+    drop(store);
+    Rc::into_inner(copies).unwrap().into_inner()
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => {
+                fs::create_dir(&target).unwrap();
+                copy_tree(&entry.path(), &target);
+            }
+            false => drop(fs::copy(entry.path(), target).unwrap()),
+        }
+    }
+}
+
+/// Whenever a prune was interrupted, with the manifest lost on top: what is to stay is there.
+#[test]
+fn a_prune_that_was_interrupted_loses_nothing_by_that() {
+    let (model, expected) = three_points();
+    let directory = model.backup_directory();
+    let states = states(&directory, |store| {
+        keep_newest(store, 1, &mut Watcher::default()).unwrap();
+    });
+    assert!(states.len() > 5);
+    for state in &states {
+        let report = rebuild(state.path());
+        assert_eq!(report.points.last(), Some(&3), "{:?}", report.errors);
+        check(state.path(), &expected);
+    }
+}
+
+#[test]
+fn the_same_of_a_backup() {
+    let (model, mut expected) = three_points();
+    model.write("/dev/a", 0, &[77; UNIT]);
+    let directory = model.backup_directory();
+    let states = states(&directory, |store| {
+        let request = request(&model, &["/dev/a"], Mode::Incremental);
+        let report = run_in(store, &model, &request, &mut Watcher::default()).unwrap();
+        note(&mut expected, &model, &report);
+    });
+    let mut last = Vec::new();
+    for state in &states {
+        let report = rebuild(state.path());
+        last.extend(report.points.last().copied());
+        check(state.path(), &expected);
+    }
+    // It is there once it is complete.
+    assert!(last.is_sorted() && last.first() == Some(&3) && last.last() == Some(&4));
+}
+
+#[test]
+fn parts_that_are_missing_are_written_again() {
+    let (model, expected) = three_points();
+    let directory = model.backup_directory();
+    let before = Store::look(&*directory).unwrap().manifest().clone();
+    assert!(rebuild(&directory).parts.is_empty());
+    fs::remove_file(directory.join("000001/point.json")).unwrap();
+    fs::write(directory.join("000003/point.json"), "{}").unwrap();
+    let report = rebuild(&directory);
+    assert!(report.lost.is_none() && report.errors.is_empty());
+    assert_eq!(report.parts, [1, 3]);
+    assert_eq!(*Store::look(&*directory).unwrap().manifest(), before);
+    fs::remove_file(directory.join(names::MANIFEST)).unwrap();
+    assert_eq!(rebuild(&directory).points, [1, 2, 3]);
+    check(&directory, &expected);
+}
+
+#[test]
+fn what_is_no_backup_is_not_rebuilt() {
+    let temp = tempfile::tempdir().unwrap();
+    let rebuild = || {
+        let place = Place::new(temp.path(), false);
+        Store::open_to_rebuild(place, &mut Watcher::default()).map(drop)
+    };
+    assert_eq!(rebuild().unwrap_err().errno(), Some(Errno::NOENT));
+    // Somebody else's
+    fs::create_dir(temp.path().join("000001")).unwrap();
+    fs::write(temp.path().join("000001/notes"), "").unwrap();
+    assert_eq!(rebuild().unwrap_err().errno(), Some(Errno::NOENT));
+    assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
+}

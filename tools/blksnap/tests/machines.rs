@@ -1,0 +1,207 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The command on a directory in which several machines have restore points, and on one
+//! whose manifest is lost.
+
+// Not all of it is needed here.
+#[allow(dead_code)]
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::process::Output;
+use std::time::Duration;
+
+use blksnap::backup;
+use blksnap::backup::plan::Mode;
+use blksnap::backup::Progress;
+use blksnap::backup::Watch;
+use blksnap::Result;
+use blksnap::Sectors;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use common::files::Files;
+use common::files::SIZE;
+
+struct Nobody;
+
+impl Watch for Nobody {
+    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
+        Ok(())
+    }
+
+    fn tell(&mut self, _note: &str) {}
+}
+
+/// Makes a restore point of a machine's disk, all bytes of which are `fill`.
+fn back_up(temp: &Path, host: &str, fill: u8) {
+    fs::write(temp.join("host"), host).unwrap();
+    fs::write(temp.join("disk"), vec![fill; SIZE]).unwrap();
+    let request = backup::Request {
+        devices: vec!["/dev/disk".into()],
+        store: "/store".into(),
+        limit: Sectors(1),
+        to: temp.join("backup"),
+        is_trusted: false,
+        existing: false,
+        is_shared: true,
+        mode: Mode::Incremental,
+        bandwidth: None,
+        spot_check: 0,
+        salvage: false,
+        lock_wait: Duration::ZERO,
+    };
+    backup::run(&Files(temp.to_owned()), &request, &mut Nobody).unwrap();
+}
+
+/// Restore points 1, 2 and 5 of db1, and 3 and 4 of db2, filled with their numbers.
+fn shared() -> TempDir {
+    let temp = TempDir::new().unwrap();
+    for (fill, host) in (1..).zip(["db1", "db1", "db2", "db2", "db1"]) {
+        back_up(temp.path(), host, fill);
+    }
+    temp
+}
+
+fn blksnap(temp: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_blksnap"))
+        .args(arguments)
+        .current_dir(temp)
+        .output()
+        .unwrap()
+}
+
+/// What it prints, if it works.
+fn printed(temp: &Path, arguments: &[&str]) -> String {
+    let output = blksnap(temp, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// What it says, if it ends with `code`.
+fn refused(temp: &Path, arguments: &[&str], code: i32) -> String {
+    let output = blksnap(temp, arguments);
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{arguments:?}: {output:?}"
+    );
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn points(temp: &Path) -> Vec<u64> {
+    let list: Value = serde_json::from_str(&printed(temp, &["list", "backup", "--json"])).unwrap();
+    let points = list["points"].as_array().unwrap().iter();
+    points.map(|it| it["point"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn whose_restore_points_they_are_is_shown() {
+    let temp = shared();
+    let text = printed(temp.path(), &["list", "backup"]);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines[0].ends_with("MACHINE"), "{text}");
+    assert!(
+        lines[2].ends_with("db1") && lines[3].ends_with("db2"),
+        "{text}"
+    );
+    let list: Value =
+        serde_json::from_str(&printed(temp.path(), &["list", "backup", "--json"])).unwrap();
+    assert_eq!(list["points"][2]["machine"]["host"], "db2");
+    assert_eq!(list["points"][2]["machine"]["id"], "id of db2");
+
+    let alone = TempDir::new().unwrap();
+    back_up(alone.path(), "db1", 1);
+    assert!(!printed(alone.path(), &["list", "backup"]).contains("MACHINE"));
+}
+
+#[test]
+fn a_machine_prunes_its_own_only() {
+    let temp = shared();
+    let prune = ["prune", "backup", "--keep", "1"];
+    // This machine is neither of both.
+    let error = refused(temp.path(), &prune, 2);
+    assert!(error.contains("db1 (machine id id of db1), db2") || error.contains("db2 (machine"));
+    assert!(error.contains("--machine"), "{error}");
+    let unknown = [&prune[..], &["--machine", "db3"]].concat();
+    assert!(refused(temp.path(), &unknown, 2).contains("no restore point of db3"));
+    let db2 = [&prune[..], &["--machine", "db2", "--dry-run"]].concat();
+    assert_eq!(
+        printed(temp.path(), &db2),
+        "restore points 3 would go, and 4 stay\n"
+    );
+    assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
+    printed(temp.path(), &db2[..6]);
+    assert_eq!(points(temp.path()), [1, 2, 4, 5]);
+    let by_id = [&prune[..], &["--machine", "id of db1"]].concat();
+    printed(temp.path(), &by_id);
+    assert_eq!(points(temp.path()), [4, 5]);
+    printed(temp.path(), &["verify", "backup"]);
+}
+
+#[test]
+fn a_restore_is_of_one_machine() {
+    let temp = shared();
+    let restore = |target: &str, more: &[&str]| {
+        printed(
+            temp.path(),
+            &[&["restore", "backup", target][..], more].concat(),
+        );
+        fs::read(temp.path().join(target)).unwrap()[0]
+    };
+    let error = refused(temp.path(), &["restore", "backup", "out"], 2);
+    assert!(error.contains("--machine"), "{error}");
+    assert_eq!(restore("a", &["--machine", "db1"]), 5);
+    assert_eq!(restore("b", &["--machine", "db2"]), 4);
+    // The number says whose it is.
+    assert_eq!(restore("c", &["--point", "3"]), 3);
+    refused(
+        temp.path(),
+        &["restore", "backup", "d", "--point", "3", "--machine", "db1"],
+        2,
+    );
+}
+
+#[test]
+fn chosen_restore_points_go() {
+    let temp = shared();
+    let error = refused(temp.path(), &["forget", "backup", "2", "9"], 1);
+    assert!(error.contains("no restore point 9"), "{error}");
+    assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
+    let text = printed(temp.path(), &["forget", "backup", "2", "4", "--dry-run"]);
+    assert_eq!(text, "restore points 2, 4 would go, and 3 stay\n");
+    assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
+    printed(temp.path(), &["forget", "backup", "4", "2", "2"]);
+    assert_eq!(points(temp.path()), [1, 3, 5]);
+    printed(temp.path(), &["verify", "backup"]);
+}
+
+#[test]
+fn a_lost_manifest_is_told_and_made_again() {
+    let temp = shared();
+    let manifest = temp.path().join("backup/blksnap.json");
+    let before = printed(temp.path(), &["list", "backup", "--json"]);
+    fs::remove_file(&manifest).unwrap();
+    for arguments in [
+        &["list", "backup"][..],
+        &["verify", "backup"],
+        &["prune", "backup", "--keep", "1"],
+        &["restore", "backup", "x"],
+    ] {
+        let error = refused(temp.path(), arguments, 4);
+        assert!(error.contains("blksnap rebuild backup"), "{error}");
+    }
+    printed(temp.path(), &["rebuild", "backup"]);
+    assert_eq!(printed(temp.path(), &["list", "backup", "--json"]), before);
+    printed(temp.path(), &["verify", "backup"]);
+
+    fs::remove_file(&manifest).unwrap();
+    fs::remove_file(temp.path().join("backup/000005/disk.sums")).unwrap();
+    let error = refused(temp.path(), &["rebuild", "backup"], 4);
+    assert!(error.contains("disk.sums"), "{error}");
+    assert_eq!(points(temp.path()), [1, 2, 3, 4]);
+    printed(temp.path(), &["verify", "backup"]);
+    refused(temp.path(), &["rebuild", "nothing"], 1);
+}
