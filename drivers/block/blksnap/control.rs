@@ -14,6 +14,7 @@ use crate::{
     snapshot::Snapshot,
     storage::Storage, //
 };
+use core::mem;
 use kernel::{
     block::{
         bdev::{
@@ -29,6 +30,7 @@ use kernel::{
         LocalFile, //
     },
     ioctl::{
+        _IO,
         _IOR,
         _IOW,
         _IOWR, //
@@ -38,13 +40,19 @@ use kernel::{
         MiscDeviceOptions,
         MiscDeviceRegistration, //
     },
+    new_mutex,
     prelude::*,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         poll::{
             PollCondVar,
             PollMask, //
         },
         Arc,
+        Mutex,
         SetOnce, //
     },
     time::msecs_to_jiffies,
@@ -70,17 +78,24 @@ const LIMIT: u32 = _IOW::<uapi::blksnap_storage_limit>(TYPE, 34);
 const LOW_SPACE: u32 = _IOW::<uapi::blksnap_storage_low_space>(TYPE, 35);
 const INFO: u32 = _IOWR::<uapi::blksnap_storage_info>(TYPE, 36);
 const WATCH: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 37);
+const OWN: u32 = _IO(TYPE, 38);
 
 /// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
-const INTERFACE: [u16; 4] = [3, 2, 0, 0];
+const INTERFACE: [u16; 4] = [3, 3, 0, 0];
 
 /// How many ranges of sectors can be appended at once.
 const MAX_RANGES: usize = 65536;
 
 /// The control device, opened.
+#[pin_data(PinnedDrop)]
 pub(crate) struct Control {
     /// What `poll()` tells of.
     watched: SetOnce<Arc<Events>>,
+    /// Whether snapshots that are created through this file end with it.
+    is_owner: Atomic<bool>,
+    /// Those that do.
+    #[pin]
+    owned: Mutex<KVec<Uuid>>,
 }
 
 impl Control {
@@ -91,40 +106,50 @@ impl Control {
 
 #[vtable]
 impl MiscDevice for Control {
-    type Ptr = KBox<Self>;
+    type Ptr = Pin<KBox<Self>>;
 
-    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<KBox<Self>> {
-        let watched = SetOnce::new();
-        Ok(KBox::new(Control { watched }, GFP_KERNEL)?)
+    fn open(_file: &File, _misc: &MiscDeviceRegistration<Self>) -> Result<Pin<KBox<Self>>> {
+        KBox::pin_init(
+            pin_init!(Self {
+                watched: SetOnce::new(),
+                is_owner: Atomic::new(false),
+                owned <- new_mutex!(KVec::new(), "blksnap_owned"),
+            }),
+            GFP_KERNEL,
+        )
     }
 
-    fn ioctl(this: &Self, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
+    fn ioctl(this: Pin<&Self>, _file: &File, cmd: u32, arg: usize) -> Result<isize> {
         Capability::SYS_ADMIN.require()?;
 
         let slice = at(arg, 0, kernel::ioctl::_IOC_SIZE(cmd));
         match cmd {
             VERSION => version(slice),
-            CREATE => create(arg),
+            CREATE => this.create(arg),
             DESTROY => Snapshot::destroy(read_id(slice)?),
             TAKE => Snapshot::find(read_id(slice)?)?.take(),
             COLLECT | COLLECT_COMPAT => collect(slice),
             WAIT_EVENT => wait_event(arg),
-            CREATE_EMPTY => create_empty(arg),
+            CREATE_EMPTY => this.create_empty(arg),
             APPEND => append(slice),
             LIMIT => limit(slice),
             LOW_SPACE => low_space(slice),
             INFO => info(slice),
             WATCH => this.watch(slice),
+            OWN => {
+                this.is_owner.store(true, Relaxed);
+                Ok(())
+            }
             _ => Err(ENOTTY),
         }?;
         Ok(0)
     }
 
-    fn poll_condvar<'a>(this: &'a Self, _file: &'a File) -> Option<&'a PollCondVar> {
-        Some(this.watched.as_ref()?.changed())
+    fn poll_condvar<'a>(this: Pin<&'a Self>, _file: &'a File) -> Option<&'a PollCondVar> {
+        Some(this.get_ref().watched.as_ref()?.changed())
     }
 
-    fn poll(this: &Self, _file: &File) -> PollMask {
+    fn poll(this: Pin<&Self>, _file: &File) -> PollMask {
         this.watched
             .as_ref()
             .map_or(PollMask::ERR, |events| events.poll())
@@ -139,6 +164,70 @@ impl Control {
             return Err(EBUSY);
         }
         Ok(())
+    }
+
+    fn create(&self, arg: usize) -> Result {
+        let mut from = at(arg, 0, 16).reader();
+        let limit = from
+            .read::<u64>()?
+            .checked_mul(1 << SECTOR_SHIFT)
+            .ok_or(EINVAL)?;
+        let path = UserPtr::from_addr(usize::try_from(from.read::<u64>()?)?);
+
+        // A path that is cut off is not the one that was meant.
+        const MAX: usize = uapi::PATH_MAX as usize;
+        let mut buffer = KVec::from_elem(0, MAX + 1, GFP_KERNEL)?;
+        let path = UserSlice::new(path, buffer.len())
+            .reader()
+            .strcpy_into_buf(&mut buffer)?;
+        match path.to_bytes().len() {
+            0 => return Err(ENOENT),
+            MAX.. => return Err(ENAMETOOLONG),
+            _ => {}
+        }
+        let storage = Storage::open(path, limit, params::storage_step())?;
+        self.create_with(storage, at(arg, 16, 16))
+    }
+
+    fn create_empty(&self, arg: usize) -> Result {
+        if at(arg, 16, 8).reader().read::<u64>()? != 0 {
+            return Err(EINVAL);
+        }
+        self.create_with(Storage::empty()?, at(arg, 0, 16))
+    }
+
+    fn create_with(&self, storage: Arc<Storage>, id_arg: UserSlice) -> Result {
+        let id = self.create_owned(storage)?;
+        id_arg.writer().write_slice(id.as_bytes()).inspect_err(|_| {
+            // Nobody would know of it.
+            let _ = Snapshot::destroy(id);
+        })
+    }
+
+    /// Creates a snapshot that ends with this file if that was asked for.
+    fn create_owned(&self, storage: Arc<Storage>) -> Result<Uuid> {
+        if !self.is_owner.load(Relaxed) {
+            return Snapshot::create(storage);
+        }
+        let mut owned = self.owned.lock();
+        // Those that were destroyed by their ids
+        owned.retain(|id| Snapshot::find(*id).is_ok());
+        owned.reserve(1, GFP_KERNEL)?;
+        let id = Snapshot::create(storage)?;
+        owned.push(id, GFP_KERNEL)?;
+        Ok(id)
+    }
+}
+
+/// When the last descriptor of the file is closed, or the process that has it ends.
+#[pinned_drop]
+impl PinnedDrop for Control {
+    fn drop(self: Pin<&mut Self>) {
+        let owned = mem::take(&mut *self.owned.lock());
+        for id in owned {
+            // It may have been destroyed by its id.
+            let _ = Snapshot::destroy(id);
+        }
     }
 }
 
@@ -157,44 +246,6 @@ fn version(arg: UserSlice) -> Result {
         to.write(&number)?;
     }
     Ok(())
-}
-
-fn create(arg: usize) -> Result {
-    let mut from = at(arg, 0, 16).reader();
-    let limit = from
-        .read::<u64>()?
-        .checked_mul(1 << SECTOR_SHIFT)
-        .ok_or(EINVAL)?;
-    let path = UserPtr::from_addr(usize::try_from(from.read::<u64>()?)?);
-
-    // A path that is cut off is not the one that was meant.
-    const MAX: usize = uapi::PATH_MAX as usize;
-    let mut buffer = KVec::from_elem(0, MAX + 1, GFP_KERNEL)?;
-    let path = UserSlice::new(path, buffer.len())
-        .reader()
-        .strcpy_into_buf(&mut buffer)?;
-    match path.to_bytes().len() {
-        0 => return Err(ENOENT),
-        MAX.. => return Err(ENAMETOOLONG),
-        _ => {}
-    }
-    let storage = Storage::open(path, limit, params::storage_step())?;
-    create_with(storage, at(arg, 16, 16))
-}
-
-fn create_empty(arg: usize) -> Result {
-    if at(arg, 16, 8).reader().read::<u64>()? != 0 {
-        return Err(EINVAL);
-    }
-    create_with(Storage::empty()?, at(arg, 0, 16))
-}
-
-fn create_with(storage: Arc<Storage>, id_arg: UserSlice) -> Result {
-    let id = Snapshot::create(storage)?;
-    id_arg.writer().write_slice(id.as_bytes()).inspect_err(|_| {
-        // Nobody would know of it.
-        let _ = Snapshot::destroy(id);
-    })
 }
 
 fn append(arg: UserSlice) -> Result {
@@ -279,7 +330,7 @@ fn collect(arg: UserSlice) -> Result {
 }
 
 fn wait_event(arg: usize) -> Result {
-    const RETURNED: usize = core::mem::offset_of!(uapi::blksnap_snapshot_event, code);
+    const RETURNED: usize = mem::offset_of!(uapi::blksnap_snapshot_event, code);
 
     let mut from = at(arg, 0, RETURNED).reader();
     let id = Uuid::from_bytes(from.read()?);

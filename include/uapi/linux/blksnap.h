@@ -327,5 +327,11 @@ struct blksnap_storage_info {
 /* poll(2) tells of the events of that snapshot from then on. */
 #define IOCTL_BLKSNAP_SNAPSHOT_WATCH		\
 	_IOW(BLKSNAP, 37, struct blksnap_uuid)
+/*
+ * Snapshots that are created through this file from then on are destroyed when it
+ * is closed: when no process has a descriptor of it any more, however they ended.
+ */
+#define IOCTL_BLKSNAP_SNAPSHOT_OWN		\
+	_IO(BLKSNAP, 38)
 
 #endif /* _UAPI_LINUX_BLKSNAP_H */

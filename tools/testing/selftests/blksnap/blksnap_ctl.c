@@ -341,6 +341,7 @@ static void do_abi(void)
 	VALUE(IOCTL_BLKSNAP_STORAGE_LOW_SPACE);
 	VALUE(IOCTL_BLKSNAP_STORAGE_INFO);
 	VALUE(IOCTL_BLKSNAP_SNAPSHOT_WATCH);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_OWN);
 	VALUE(BLKSNAP_FILTER_CBTINFO);
 	VALUE(BLKSNAP_FILTER_CBTMAP);
 	VALUE(BLKSNAP_FILTER_CBTDIRTY);
@@ -775,6 +776,46 @@ static void do_poll(void)
 	printf("%s%s%s%s\n", poll_fd.revents ? "" : "nothing",
 	       poll_fd.revents & POLLIN ? "in" : "", poll_fd.revents & POLLHUP ? "hup" : "",
 	       poll_fd.revents & POLLERR ? "err" : "");
+}
+
+/*
+ * Creates snapshots that end when this process and one that it forks have ended, and
+ * takes the first one, of the device. Prints the forked process and the ids, and waits.
+ */
+static void do_own(void)
+{
+	struct blksnap_snapshot_create create = {
+		.diff_storage_limit_sect = number(argv[3]),
+		.diff_storage_filename = ptr(argv[2]),
+	};
+	unsigned long long count = number(argv[1]);
+	int dev = open_device(argv[4]), control = open_control();
+	pid_t child;
+
+	/* The second time it changes nothing. */
+	must(call(control, IOCTL_BLKSNAP_SNAPSHOT_OWN, NULL));
+	must(call(control, IOCTL_BLKSNAP_SNAPSHOT_OWN, NULL));
+	child = fork();
+	if (child < 0)
+		fail(errno);
+	if (!child)
+		for (;;)
+			pause();
+	printf("%d", child);
+	for (unsigned long long i = 0; i < count; i++) {
+		must(call(control, IOCTL_BLKSNAP_SNAPSHOT_CREATE, &create));
+		if (!i) {
+			must(filter_ctl(dev, BLKSNAP_FILTER_NAME, BLKSNAP_FILTER_SNAPSHOTADD,
+					sizeof(create.id), &create.id));
+			must(call(control, IOCTL_BLKSNAP_SNAPSHOT_TAKE, &create.id));
+		}
+		putchar(' ');
+		print_id(&create.id);
+	}
+	putchar('\n');
+	fflush(stdout);
+	for (;;)
+		pause();
 }
 
 static void do_raw(void)
@@ -1551,6 +1592,7 @@ static const struct {
 	{ "ctl", 5, 5, do_ctl, "DEV NAME CMD OPTLEN BYTES" },
 	{ "create", 2, 2, do_create, "PATH|bad SECTORS" },
 	{ "create-empty", 0, 1, do_create_empty, "[FLAGS]" },
+	{ "own", 4, 4, do_own, "COUNT PATH SECTORS DEV" },
 	{ "append", 2, 99999, do_append, "ID DEV [OFFSET:COUNT... | bad]" },
 	{ "limit", 2, 2, do_limit, "ID SECTORS" },
 	{ "low-space", 2, 2, do_low_space, "ID SECTORS" },

@@ -379,6 +379,7 @@ static void call_other_control(struct worker *w)
 	case IOCTL_BLKSNAP_STORAGE_LOW_SPACE:
 	case IOCTL_BLKSNAP_STORAGE_INFO:
 	case IOCTL_BLKSNAP_SNAPSHOT_WATCH:
+	case IOCTL_BLKSNAP_SNAPSHOT_OWN:
 		return;
 	}
 	/* What any file has. */

@@ -238,6 +238,83 @@ expect_in_use()
 }
 
 # A snapshot without devices does not keep the module, and frees its storage.
+# owned COUNT: snapshots that end with the process $owner and the one that it forked,
+# $other; the first one is of $dev; their ids in $ids
+owned()
+{
+	local line
+
+	null_blk "$SIZE"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/old"
+	attach "$dev"
+	: >"$scratch/owned"
+	blksnap_ctl own "$1" "$scratch" 65536 "$dev" >"$scratch/owned" &
+	owner=$!
+	undo stop "$owner"
+	eventually test -s "$scratch/owned"
+	read -r other line <"$scratch/owned"
+	undo stop "$other"
+	read -ra ids <<<"$line"
+	equal "$1" "${#ids[@]}" "the snapshots"
+}
+
+is_gone()
+{
+	! ctl collect | grep -q "$1"
+}
+
+owner_killed()
+{
+	local dev image owner other ids
+
+	owned 2
+	image=$(image_of "$dev")
+	put direct 0 65536 "$dev"
+	same "$image" "$scratch/old"
+	read_on "$image" 2>/dev/null &
+	undo stop $!
+	exec 7<"$image"
+	# Whoever has the file keeps them.
+	kill -KILL "$owner"
+	wait "$owner" 2>/dev/null || true
+	put direct 65536 65536 "$dev"
+	same "$image" "$scratch/old"
+	equal "${ids[*]}" "$(ctl collect | xargs)" "the snapshots"
+	if is_module && rmmod blksnap 2>/dev/null; then
+		wrong "the module was unloaded with its file open"
+		load
+	fi
+	kill -KILL "$other"
+	eventually is_gone "${ids[0]}"
+	eventually is_gone "${ids[1]}"
+	eventually test ! -e "$image"
+	equal 0 "$(head -c 4096 2>/dev/null <&7 | wc -c)" "bytes of the image"
+	exec 7<&-
+	put direct 0 65536 "$dev"
+	# And the device is free for the next one.
+	take "$dev"
+	image_of "$dev"
+}
+
+owner_of_destroyed()
+{
+	local dev owner other ids i
+
+	owned 8
+	# Which stays, as its owner is nobody.
+	new_storage
+	create "$storage" 2048
+	for i in 0 3; do
+		ctl destroy "${ids[i]}"
+		expect ENODEV ctl destroy "${ids[i]}"
+	done
+	kill -KILL "$owner" "$other"
+	for i in 1 2 4 5 6 7; do
+		eventually is_gone "${ids[i]}"
+	done
+	equal "$snapshot" "$(ctl collect)" "the snapshots"
+}
+
 unloading_empty()
 {
 	is_module || skip "the driver is built in"
@@ -366,6 +443,8 @@ run_cases \
 	"storage in the page cache that fails" cached_storage_failing \
 	"unloading the module" unloading \
 	"unloading it with a snapshot without devices" unloading_empty \
+	"snapshots whose owner is killed" owner_killed \
+	"snapshots that are destroyed before their owner ends" owner_of_destroyed \
 	"20 rounds" rounds \
 	"eight devices" crowd \
 	"everything at once" chaos
