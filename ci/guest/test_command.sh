@@ -176,6 +176,88 @@ snapshot_grows()
 	equal "" "$(ctl collect)" "the snapshots"
 }
 
+no_snapshots()
+{
+	[ -z "$(ctl collect)" ]
+}
+
+# Whatever is killed at whatever time, no snapshot stays.
+killed()
+{
+	local i command
+
+	begin
+	for i in 1 2 3 4 5 6; do
+		rm -f "$work/ready"
+		# With a group of its own, of which all processes are killed at once
+		setsid blksnap snapshot "$dev" --store "$work" --limit 4M --grow 4M -- \
+			sh -c ': >"$0"; sleep 60' "$work/ready" 2>/dev/null &
+		command=$!
+		undo stop "$command"
+		case $i in
+		[123]) eventually test -e "$work/ready" ;;
+		*) sleep "0.0$((i * 2))" ;;
+		esac
+		case $i in
+		# The command alone, which "sh" then outlives
+		1) kill -KILL "$command" ;;
+		*) kill -KILL -- "-$command" 2>/dev/null || kill -KILL "$command" ;;
+		esac
+		wait "$command" 2>/dev/null || true
+		eventually no_snapshots
+		put direct 0 65536 "$dev"
+	done
+	start_backup "$work/copy"
+	kill -KILL $!
+	eventually no_snapshots
+	back_up "$work/copy"
+	restores 1 "$work/copy"
+}
+
+# refuses WORDS: what destroying the snapshot is refused with
+refuses()
+{
+	exits 1 blksnap destroy "$snapshot" 2>"$work/error"
+	grep -q "$1" "$work/error"
+	equal "$snapshot" "$(ctl collect)" "the snapshots"
+}
+
+# An image that is in use is not destroyed without --force, wherever its user is.
+destroy_used()
+{
+	local holder
+
+	null_blk "$SIZE"; dev=$REPLY
+	make_fs ext4 "$dev"
+	undo detach "$dev"
+	blksnap attach "$dev"
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	created --store "$work" --limit 4M
+	mkdir "$work/mnt"
+	# Where only its own processes see it
+	unshare --mount sh -c 'mount -o ro,noload "$0" "$1" && : >"$2" && exec sleep 100' \
+		"$image" "$work/mnt" "$work/ready" &
+	holder=$!
+	undo stop "$holder"
+	eventually test -e "$work/ready"
+	refuses "mounted on $work/mnt in the mount namespace of process $holder (sleep)"
+	stop "$holder"
+	loop_on "$image" --read-only
+	refuses "the loop device ${REPLY#/dev/} is on top of it"
+	losetup -d "$REPLY"
+	if command -v dmsetup >/dev/null; then
+		dmsetup create --readonly blksnap-user --table "0 2048 linear $image 0"
+		undo dmsetup remove blksnap-user
+		refuses "(blksnap-user) is on top of it"
+		blksnap destroy "$snapshot" --force 2>"$work/error"
+		grep -q "(blksnap-user) is on top of it" "$work/error"
+	else
+		blksnap destroy "$snapshot"
+	fi
+	equal "" "$(ctl collect)" "the snapshots"
+}
+
 # back_up COPY ARGUMENT...: what the device has is in COPY then, the report in $work/report
 back_up()
 {
@@ -793,6 +875,8 @@ run_cases \
 	"command: storage that grows to its end" grow_to_the_end \
 	"command: storage that is appended" append \
 	"command: snapshot that grows" snapshot_grows \
+	"command: killed" killed \
+	"command: destroy of what is in use" destroy_used \
 	"command: backup" backup \
 	"command: backup that is interrupted" backup_interrupted \
 	"command: backup of a snapshot that breaks" backup_broken \

@@ -59,6 +59,7 @@ pub const STORAGE_LOW_SPACE: Opcode = opcode::write::<StorageLowSpace>(CONTROL_G
 pub const STORAGE_INFO: Opcode = opcode::read_write::<StorageInfo>(CONTROL_GROUP, 36);
 /// Makes poll() on the control device tell of the events of a snapshot.
 pub const SNAPSHOT_WATCH: Opcode = opcode::write::<Id>(CONTROL_GROUP, 37);
+pub const SNAPSHOT_OWN: Opcode = opcode::none(CONTROL_GROUP, 38);
 
 /// Commands of the filter "blksnap" within [`BLKFILTER_CTL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -355,6 +356,7 @@ mod tests {
         assert_eq!(STORAGE_LOW_SPACE, 0x4018_5623);
         assert_eq!(STORAGE_INFO, 0xc040_5624);
         assert_eq!(SNAPSHOT_WATCH, 0x4010_5625);
+        assert_eq!(SNAPSHOT_OWN, 0x5626);
     }
 
     #[test]

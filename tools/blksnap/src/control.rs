@@ -222,6 +222,13 @@ impl Control {
             .map_err(|errno| Error::from_errno(Operation::Watch, errno).of(id))
     }
 
+    /// Snapshots that are created through this from now on are destroyed when it is closed:
+    /// when no process has a descriptor of it any more, however they ended.
+    pub fn own(&self) -> Result<()> {
+        sys::snapshot_own(self.file.as_fd())
+            .map_err(|errno| Error::from_errno(Operation::Own, errno))
+    }
+
     /// Destroys a snapshot, in whatever state it is. Images in use stay, but
     /// cannot be read any more.
     pub fn destroy(&self, id: Uuid) -> Result<()> {

@@ -48,12 +48,11 @@ pub enum Operation {
     SetLowSpace,
     StorageInfo,
     Watch,
+    Own,
     /// Reading what the kernel says about block devices.
     Scan,
     /// Finding the device node of an image.
     FindImage,
-    /// Starting the process that releases the snapshot if this one dies.
-    Guard,
     /// Letting the storage of a snapshot grow.
     Grow,
     /// Running COMMAND.
@@ -300,12 +299,12 @@ impl Error {
             Operation::SetLowSpace => format!("set the low-space threshold of {snapshot}"),
             Operation::StorageInfo => format!("read how full the storage of {snapshot} is"),
             Operation::Watch => format!("watch {snapshot}"),
+            Operation::Own => "have snapshots end with this process".to_owned(),
             Operation::Scan => format!("read {path}"),
             Operation::FindImage => match self.0.path {
                 Some(_) => format!("find the image of {path}"),
                 None => format!("find the images of {snapshot}"),
             },
-            Operation::Guard => "start the process that guards the snapshot".to_owned(),
             Operation::Grow => "let the storage of the snapshot grow".to_owned(),
             Operation::Run => format!("run {path}"),
             Operation::Verify => format!("trust the image of {path}"),

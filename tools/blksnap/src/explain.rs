@@ -231,7 +231,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
              \"blksnap append ID DEV\" only",
         ),
         (
-            CreateEmpty | AppendStorage | SetLimit | SetLowSpace | StorageInfo | Watch,
+            CreateEmpty | AppendStorage | SetLimit | SetLowSpace | StorageInfo | Watch | Own,
             Errno::NOTTY,
         ) => because(
             "the driver is too old for this",

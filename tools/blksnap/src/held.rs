@@ -123,9 +123,9 @@ impl<'a> Held<'a> {
         Ok(())
     }
 
-    /// Where the image of `device` is mounted.
-    pub fn mounts(&self, device: &HeldDevice) -> Vec<PathBuf> {
-        self.kernel.mounts_of_image(&device.image)
+    /// What uses the image of `device`, in words.
+    pub fn users(&self, device: &HeldDevice) -> Vec<String> {
+        self.kernel.users_of_image(&device.image)
     }
 
     /// Destroys the snapshot, and detaches what is to be detached. Goes on

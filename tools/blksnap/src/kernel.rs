@@ -3,13 +3,13 @@
 //! What holding a snapshot needs from the kernel, as a trait, so that the
 //! logic above it can be tested on any kernel.
 
+use std::cell::RefCell;
 use std::path::Path;
 use std::path::PathBuf;
 
 use crate::control::Control;
 use crate::device::Attachment;
 use crate::device::Device;
-use crate::device::DeviceNumber;
 use crate::device::SnapshotState;
 use crate::device::Takes;
 use crate::device::Tracking;
@@ -18,8 +18,8 @@ use crate::held::HeldDevice;
 use crate::identity::Disk;
 use crate::identity::Machine;
 use crate::identity::Sources;
-use crate::mounts;
 use crate::size::Sectors;
+use crate::stack::Stack;
 use crate::sysfs::Sysfs;
 use crate::Uuid;
 
@@ -40,8 +40,8 @@ pub trait Kernel {
     fn read_map(&self, device: &Path, map: &mut [u8]) -> Result<()>;
     /// The node of the disk `image`, or `None` as long as there is none.
     fn image_node(&self, image: &str) -> Option<PathBuf>;
-    /// Where filesystems on the disk `image` are mounted.
-    fn mounts_of_image(&self, image: &str) -> Vec<PathBuf>;
+    /// What uses the disk `image` or a partition of it, in words.
+    fn users_of_image(&self, image: &str) -> Vec<String>;
 
     /// The machine that this is.
     fn machine(&self) -> Machine {
@@ -58,13 +58,36 @@ pub trait Kernel {
     }
 }
 
-/// The running kernel.
-#[derive(Debug, Default)]
-pub struct Linux {
+/// What is done with a snapshot that was just created; an error destroys it again.
+type AtCreate<'a> = Box<dyn Fn(Uuid, &Path) -> Result<()> + 'a>;
+
+/// The running kernel. It destroys the snapshot when this is dropped or the process ends, and if
+/// it is killed.
+pub struct Linux<'a> {
     sysfs: Sysfs,
+    at_create: AtCreate<'a>,
+    /// The file that the snapshot ends with.
+    owner: RefCell<Option<Control>>,
 }
 
-impl Kernel for Linux {
+impl Default for Linux<'_> {
+    fn default() -> Self {
+        Self::new(|_, _| Ok(()))
+    }
+}
+
+impl<'a> Linux<'a> {
+    /// `at_create` gets the id of a snapshot that was just created, and its storage.
+    pub fn new(at_create: impl Fn(Uuid, &Path) -> Result<()> + 'a) -> Self {
+        Self {
+            sysfs: Sysfs::default(),
+            at_create: Box::new(at_create),
+            owner: RefCell::new(None),
+        }
+    }
+}
+
+impl Kernel for Linux<'_> {
     fn attach(&self, device: &Path) -> Result<Attachment> {
         Device::open(device)?.attach()
     }
@@ -74,7 +97,13 @@ impl Kernel for Linux {
     }
 
     fn create(&self, store: &Path, limit: Sectors) -> Result<Uuid> {
-        Control::open()?.create(store, limit)
+        let control = Control::open()?;
+        // Before there is one, so that it has its owner from the start.
+        control.own()?;
+        let id = control.create(store, limit)?;
+        (self.at_create)(id, store)?;
+        self.owner.replace(Some(control));
+        Ok(id)
     }
 
     fn add(&self, id: Uuid, device: &Path) -> Result<()> {
@@ -86,7 +115,9 @@ impl Kernel for Linux {
     }
 
     fn destroy(&self, id: Uuid) -> Result<()> {
-        Control::open()?.destroy(id)
+        let result = Control::open()?.destroy(id);
+        self.owner.take();
+        result
     }
 
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
@@ -112,18 +143,8 @@ impl Kernel for Linux {
         (self.sysfs.number_of(image)? == number).then_some(node)
     }
 
-    fn mounts_of_image(&self, image: &str) -> Vec<PathBuf> {
-        let numbers = self.sysfs.numbers_of_disk(image);
-        let of_image = |source: &Path| {
-            std::fs::metadata(source).is_ok_and(|metadata| {
-                use std::os::unix::fs::FileTypeExt;
-                use std::os::unix::fs::MetadataExt;
-                metadata.file_type().is_block_device()
-                    && numbers.contains(&DeviceNumber::from_raw(metadata.rdev()))
-            })
-        };
-        // Unreadable in a chroot without /proc; then nothing is known.
-        let mounts = mounts::read().unwrap_or_default();
-        mounts::points_on(&mounts, &numbers, of_image)
+    fn users_of_image(&self, image: &str) -> Vec<String> {
+        let number = self.sysfs.number_of(image);
+        number.map_or_else(Vec::new, |number| Stack::default().users(number))
     }
 }

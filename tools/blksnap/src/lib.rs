@@ -37,7 +37,6 @@ pub mod device;
 pub mod error;
 pub mod explain;
 pub mod grow;
-pub mod guardian;
 pub mod held;
 pub mod identity;
 pub mod kernel;

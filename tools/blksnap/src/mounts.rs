@@ -2,6 +2,7 @@
 
 //! Where block devices are mounted, as this process sees it.
 
+use std::collections::HashSet;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -24,6 +25,43 @@ pub struct Mount {
 /// The mounts of this process's namespace.
 pub fn read() -> io::Result<Vec<Mount>> {
     Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+}
+
+/// The mounts of another namespace, and a process that is in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// Its number and name.
+    pub process: String,
+    pub mounts: Vec<Mount>,
+}
+
+/// The mounts of all other namespaces that a process is in, as far as they can be seen.
+pub fn elsewhere() -> Vec<Elsewhere> {
+    elsewhere_in(Path::new("/proc"))
+}
+
+fn elsewhere_in(proc: &Path) -> Vec<Elsewhere> {
+    let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
+    let mut seen = HashSet::new();
+    seen.extend(namespace(&proc.join("self")));
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(proc).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some(number) = name.to_str().filter(|it| it.parse::<u32>().is_ok()) else {
+            continue;
+        };
+        let process = entry.path();
+        let is_new = namespace(&process).is_some_and(|it| seen.insert(it));
+        let Some(text) = is_new.then(|| std::fs::read(process.join("mountinfo")).ok()) else {
+            continue;
+        };
+        let comm = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
+        found.push(Elsewhere {
+            process: format!("{number} ({})", comm.trim()),
+            mounts: parse(&text.unwrap_or_default()),
+        });
+    }
+    found
 }
 
 fn parse(text: &[u8]) -> Vec<Mount> {
@@ -122,5 +160,26 @@ garbage\n";
     fn escapes_are_undone_and_nothing_else() {
         assert_eq!(unescape(b"a\\134b\\011"), Path::new("a\\b\t"));
         assert_eq!(unescape(b"a\\9\\04"), Path::new("a\\9\\04"));
+    }
+
+    #[test]
+    fn namespaces_are_looked_at_once() {
+        use std::os::unix::fs::symlink;
+        let temp = tempfile::tempdir().unwrap();
+        for (number, namespace) in [("7", "mnt:[1]"), ("8", "mnt:[2]"), ("9", "mnt:[2]")] {
+            let process = temp.path().join(number);
+            std::fs::create_dir_all(process.join("ns")).unwrap();
+            symlink(namespace, process.join("ns/mnt")).unwrap();
+            std::fs::write(process.join("mountinfo"), SAMPLE).unwrap();
+            std::fs::write(process.join("comm"), "sh\n").unwrap();
+        }
+        // Another user's process, and what is none
+        std::fs::create_dir_all(temp.path().join("10")).unwrap();
+        std::fs::create_dir_all(temp.path().join("sys/ns")).unwrap();
+        symlink("7", temp.path().join("self")).unwrap();
+        let found = elsewhere_in(temp.path());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(["8 (sh)", "9 (sh)"].contains(&found[0].process.as_str()));
+        assert_eq!(found[0].mounts, parse(SAMPLE));
     }
 }

@@ -96,7 +96,7 @@ impl From<ExitStatus> for Ending {
 /// Takes the snapshot, runs the command and releases the snapshot, whatever
 /// happens. An error means that the command did not run.
 pub fn run(kernel: &dyn Kernel, request: &Request) -> Result<Report> {
-    let mut signals = Signals::catch().map_err(|error| Error::from_io(Operation::Guard, &error))?;
+    let mut signals = Signals::catch().map_err(|error| Error::from_io(Operation::Run, &error))?;
     let held = Held::take(
         kernel,
         &request.devices,
@@ -216,11 +216,10 @@ fn finish(held: Held<'_>, command: Ending) -> Report {
             valid: verdict.is_ok(),
         });
         errors.extend(verdict.err());
-        for mount_point in held.mounts(device) {
+        for user in held.users(device) {
             warnings.push(format!(
-                "{} is still mounted at {}; what is read there will fail from now on",
-                device.node.display(),
-                mount_point.display()
+                "{} is still in use: {user}; what is read there will fail from now on",
+                device.node.display()
             ));
         }
     }

@@ -73,18 +73,9 @@ fn is_to_group(signal: i32, cause: Cause, leads_session: bool) -> bool {
     cause == Cause::Kernel && is_known
 }
 
-/// Keeps the signals from ending this process, for good.
-pub fn outlive() -> io::Result<()> {
-    disregard(&STOP)
-}
-
-/// The same for those only that a terminal sends.
+/// Keeps the signals that a terminal sends from ending this process, for good.
 pub fn outlive_terminal() -> io::Result<()> {
-    disregard(&[SIGINT, SIGHUP, SIGQUIT])
-}
-
-fn disregard(signals: &[i32]) -> io::Result<()> {
-    for &signal in signals {
+    for signal in [SIGINT, SIGHUP, SIGQUIT] {
         let unread = std::sync::Arc::default();
         signal_hook::flag::register(signal, unread)?;
     }

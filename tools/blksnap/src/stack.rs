@@ -11,6 +11,7 @@ use std::path::PathBuf;
 
 use crate::device::DeviceNumber;
 use crate::mounts;
+use crate::mounts::Elsewhere;
 use crate::mounts::Mount;
 
 /// Device and inode number of a file.
@@ -34,6 +35,8 @@ pub struct Stack {
     sys: PathBuf,
     dev: PathBuf,
     mounts: Vec<Mount>,
+    /// Those of other namespaces.
+    elsewhere: Vec<Elsewhere>,
 }
 
 impl Default for Stack {
@@ -42,6 +45,7 @@ impl Default for Stack {
             sys: "/sys".into(),
             dev: "/dev".into(),
             mounts: mounts::read().unwrap_or_default(),
+            elsewhere: mounts::elsewhere(),
         }
     }
 }
@@ -147,6 +151,21 @@ impl Stack {
             .iter()
             .map(|point| format!("it is mounted on {}", point.display()))
             .collect();
+        for it in &self.elsewhere {
+            let points = mounts::points_on(&it.mounts, &numbers, is_source);
+            users.extend(points.iter().map(|point| {
+                let (point, process) = (point.display(), &it.process);
+                format!("it is mounted on {point} in the mount namespace of process {process}")
+            }));
+        }
+        for name in names_in(&self.sys.join("block")) {
+            let path = self.sys.join("block").join(&name).join("loop/backing_file");
+            let file = fs::read(path).unwrap_or_default();
+            let file = PathBuf::from(String::from_utf8_lossy(&file).trim_end_matches('\n'));
+            if is_source(&file) {
+                users.push(format!("the loop device {name} is on top of it"));
+            }
+        }
         for holder in directories
             .iter()
             .flat_map(|it| names_in(&it.join("holders")))
@@ -341,6 +360,7 @@ mod tests {
             sys: root.to_owned(),
             dev: "/dev".into(),
             mounts: Vec::new(),
+            elsewhere: Vec::new(),
         };
         (temp, stack)
     }
@@ -385,7 +405,7 @@ mod tests {
 
     #[test]
     fn devices_are_described_for_people() {
-        let (_temp, stack) = sample();
+        let (_temp, mut stack) = sample();
         let identity = |text: &str| stack.identity(number(text)).unwrap_or_default();
         assert_eq!(identity("4008:0"), "ATA WD40");
         assert_eq!(identity("4008:1"), "a partition of ATA WD40");
@@ -397,6 +417,20 @@ mod tests {
             ["dm-0 (vg-home) is on top of it"]
         );
         assert!(stack.users(number("4008:16")).is_empty());
+        let mount = Mount {
+            number: number("4008:16"),
+            mount_point: "/srv".into(),
+            source: "/dev/sdb".into(),
+        };
+        stack.elsewhere.push(Elsewhere {
+            process: "7 (sh)".to_owned(),
+            mounts: vec![mount],
+        });
+        assert_eq!(
+            stack.users(number("4008:16")),
+            ["it is mounted on /srv in the mount namespace of process 7 (sh)"]
+        );
+        stack.elsewhere.clear();
         assert_eq!(
             stack.partitions(number("4008:0")).first().unwrap().0,
             Path::new("/dev/sda1")

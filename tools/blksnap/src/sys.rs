@@ -251,6 +251,13 @@ pub(crate) fn storage_info(fd: BorrowedFd<'_>, id: abi::Id) -> Result<abi::Stora
     Ok(arg)
 }
 
+pub(crate) fn snapshot_own(fd: BorrowedFd<'_>) -> Result<()> {
+    // SAFETY: SNAPSHOT_OWN has no argument.
+    let call = unsafe { ioctl::NoArg::<{ abi::SNAPSHOT_OWN }>::new() };
+    // SAFETY: as above.
+    unsafe { ioctl::ioctl(fd, call) }
+}
+
 pub(crate) fn snapshot_watch(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> {
     // SAFETY: the type is that of SNAPSHOT_WATCH, without addresses.
     unsafe { update::<{ abi::SNAPSHOT_WATCH }, _>(fd, &mut id) }

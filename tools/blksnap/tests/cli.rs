@@ -3,7 +3,6 @@
 //! The command itself, as far as it needs nothing from the kernel.
 
 use std::ffi::OsStr;
-use std::io::Read;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -63,6 +62,8 @@ fn help_has_examples_and_exit_codes() {
         "verify",
         "list",
         "prune",
+        "forget",
+        "rebuild",
         "changed",
         "completions",
         "man",
@@ -72,9 +73,7 @@ fn help_has_examples_and_exit_codes() {
         assert_eq!(help.code, 0);
         assert!(help.stdout.contains("Examples:"), "{command}");
     }
-    for hidden in ["\n  guard ", "\n  grow "] {
-        assert!(!help.stdout.contains(hidden), "{hidden}");
-    }
+    assert!(!help.stdout.contains("\n  grow "));
 }
 
 /// What the help says of exit codes is in the README, too.
@@ -276,25 +275,6 @@ fn without_the_driver_its_loading_is_advised() {
 }
 
 #[test]
-fn the_guardian_tells_its_holder_what_the_kernel_refused() {
-    if Path::new(blksnap::abi::CONTROL_PATH).exists() {
-        return;
-    }
-    let (mut socket, other) = UnixStream::pair().unwrap();
-    let status = Command::new(env!("CARGO_BIN_EXE_blksnap"))
-        .args(["guard", "--sectors=2048", "--store=/tmp"])
-        .stdin(OwnedFd::from(other))
-        .status()
-        .unwrap();
-    assert!(status.success());
-    let mut answer = String::new();
-    socket.read_to_string(&mut answer).unwrap();
-    let answer: Value = serde_json::from_str(&answer).unwrap();
-    assert_eq!(answer["refused"]["operation"], "open_control");
-    assert_eq!(answer["refused"]["errno"], 2);
-}
-
-#[test]
 fn results_that_cannot_be_written_are_an_error() {
     let run = |args: &[&str], stdout: Stdio| {
         let output = Command::new(env!("CARGO_BIN_EXE_blksnap"))
@@ -389,7 +369,6 @@ fn completions_and_man_pages_know_the_commands() {
     let backup = page("blksnap-backup.8");
     assert!(backup.contains("[OPTIONS] \\-\\-to <DIR> \\-\\-store <PATH> <DEV>..."));
     assert!(backup.contains(".SH EXAMPLES\n.nf\n  blksnap backup"));
-    assert!(!temp.path().join("blksnap-guard.8").exists());
     let outcome = blksnap(&["man", "/nonexistent"]);
     assert_eq!(outcome.code, 1);
     assert!(

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Holder, guardian, grower and COMMAND as real processes, on a kernel that only
+//! Holder, grower and COMMAND as real processes, on a kernel that only
 //! writes down what is asked of it.
 //!
 //! This test program starts itself again in the role of one of them; [`role`] is
@@ -32,8 +32,6 @@ use blksnap::error::Operation;
 use blksnap::grow;
 use blksnap::grow::Growth;
 use blksnap::grow::Storage;
-use blksnap::guardian;
-use blksnap::guardian::Guarded;
 use blksnap::kernel::Kernel;
 use blksnap::run;
 use blksnap::Error;
@@ -41,8 +39,6 @@ use blksnap::Result;
 use blksnap::Sectors;
 use blksnap::Uuid;
 use rustix::io::Errno;
-use rustix::process::kill_process;
-use rustix::process::Pid;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -98,6 +94,8 @@ impl Kernel for Files {
         assert_eq!(limit, Sectors(2048));
         File::create_new(self.directory.join("held")).unwrap();
         self.note("create");
+        // As the driver does when the file is closed.
+        start(self).inspect_err(|_| self.destroy(ID).unwrap())?;
         Ok(ID)
     }
 
@@ -152,7 +150,7 @@ impl Kernel for Files {
         Some(Path::new("/dev").join(image))
     }
 
-    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
+    fn users_of_image(&self, _image: &str) -> Vec<String> {
         Vec::new()
     }
 }
@@ -197,7 +195,7 @@ const GROWTH: Growth = Growth {
     max: Some(Sectors(4000)),
 };
 
-/// What the guardian does when the snapshot exists.
+/// What is done when the snapshot exists.
 fn start(files: &Files) -> Result<()> {
     match files.behaviour.as_str() {
         "old driver" => Err(Error::from_errno(Operation::SetLowSpace, Errno::NOTTY)),
@@ -224,17 +222,12 @@ fn role() {
     let files = Files::from_environment();
     let store = Path::new("/store");
     let code = match role.as_str() {
-        "guardian" => {
-            guardian::serve(&files, store, Sectors(2048), &|_| start(&files)).unwrap();
-            0
-        }
         "grower" => {
             grow::serve(&files, Sectors(2048), GROWTH, &|news| eprintln!("{news}")).unwrap();
             0
         }
         "holder" => {
             let behaviour = files.behaviour.clone();
-            let guarded = Guarded::new(files, |_| start_role("guardian"));
             let request = run::Request {
                 devices: vec!["/dev/a".into(), "/dev/b".into()],
                 store: store.to_owned(),
@@ -247,7 +240,7 @@ fn role() {
                 },
                 stdout_to_stderr: true,
             };
-            match run::run(&guarded, &request) {
+            match run::run(&files, &request) {
                 Ok(report) => {
                     eprintln!("{}", serde_json::to_string(&report).unwrap());
                     report.exit_code
@@ -360,29 +353,6 @@ impl Holder {
         let log = self.read("log");
         assert_eq!(log.lines().collect::<Vec<_>>(), calls);
         assert!(!self.directory.path().join("held").exists());
-    }
-
-    #[track_caller]
-    fn assert_held(&self) {
-        let log = self.read("log");
-        assert_eq!(log.lines().collect::<Vec<_>>(), HELD);
-        assert!(self.directory.path().join("held").exists());
-    }
-
-    fn guardian(&self) -> Pid {
-        // Any thread of the test harness may be its parent.
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap();
-        let children: String = tasks
-            .map(|task| fs::read_to_string(task.unwrap().path().join("children")).unwrap())
-            .collect();
-        let pid = children
-            .split_whitespace()
-            .find(|pid| {
-                fs::read_to_string(format!("/proc/{pid}/comm"))
-                    .is_ok_and(|comm| comm.trim() == "blksnap-guard")
-            })
-            .expect("no guardian");
-        Pid::from_raw(pid.parse().unwrap()).unwrap()
     }
 }
 
@@ -502,7 +472,7 @@ fn a_failing_take_undoes_everything() {
 }
 
 #[test]
-fn the_kernels_refusal_comes_through_the_guardian() {
+fn the_kernels_refusal_undoes_everything() {
     let mut holder = Holder::start(Some("echo > started"), "no space");
     assert_eq!(holder.code(), 1);
     holder.assert_log(&["attach", "attach", "detach", "detach"]);
@@ -512,7 +482,7 @@ fn the_kernels_refusal_comes_through_the_guardian() {
 }
 
 #[test]
-fn an_error_comes_through_the_guardian_with_all_it_says() {
+fn an_error_says_all_there_is_to_say() {
     let mut holder = Holder::start(Some("echo > started"), "no growth");
     assert_eq!(holder.code(), 1);
     let stderr = holder.read("stderr");
@@ -553,59 +523,6 @@ fn an_overflow_shows_even_if_the_command_succeeds() {
 }
 
 #[test]
-fn a_killed_holder_leaves_no_snapshot() {
-    let mut holder = Holder::start(Some("echo $$ > pid; exec sleep 60"), "");
-    let command = holder.wait_for_file("pid").parse().unwrap();
-    holder.assert_held();
-    holder.kill(Signal::KILL);
-    assert_eq!(holder.end().signal(), Some(9));
-    holder.wait_until("release", || holder.read("log").contains("destroy"));
-    holder.assert_log(&RELEASED);
-    // The command did not keep the guardian waiting.
-    let command = Pid::from_raw(command).unwrap();
-    kill_process(command, Signal::KILL).unwrap();
-}
-
-#[test]
-fn a_holder_killed_while_taking_leaves_no_snapshot() {
-    let mut holder = Holder::start(Some("echo > started"), "take is slow");
-    holder.wait_until("take", || holder.read("log").contains("take"));
-    holder.kill(Signal::KILL);
-    assert_eq!(holder.end().signal(), Some(9));
-    holder.wait_until("release", || holder.read("log").contains("destroy"));
-    holder.assert_log(&RELEASED);
-}
-
-#[test]
-fn the_guardian_outlives_signals_to_all_processes() {
-    let mut holder = Holder::start(Some("echo $$ > pid; exec sleep 60"), "");
-    let command = holder.wait_for_file("pid").parse().unwrap();
-    let guardian = holder.guardian();
-    for signal in [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT] {
-        kill_process(guardian, signal).unwrap();
-    }
-    sleep(Duration::from_millis(100));
-    holder.assert_held();
-    holder.kill(Signal::KILL);
-    holder.end();
-    holder.wait_until("release", || holder.read("log").contains("destroy"));
-    kill_process(Pid::from_raw(command).unwrap(), Signal::KILL).unwrap();
-}
-
-#[test]
-fn a_killed_guardian_does_not_hinder_the_release() {
-    let mut holder = Holder::start(
-        Some("echo > ready; until test -e go; do sleep 0.05; done"),
-        "",
-    );
-    holder.wait_for_file("ready");
-    kill_process(holder.guardian(), Signal::KILL).unwrap();
-    File::create(holder.directory.path().join("go")).unwrap();
-    assert_eq!(holder.code(), 0);
-    holder.assert_log(&RELEASED);
-}
-
-#[test]
 fn the_storage_grows_while_the_command_runs() {
     let script = "echo 1600 > used; until grep -q 3048 limit; do sleep 0.05; done
         echo 3000 > used; until grep -q 4000 limit; do sleep 0.05; done";
@@ -616,18 +533,6 @@ fn the_storage_grows_while_the_command_runs() {
     holder.assert_log(&calls);
     let stderr = holder.read("stderr");
     assert!(stderr.contains("raised to 1.5M"), "{stderr}");
-}
-
-#[test]
-fn growing_does_not_hinder_the_release() {
-    let mut holder = Holder::start(Some("echo $$ > pid; exec sleep 60"), "grow");
-    let command = holder.wait_for_file("pid").parse().unwrap();
-    holder.assert_held();
-    holder.kill(Signal::KILL);
-    holder.end();
-    holder.wait_until("release", || holder.read("log").contains("destroy"));
-    holder.assert_log(&RELEASED);
-    kill_process(Pid::from_raw(command).unwrap(), Signal::KILL).unwrap();
 }
 
 #[test]

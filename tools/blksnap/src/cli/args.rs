@@ -226,9 +226,9 @@ pub enum Subcommand {
 
     /// Destroy a snapshot and its images, taken or not
     ///
-    /// The filter stays attached and the change tracking goes on. Refused
-    /// while an image is mounted, as seen from here: mounts in other
-    /// namespaces are not found.
+    /// The filter stays attached and the change tracking goes on. Refused while an
+    /// image is mounted, also in another mount namespace, or while a loop,
+    /// device-mapper or MD device is on top of it.
     #[command(after_help = "Examples:\n  \
         blksnap destroy 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11\n  \
         blksnap destroy --force 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
@@ -237,7 +237,7 @@ pub enum Subcommand {
         #[arg(value_name = "ID")]
         id: Uuid,
 
-        /// Even if an image is mounted; reading there fails from then on
+        /// Even if an image is in use; reading there fails from then on
         ///
         /// Or if that cannot be found out, which is only a warning then.
         #[arg(long)]
@@ -441,16 +441,6 @@ pub enum Subcommand {
         directory: PathBuf,
     },
 
-    /// The process that destroys a snapshot whose holder was killed
-    #[command(hide = true)]
-    Guard {
-        #[arg(long)]
-        store: PathBuf,
-
-        #[command(flatten)]
-        plan: PlanOptions,
-    },
-
     /// The process that lets the storage of a snapshot grow
     #[command(hide = true)]
     Grow {
@@ -624,8 +614,8 @@ Run a command while a snapshot is held, and release it whatever happens
 Attaches the filter where it is missing, takes one snapshot of all DEVs, waits
 for the images and runs COMMAND. The snapshot is destroyed when COMMAND ends,
 when it crashes, when blksnap gets SIGINT, SIGTERM, SIGHUP or SIGQUIT (handed
-on to COMMAND first, whose end is waited for), when a step fails, and even when
-blksnap is killed with SIGKILL: a second process, \"blksnap-guard\", sees to that.
+on to COMMAND first, whose end is waited for), when a step fails, and also when
+blksnap is killed with SIGKILL: the driver sees to that.
 
 The filter stays attached, since detaching would lose the change tracking that
 the next incremental backup needs. Only if the snapshot does not come about, it
@@ -996,12 +986,14 @@ mod tests {
                 low_space: growth.map(|_| Sectors(2)),
                 growth,
             };
-            let mut args: Vec<OsString> = vec!["blksnap".into(), "guard".into()];
+            let mut args: Vec<OsString> = vec!["blksnap".into(), "grow".into()];
             args.extend(plan.options("/a store".as_ref()));
+            args.push(Uuid::from_bytes([1; 16]).to_string().into());
             match Args::try_parse_from(args).unwrap().command {
-                Subcommand::Guard {
+                Subcommand::Grow {
                     store,
                     plan: options,
+                    ..
                 } => {
                     assert_eq!(store, Path::new("/a store"));
                     assert_eq!(Plan::from(options), plan);

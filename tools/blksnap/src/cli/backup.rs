@@ -36,7 +36,7 @@ use super::commands::check_devices;
 use super::events::rfc3339;
 use super::output::Output;
 use super::progress::Attendant;
-use super::snapshot::guarded;
+use super::snapshot::kernel_with;
 use super::status::row;
 use super::status::table;
 
@@ -62,7 +62,7 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
         salvage: args.salvage,
         lock_wait: args.lock.wait,
     };
-    let kernel = guarded(plan, output.is_json());
+    let kernel = kernel_with(plan, *output);
     let mut attendant = Attendant::new(*output, Operation::BackUp, &request.devices[0])?;
     let report = backup::run(&kernel, &request, &mut attendant)?;
     drop(attendant);

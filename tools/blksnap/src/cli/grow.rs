@@ -34,9 +34,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// As options of [`Subcommand::Guard`] and [`Subcommand::Grow`].
+    /// As options of [`Subcommand::Grow`].
     ///
-    /// [`Subcommand::Guard`]: super::args::Subcommand::Guard
     /// [`Subcommand::Grow`]: super::args::Subcommand::Grow
     pub fn options(&self, store: &Path) -> Vec<OsString> {
         let mut path = OsString::from("--store=");

@@ -121,7 +121,6 @@ pub fn main() -> u8 {
         } => backup::changed(&device, since, take, generation),
         Subcommand::Completions { shell } => document::completions(shell),
         Subcommand::Man { directory } => document::man(&directory),
-        Subcommand::Guard { store, plan } => snapshot::guard(output, &store, &plan.into()),
         Subcommand::Grow { id, store, plan } => grow::grow(id, &store, &plan.into()),
     };
     result.unwrap_or_else(|error| {

@@ -447,31 +447,23 @@ pub fn destroy(output: &Output, id: Uuid, force: bool) -> Result<u8> {
         }
         output.warning(&error.to_string());
     }
-    let mut mounted = Vec::new();
-    for (path, state) in found {
-        let image = state.image.unwrap_or_default();
-        for mount_point in kernel.mounts_of_image(&image) {
-            mounted.push((path.clone(), mount_point));
-        }
-    }
     // With other snapshots about, the image may be one of theirs.
     let perhaps = if ids.len() > 1 {
         ", and may be one of this snapshot"
     } else {
         ""
     };
-    for (path, mount_point) in &mounted {
-        let (path, mount_point) = (path.display(), mount_point.display());
-        let reason = format!("the image of {path} is mounted at {mount_point}{perhaps}");
-        if !force {
-            return Err(Error::new(Operation::Destroy, reason)
-                .of(id)
-                .remedied_by(format!(
-                    "unmount it with \"umount {mount_point}\", or use --force; reading there \
-                     then fails"
-                )));
+    for (path, state) in found {
+        for user in kernel.users_of_image(&state.image.unwrap_or_default()) {
+            let reason = format!("the image of {} is in use{perhaps}: {user}", path.display());
+            if !force {
+                let remedy = "end that first, or use --force; what is read there fails then";
+                return Err(Error::new(Operation::Destroy, reason)
+                    .of(id)
+                    .remedied_by(remedy));
+            }
+            output.warning(&reason);
         }
-        output.warning(&reason);
     }
     control.destroy(id)?;
     Ok(output.result(
@@ -481,11 +473,11 @@ pub fn destroy(output: &Output, id: Uuid, force: bool) -> Result<u8> {
     ))
 }
 
-/// What keeps a snapshot from being destroyed, as an image may be mounted.
+/// What keeps a snapshot from being destroyed, as an image may be in use.
 fn unless_forced(error: Error) -> Error {
     let remedy = error.remedy().map(|remedy| format!("{remedy}; or "));
     error.remedied_by(format!(
-        "{}destroy the snapshot with --force, if none of its images is mounted",
+        "{}destroy the snapshot with --force, if none of its images is in use",
         remedy.unwrap_or_default()
     ))
 }

@@ -105,7 +105,7 @@ impl Kernel for Recorder {
         Some(Path::new("/dev").join(image))
     }
 
-    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
+    fn users_of_image(&self, _image: &str) -> Vec<String> {
         Vec::new()
     }
 }

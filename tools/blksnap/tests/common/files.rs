@@ -146,7 +146,7 @@ impl Kernel for Files {
         Some(node.map_or_else(|_| self.0.join(image), PathBuf::from))
     }
 
-    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
+    fn users_of_image(&self, _image: &str) -> Vec<String> {
         Vec::new()
     }
 

@@ -318,7 +318,7 @@ impl Kernel for Model {
         Some(self.directory.path().join(format!("image{image}")))
     }
 
-    fn mounts_of_image(&self, _image: &str) -> Vec<PathBuf> {
+    fn users_of_image(&self, _image: &str) -> Vec<String> {
         Vec::new()
     }
 
