@@ -544,7 +544,10 @@ fn a_device_that_is_mounted_in_another_namespace_is_in_use() {
     holder.wait().unwrap();
     if mounted {
         let text = String::from_utf8(output.stderr).unwrap();
-        assert_has(&text, &["in use", "another mount namespace", "--in-use"]);
+        assert_has(
+            &text,
+            &["in use", "in the mount namespace of process", "--in-use"],
+        );
         assert_eq!(output.status.code(), Some(1));
     }
 }

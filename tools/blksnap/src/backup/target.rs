@@ -366,9 +366,11 @@ fn open_device(
 
 fn busy(number: DeviceNumber, path: &Path, stack: &Stack) -> Error {
     let users = match &stack.users(number)[..] {
-        [] => "by what cannot be seen from here, such as a mount in another mount namespace, or \
-               by way of its disk"
-            .to_owned(),
+        [] => {
+            "by what cannot be seen from here, such as a mount of processes that are hidden, or by \
+               way of its disk"
+                .to_owned()
+        }
         users => users.join(", "),
     };
     refused(
