@@ -537,6 +537,47 @@ backup_moved()
 	grep -q "another disk is there now" "$work/error"
 }
 
+# lvm COMMAND ARGUMENT...: of LVM, which sees this disk only and does not wait for udev
+lvm()
+{
+	"$@" --quiet --quiet --config "
+		devices { use_devicesfile = 0 filter = [ \"a|^$disk\$|\", \"r|.*|\" ] }
+		activation { udev_sync = 0 udev_rules = 0 monitoring = 0 }
+		backup { backup = 0 archive = 0 }
+		global { use_lvmpolld = 0 locking_dir = \"$work\" }" </dev/null >"$work/lvm" 2>&1 ||
+		{ cat "$work/lvm"; return 1; }
+}
+
+# The usual undo of an upgrade: a snapshot of LVM is merged back, below the filter.
+backup_lvm_merge()
+{
+	need lvcreate
+	# LVM does not know null_blk.
+	loop 96; disk=$REPLY
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	lvm pvcreate "$disk"
+	lvm vgcreate blksnap-test "$disk"
+	undo lvm vgremove --force blksnap-test
+	lvm lvcreate --zero n --size "${SIZE}M" --name root blksnap-test
+	dev=/dev/mapper/blksnap--test-root
+	filled "$dev" "$SIZE" "$scratch/old"
+	undo detach "$dev"
+	back_up "$work/copy1"
+	lvm lvcreate --snapshot --size 24M --name before blksnap-test/root
+	put direct $((1 << 20)) $((1 << 20)) "$dev"
+	back_up "$work/copy2"
+	put direct $((3 << 20)) $((1 << 20)) "$dev"
+	back_up "$work/copy3"
+	lvm lvconvert --merge --interval 1 blksnap-test/before
+	eventually cmp -s "$dev" "$work/copy1"
+	back_up "$work/copy4"
+	cmp "$work/copy4" "$work/copy1"
+	equal "3 $((SIZE << 20))" "$(json 'first["devices"][0]["base"],
+		first["devices"][0]["read_bytes"]' "$work/report")" "the base and what was read"
+	for point in 1 2 3 4; do restores "$point" "$work/copy$point"; done
+}
+
 # medium_errors 0|2: whether the SCSI disk cannot read sectors 4660 to 4667
 medium_errors()
 {
@@ -883,6 +924,7 @@ run_cases \
 	"command: backup after the tracking began anew" backup_generation \
 	"command: backup of what is written past the filter" backup_past_tracking \
 	"command: backup of a disk under another name" backup_moved \
+	"command: backup after LVM merged a snapshot back" backup_lvm_merge \
 	"command: backup and others at once" backup_locked \
 	"command: backup of sectors that cannot be read" backup_salvage \
 	"command: backup to a full filesystem" backup_full_target \
