@@ -59,6 +59,7 @@ pub const STORAGE_LOW_SPACE: Opcode = opcode::write::<StorageLowSpace>(CONTROL_G
 pub const STORAGE_INFO: Opcode = opcode::read_write::<StorageInfo>(CONTROL_GROUP, 36);
 /// Makes poll() on the control device tell of the events of a snapshot.
 pub const SNAPSHOT_WATCH: Opcode = opcode::write::<Id>(CONTROL_GROUP, 37);
+/// Makes snapshots that are created through this file from then on end when it is closed.
 pub const SNAPSHOT_OWN: Opcode = opcode::none(CONTROL_GROUP, 38);
 
 /// Commands of the filter "blksnap" within [`BLKFILTER_CTL`].

@@ -231,11 +231,16 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
              \"blksnap append ID DEV\" only",
         ),
         (
-            CreateEmpty | AppendStorage | SetLimit | SetLowSpace | StorageInfo | Watch | Own,
+            CreateEmpty | AppendStorage | SetLimit | SetLowSpace | StorageInfo | Watch,
             Errno::NOTTY,
         ) => because(
             "the driver is too old for this",
             "install a newer driver, or do without low-space events, growing and appending",
+        ),
+        (Own, Errno::NOTTY) => because(
+            "the driver is too old for this",
+            "install a newer driver; until then \"blksnap create\", \"take\" and \"destroy\" work, \
+             whose snapshot nothing destroys but \"blksnap destroy ID\"",
         ),
 
         (WaitEvent, Errno::NOENT) => Explanation {
@@ -614,6 +619,7 @@ mod tests {
         let remedy = |operation, errno| explain(operation, errno).remedy.unwrap();
         assert!(remedy(Operation::OpenControl, Errno::NOENT).contains("modprobe blksnap"));
         assert!(remedy(Operation::Attach, Errno::NOTTY).contains("CONFIG_BLK_FILTER"));
+        assert!(remedy(Operation::Own, Errno::NOTTY).contains("blksnap create"));
         assert!(remedy(Operation::Attach, Errno::PERM).contains("initial user namespace"));
         assert!(remedy(Operation::Take, Errno::SRCH).contains("blksnap status"));
     }

@@ -35,15 +35,16 @@ pub struct Elsewhere {
     pub mounts: Vec<Mount>,
 }
 
-/// The mounts of all other namespaces that a process is in, as far as they can be seen.
+/// The mounts of all other namespaces that a process is in, as far as they can be seen. Processes
+/// with different roots see different parts of a namespace, so each part is listed.
 pub fn elsewhere() -> Vec<Elsewhere> {
     elsewhere_in(Path::new("/proc"))
 }
 
 fn elsewhere_in(proc: &Path) -> Vec<Elsewhere> {
     let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
+    let own = namespace(&proc.join("self"));
     let mut seen = HashSet::new();
-    seen.extend(namespace(&proc.join("self")));
     let mut found = Vec::new();
     for entry in std::fs::read_dir(proc).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -51,14 +52,22 @@ fn elsewhere_in(proc: &Path) -> Vec<Elsewhere> {
             continue;
         };
         let process = entry.path();
-        let is_new = namespace(&process).is_some_and(|it| seen.insert(it));
-        let Some(text) = is_new.then(|| std::fs::read(process.join("mountinfo")).ok()) else {
+        let Some(namespace) = namespace(&process).filter(|it| Some(it) != own.as_ref()) else {
             continue;
         };
+        let view = (namespace, std::fs::read_link(process.join("root")).ok());
+        if seen.contains(&view) {
+            continue;
+        }
+        // One that has just ended says nothing of the others.
+        let Ok(text) = std::fs::read(process.join("mountinfo")) else {
+            continue;
+        };
+        seen.insert(view);
         let comm = std::fs::read_to_string(process.join("comm")).unwrap_or_default();
         found.push(Elsewhere {
             process: format!("{number} ({})", comm.trim()),
-            mounts: parse(&text.unwrap_or_default()),
+            mounts: parse(&text),
         });
     }
     found
@@ -160,6 +169,44 @@ garbage\n";
     fn escapes_are_undone_and_nothing_else() {
         assert_eq!(unescape(b"a\\134b\\011"), Path::new("a\\b\t"));
         assert_eq!(unescape(b"a\\9\\04"), Path::new("a\\9\\04"));
+    }
+
+    #[test]
+    fn a_process_that_ends_hides_no_namespace() {
+        use std::os::unix::fs::symlink;
+        let temp = tempfile::tempdir().unwrap();
+        for number in 10..30 {
+            let process = temp.path().join(number.to_string());
+            std::fs::create_dir_all(process.join("ns")).unwrap();
+            symlink("mnt:[2]", process.join("ns/mnt")).unwrap();
+            symlink("/", process.join("root")).unwrap();
+        }
+        // The others have ended since their namespace was read.
+        std::fs::write(temp.path().join("17/mountinfo"), SAMPLE).unwrap();
+        let found = elsewhere_in(temp.path());
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].mounts, parse(SAMPLE));
+    }
+
+    #[test]
+    fn a_process_sees_what_is_below_its_root_only() {
+        use std::os::unix::fs::symlink;
+        let temp = tempfile::tempdir().unwrap();
+        for (number, root, text) in [
+            ("7", "/jail", &b""[..]),
+            ("8", "/", SAMPLE),
+            ("9", "/jail", b""),
+            ("10", "/", SAMPLE),
+        ] {
+            let process = temp.path().join(number);
+            std::fs::create_dir_all(process.join("ns")).unwrap();
+            symlink("mnt:[2]", process.join("ns/mnt")).unwrap();
+            symlink(root, process.join("root")).unwrap();
+            std::fs::write(process.join("mountinfo"), text).unwrap();
+        }
+        let found = elsewhere_in(temp.path());
+        assert_eq!(found.len(), 2, "{found:?}");
+        assert!(found.iter().any(|it| it.mounts == parse(SAMPLE)));
     }
 
     #[test]
