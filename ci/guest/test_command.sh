@@ -222,6 +222,11 @@ refuses()
 	equal "$snapshot" "$(ctl collect)" "the snapshots"
 }
 
+is_free()
+{
+	python3 -c 'import os, sys; os.open(sys.argv[1], os.O_EXCL)' "$1" 2>/dev/null
+}
+
 # An image that is in use is not destroyed without --force, wherever its user is.
 destroy_used()
 {
@@ -243,6 +248,18 @@ destroy_used()
 	eventually test -e "$work/ready"
 	refuses "mounted on $work/mnt in the mount namespace of process $holder (sleep)"
 	stop "$holder"
+	# In a namespace that no process is in
+	rm "$work/ready"
+	unshare --mount sh -c 'mount -o ro,noload "$0" "$1" && : >"$2" && exec sleep 100' \
+		"$image" "$work/mnt" "$work/ready" &
+	holder=$!
+	undo stop "$holder"
+	eventually test -e "$work/ready"
+	exec 8<"/proc/$holder/ns/mnt"
+	stop "$holder"
+	refuses "cannot be seen from here"
+	exec 8<&-
+	eventually is_free "$image"
 	loop_on "$image" --read-only
 	refuses "the loop device ${REPLY#/dev/} is on top of it"
 	losetup -d "$REPLY"

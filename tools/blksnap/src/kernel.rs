@@ -7,9 +7,15 @@ use std::cell::RefCell;
 use std::path::Path;
 use std::path::PathBuf;
 
+use rustix::fs::open;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
 use crate::control::Control;
 use crate::device::Attachment;
 use crate::device::Device;
+use crate::device::DeviceNumber;
 use crate::device::SnapshotState;
 use crate::device::Takes;
 use crate::device::Tracking;
@@ -76,6 +82,15 @@ impl Default for Linux<'_> {
     }
 }
 
+impl Linux<'_> {
+    /// Whether somebody has a block device for himself, as a mount has.
+    fn is_claimed(&self, number: DeviceNumber) -> bool {
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let node = self.sysfs.node_of(number);
+        node.is_some_and(|node| matches!(open(node, flags, Mode::empty()), Err(Errno::BUSY)))
+    }
+}
+
 impl<'a> Linux<'a> {
     /// `at_create` gets the id of a snapshot that was just created, and its storage.
     pub fn new(at_create: impl Fn(Uuid, &Path) -> Result<()> + 'a) -> Self {
@@ -115,9 +130,11 @@ impl Kernel for Linux<'_> {
     }
 
     fn destroy(&self, id: Uuid) -> Result<()> {
-        let result = Control::open()?.destroy(id);
-        self.owner.take();
-        result
+        match self.owner.take() {
+            // Even after an error it ends, as this is closed.
+            Some(control) => control.destroy(id),
+            None => Control::open()?.destroy(id),
+        }
     }
 
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState> {
@@ -144,7 +161,18 @@ impl Kernel for Linux<'_> {
     }
 
     fn users_of_image(&self, image: &str) -> Vec<String> {
-        let number = self.sysfs.number_of(image);
-        number.map_or_else(Vec::new, |number| Stack::default().users(number))
+        let numbers = self.sysfs.numbers_of_disk(image);
+        let Some(disk) = numbers.first() else {
+            return Vec::new();
+        };
+        let mut users = Stack::default().users(*disk);
+        if users.is_empty() && numbers.iter().any(|it| self.is_claimed(*it)) {
+            users.push(
+                "it is mounted or claimed by what cannot be seen from here, such as a process that \
+                 is hidden"
+                    .to_owned(),
+            );
+        }
+        users
     }
 }

@@ -237,7 +237,6 @@ expect_in_use()
 	fi
 }
 
-# A snapshot without devices does not keep the module, and frees its storage.
 # owned COUNT: snapshots that end with the process $owner and the one that it forked,
 # $other; the first one is of $dev; their ids in $ids
 owned()
@@ -315,6 +314,7 @@ owner_of_destroyed()
 	equal "$snapshot" "$(ctl collect)" "the snapshots"
 }
 
+# A snapshot without devices does not keep the module, and frees its storage.
 unloading_empty()
 {
 	is_module || skip "the driver is built in"
