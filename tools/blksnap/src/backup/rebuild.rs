@@ -7,6 +7,7 @@
 //! yet. Of each image the record counts whose files are there; data is not read.
 
 use std::collections::BTreeMap;
+use std::collections::HashMap;
 
 use serde::Serialize;
 
@@ -170,21 +171,24 @@ fn add(
         let rename = (found.directory.clone(), name);
         manifest.todo.rename.push(rename);
     }
-    let mut labels: Vec<&str> = Vec::new();
-    for image in found.parts.iter().flat_map(|part| &part.images) {
-        let is_here = names::number_of_image(&image.name) == Some(number);
-        if is_here && !labels.contains(&image.name.as_str()) {
-            labels.push(&image.name);
+    let mut images: Vec<&str> = Vec::new();
+    let mut records: HashMap<&str, Vec<&Image>> = HashMap::new();
+    for record in found.parts.iter().flat_map(|part| &part.images) {
+        if names::number_of_image(&record.name) == Some(number) {
+            let known = records.entry(&record.name).or_default();
+            if known.is_empty() {
+                images.push(&record.name);
+            }
+            known.push(record);
         }
     }
-    for label in labels {
-        let records = found.parts.iter().flat_map(|part| &part.images);
+    for image in images {
         let mut failed = None;
-        for record in records.filter(|image| image.name == label) {
+        for record in &records[image] {
             match usable(store, &found.directory, record, manifest) {
                 Ok(renames) => {
                     manifest.todo.rename.extend(renames);
-                    manifest.images.push(record.clone());
+                    manifest.images.push((*record).clone());
                     failed = None;
                     break;
                 }
