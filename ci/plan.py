@@ -5,7 +5,7 @@
 usage: ci/plan.py
 
 Prints the table that ci/README.md has. Each test can run in every machine, whole: with
-`ci/kselftests --machine NAME TEST`.
+`ci/kselftests --kernel NAME --cpus N TEST`.
 """
 
 import sys

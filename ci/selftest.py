@@ -5,13 +5,18 @@
 A check that cannot fail proves nothing. So here each is shown something wrong.
 """
 
+import argparse
 import contextlib
+import importlib.machinery
+import importlib.util
 import io
 import os
+import re
 import sys
 import tempfile
 import time
 import unittest
+import unittest.mock
 from pathlib import Path
 
 sys.dont_write_bytecode = True
@@ -21,6 +26,18 @@ import kernel_log      # noqa: E402
 import ktap            # noqa: E402
 import plan            # noqa: E402
 import workload        # noqa: E402
+
+
+def script(name):
+    """A script of this directory, as a module."""
+    loader = importlib.machinery.SourceFileLoader(name, str(HERE / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
+    loader.exec_module(module)
+    return module
+
+
+boot = script("boot")
+kselftests = script("kselftests")
 
 
 def outcome(text, suite=""):
@@ -111,6 +128,83 @@ class Plan(unittest.TestCase):
                  for path in (HERE.parent / place).glob("test_*.sh")]
         self.assertEqual([it.test for it in plan.PLANS if not any(n.startswith(it.test) for n in names)], [])
         self.assertEqual([n for n in names if not any(n.startswith(it.test) for it in plan.PLANS)], [])
+
+
+    def test_every_pattern_has_a_case(self):
+        for it in plan.PLANS:
+            path, = [path for place in ("ci/guest", "tools/testing/selftests/blksnap")
+                     for path in (HERE.parent / place).glob(it.test + "*.sh")]
+            text = path.read_text()
+            cases = re.findall(r'"(.+?)"', text[text.index("\nrun_cases"):])
+            # A loop makes descriptions of names of devices.
+            if cases[0] == "${cases[@]}":
+                cases += re.findall(r"[a-z_]+", text)
+            for pattern in filter(None, (it.um, it.smp, it.x86)):
+                for part in pattern.split("|"):
+                    self.assertTrue([c for c in cases if re.search(part, c)], f"{it.test}: {part}")
+
+
+class Kselftests(unittest.TestCase):
+    NAMES = ["test_01_a.sh", "test_02_b.sh"]
+
+    def choose(self, *tests):
+        return kselftests.choose(self.NAMES, argparse.Namespace(plan=None, env=[], tests=list(tests)))
+
+    def outcome(self, text, *names):
+        tests = kselftests.outcome(text, {name: "" for name in names})
+        return [(t.name, t.status, t.why) for t in tests]
+
+    def test_nothing_that_was_asked_for_is_left_out(self):
+        self.assertEqual(self.choose(), dict.fromkeys(self.NAMES, ""))
+        self.assertEqual(self.choose("test_02=x|y"), {"test_02_b.sh": "x|y"})
+        self.assertEqual(self.choose("test_01=x|y", "_a=z"), {"test_01_a.sh": "(x|y)|(z)"})
+        self.assertEqual(self.choose("test_01=x", "test_01"), {"test_01_a.sh": ""})
+        with self.assertRaisesRegex(LookupError, "test_03"):
+            self.choose("test_01", "test_03")
+
+    def test_a_test_that_did_not_run_or_end_has_failed(self):
+        text = "### begin a\n[1.0] TAP version 13\n[1.0] 1..1\n[2.0] ok 1 x\n### end a 0 1\n"
+        self.assertEqual(self.outcome(text, "a"), [("a.x", "pass", "")])
+        self.assertEqual([t[:2] for t in self.outcome(text, "a", "b")], [("b", "fail"), ("a.x", "pass")])
+        cut = text[:text.index("### end")]
+        self.assertEqual([t[:2] for t in self.outcome(cut, "a")], [("a.x", "pass"), ("a", "fail")])
+        for status in (1, 124, 137):
+            self.assertIn("fail", [t[1] for t in self.outcome(text.replace("a 0 1", f"a {status} 1"), "a")])
+
+    def test_a_test_without_results_has_failed(self):
+        text = "### begin a\n[1.0] TAP version 13\n[1.0] # nothing\n### end a 0 1\n"
+        self.assertEqual(self.outcome(text, "a"), [("a", "fail", "it ended without a result")])
+        # One that knows nothing of KTAP says it with its exit status.
+        plain = "### begin a\n[1.0] nothing\n### end a 0 1\n"
+        self.assertEqual(self.outcome(plain, "a"), [("a", "pass", "")])
+
+    def test_why_a_test_gave_up(self):
+        text = "### begin a\n[1.0] Bail out! no case matches x\n[1.0] # Totals: pass:0 fail:0\n### end a 1 1\n"
+        self.assertEqual(self.outcome(text, "a"), [("a", "fail", "Bail out! no case matches x")])
+
+
+class Boot(unittest.TestCase):
+    def test_where_the_memory_of_a_machine_fits(self):
+        with tempfile.TemporaryDirectory() as directory:
+            self.assertEqual(boot.unfit_for_memory(directory, 1), "")
+            self.assertIn("less than", boot.unfit_for_memory(directory, 1 << 60))
+            self.assertIn("No such", boot.unfit_for_memory(directory + "/none", 1))
+            noexec = argparse.Namespace(f_flag=os.ST_NOEXEC, f_bavail=1 << 30, f_frsize=4096)
+            with unittest.mock.patch("os.statvfs", return_value=noexec):
+                self.assertIn("noexec", boot.unfit_for_memory(directory, 1))
+
+    def test_the_logs_of_a_run_are_together_and_those_before_it_stay(self):
+        with tempfile.TemporaryDirectory() as directory:
+            logs = Path(directory, "logs")
+            for number in "123":
+                results = Path(directory, number)
+                (results / "share").mkdir(parents=True)
+                (results / "console").write_text(number)
+                (results / "share/output").write_text(number)
+                boot.keep_logs(results, logs)
+            self.assertEqual({path.name for path in logs.iterdir()}, {"console", "output"})
+            self.assertEqual((logs / "output").read_text(), "3")
+            self.assertEqual((logs.with_name("logs.old") / "console").read_text(), "2")
 
 
 class Workload(unittest.TestCase):
