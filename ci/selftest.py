@@ -12,6 +12,9 @@ import importlib.util
 import io
 import os
 import re
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -205,6 +208,121 @@ class Boot(unittest.TestCase):
             self.assertEqual({path.name for path in logs.iterdir()}, {"console", "output"})
             self.assertEqual((logs / "output").read_text(), "3")
             self.assertEqual((logs.with_name("logs.old") / "console").read_text(), "2")
+
+
+class TestScript(unittest.TestCase):
+    """scripts/test, with parts that only print."""
+
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory()
+        self.addCleanup(temporary.cleanup)
+        self.root = Path(temporary.name)
+        self.build = self.root / "build"
+        for name in ("scripts", "ci"):
+            (self.root / name).mkdir()
+        for name in ("test", "lib.sh"):
+            shutil.copy(HERE.parent / "scripts" / name, self.root / "scripts")
+        for name in ("scripts/setup", "scripts/series"):
+            self.program(name, "")
+
+    def program(self, name, text):
+        path = self.root / name
+        # Not the file that bash is reading
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/bash\n{text}\n")
+        path.chmod(0o755)
+
+    def start(self, *parts):
+        env = {k: v for k, v in os.environ.items() if not k.startswith("BLKSNAP_")}
+        return subprocess.Popen([self.root / "scripts/test", *parts], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                stdin=subprocess.DEVNULL, text=True, env={**env, "BLKSNAP_BUILD": str(self.build)})
+
+    def run_parts(self, *parts):
+        """The status and the lines of a run."""
+        with self.start(*parts) as run:
+            out = run.communicate(timeout=60)[0]
+        return run.returncode, out.splitlines()
+
+    def wait_for(self, path):
+        end = time.monotonic() + 20
+        while not path.exists():
+            self.assertLess(time.monotonic(), end, path)
+            time.sleep(0.02)
+
+    def test_counts_are_those_of_the_lines(self):
+        self.program("ci/kselftests", "echo PASS a; echo 'SKIP b (why)'; echo PASS c '[1.5 s]'; echo '     FAIL not a line'")
+        status, lines = self.run_parts("um")
+        self.assertEqual((status, lines[-1]), (0, "2 passed, 0 failed"))
+        self.assertIn("      1.5 s  c", lines)
+        self.program("ci/kselftests", "echo PASS a; echo FAIL b; exit 1")
+        status, lines = self.run_parts("um")
+        self.assertEqual((status, lines[-1]), (1, f"1 passed, 1 failed; logs: {self.build}/logs/test-um.log"))
+
+    def test_a_part_fails_without_a_line_of_it(self):
+        self.program("ci/kselftests", "echo PASS a; exit 3")
+        status, lines = self.run_parts("um")
+        self.assertEqual((status, lines[-1].split(";")[0]), (1, "1 passed, 1 failed"))
+        self.assertIn("FAIL um: ended with status 3", lines)
+        self.program("ci/kselftests", "echo hello")
+        status, lines = self.run_parts("um", "smp")
+        self.assertEqual((status, lines[-1].split(";")[0]), (1, "0 passed, 2 failed"))
+
+    def test_the_last_line_names_the_logs_of_the_machine(self):
+        dmesg = self.build / "logs/kselftest-um/dmesg"
+        self.program("ci/kselftests", f"rm -rf {dmesg.parent}; mkdir -p {dmesg.parent}; echo FAIL a\n"
+                                      f"echo '[1.0] blksnap test result: 7 rounds' >{dmesg}; exit 1")
+        lines = self.run_parts("um")[1]
+        self.assertEqual(lines[-1], f"0 passed, 1 failed; logs: {dmesg.parent}")
+        self.assertIn("     7 rounds", lines)
+        # What an earlier run has left is not this one's.
+        time.sleep(1)
+        self.program("ci/kselftests", "echo FAIL a; exit 1")
+        lines = self.run_parts("um")[1]
+        self.assertEqual(lines[-1], f"0 passed, 1 failed; logs: {self.build}/logs/test-um.log")
+        self.assertNotIn("     7 rounds", lines)
+
+    def test_a_log_that_grows(self):
+        self.program("ci/kselftests", "for ((i = 0; i < 60000; i++)); do echo PASS $i; done")
+        status, lines = self.run_parts("um")
+        self.assertEqual((status, lines[-1]), (0, "60000 passed, 0 failed"))
+        self.assertEqual([line for line in lines if line.startswith("PASS ")], [f"PASS {i}" for i in range(60000)])
+
+    def test_an_interrupted_run_ends_its_parts(self):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            pid = self.build / "pid"
+            self.program("ci/kselftests", f"echo $$ >{pid}.new; mv {pid}.new {pid}; exec sleep 60")
+            with self.start("um") as run:
+                self.wait_for(pid)
+                run.send_signal(number)
+                self.assertNotEqual(run.wait(20), 0)
+            process = Path("/proc", pid.read_text().strip())
+            end = time.monotonic() + 10
+            while process.exists() and time.monotonic() < end:
+                time.sleep(0.05)
+            self.assertFalse(process.exists(), number)
+            pid.unlink()
+
+    def test_what_a_killed_run_left_is_not_the_next_ones(self):
+        begun = self.build / "begun"
+        self.program("ci/kselftests", f"echo PASS of the run before; : >{begun}; sleep 3; echo PASS of the run before")
+        with self.start("um") as run:
+            self.wait_for(begun)
+            run.kill()
+        self.program("ci/kselftests", "sleep 4; echo FAIL of this run; exit 1")
+        status, lines = self.run_parts("um")
+        self.assertEqual((status, lines[-1].split(";")[0]), (1, "0 passed, 1 failed"))
+
+
+class BuildDirectory(unittest.TestCase):
+    def test_what_make_does_not_take_is_refused_at_once(self):
+        with tempfile.TemporaryDirectory() as directory:
+            for name in ("a b", "a:b", "a,b", "a=b"):
+                path = Path(directory, name)
+                done = subprocess.run(["bash", "-c", '. "$0"', HERE.parent / "scripts/lib.sh"], stderr=subprocess.PIPE,
+                                      text=True, env={**os.environ, "BLKSNAP_BUILD": str(path)})
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(f"ERROR: {path} has", done.stderr)
+                self.assertFalse(path.exists())
 
 
 class Workload(unittest.TestCase):

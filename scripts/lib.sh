@@ -10,9 +10,19 @@
 set -euo pipefail
 
 REPO=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd -P)
-B=${BLKSNAP_BUILD:-$REPO/build}
+B=$(realpath -m "${BLKSNAP_BUILD:-$REPO/build}")
+# make, QEMU's options and the kernel's command line split at these.
+for path in "$REPO" "$B"; do
+	case $path in
+	*[[:space:]:,=]*)
+		echo "ERROR: $path has a space, colon, comma or equals sign in it, which make and QEMU" \
+			"do not take: move this directory, or name another one in BLKSNAP_BUILD" >&2
+		exit 1
+		;;
+	esac
+done
+unset path
 mkdir -p "$B/logs" "$B/stamps"
-B=$(cd "$B" && pwd -P)
 # The scripts call one another; all count from the first one's start.
 BLKSNAP_T0=${BLKSNAP_T0:-$EPOCHSECONDS}
 export BLKSNAP_BUILD=$B BLKSNAP_T0
@@ -96,6 +106,14 @@ lock() {
 # version_at_least HAVE WANT
 version_at_least() {
 	[ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
+}
+
+# results_since SECONDS NAME: how far those tests came that say so, if the machine of that
+# name has run since then
+results_since() {
+	local dmesg=$B/logs/$2/dmesg
+	[ "$(stat -c %Y "$dmesg" 2>/dev/null || echo 0)" -lt "$1" ] ||
+		sed -n 's/^.*blksnap test result: /     /p' "$dmesg"
 }
 
 # The distribution as "debian 12"; empty where that cannot be told.
