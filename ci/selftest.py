@@ -41,6 +41,7 @@ def script(name):
 
 boot = script("boot")
 kselftests = script("kselftests")
+kunit = script("kunit")
 
 
 def outcome(text, suite=""):
@@ -181,9 +182,28 @@ class Kselftests(unittest.TestCase):
         plain = "### begin a\n[1.0] nothing\n### end a 0 1\n"
         self.assertEqual(self.outcome(plain, "a"), [("a", "pass", "")])
 
+    def test_one_run_of_a_name(self):
+        with tempfile.TemporaryDirectory() as directory, unittest.mock.patch.object(kselftests, "BUILD", Path(directory)):
+            with kselftests.only_run("a"), kselftests.only_run("b"):
+                with self.assertRaisesRegex(SystemExit, "--name"):
+                    kselftests.only_run("a")
+            kselftests.only_run("a").close()
+
     def test_why_a_test_gave_up(self):
         text = "### begin a\n[1.0] Bail out! no case matches x\n[1.0] # Totals: pass:0 fail:0\n### end a 1 1\n"
         self.assertEqual(self.outcome(text, "a"), [("a", "fail", "Bail out! no case matches x")])
+
+
+class Kunit(unittest.TestCase):
+    def test_a_suite_that_did_not_run_is_missing(self):
+        tests = ktap.parse("KTAP version 1\n1..1\n    # Subtest: s\n    1..1\n    ok 1 a\nok 1 s\n".splitlines())
+        self.assertEqual(kunit.missing({"s"}, tests), [])
+        self.assertEqual(kunit.missing({"s", "t"}, tests), ["t"])
+
+    def test_the_suites_of_the_series_are_found(self):
+        names, files = kunit.own_suites()
+        self.assertIn("blksnap_change_map", names)
+        self.assertIn("drivers/block/blksnap/change_map.rs", files)
 
 
 class Boot(unittest.TestCase):

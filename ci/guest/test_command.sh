@@ -113,8 +113,14 @@ grow()
 
 no_watcher()
 {
-	# What has ended is there until the machine's init looks after it.
-	! pgrep -x -r D,R,S,T blksnap-grow
+	local process name
+
+	for process in /proc/[0-9]*; do
+		{ read -r name <"$process/comm"; } 2>/dev/null || continue
+		[ "$name" = blksnap-grow ] || continue
+		# What has ended is there until the machine's init looks after it.
+		! grep -qs '^State:.[DRST]' "$process/status" || return 1
+	done
 }
 
 # It stops at --max, and then the snapshot is what it would be without.
