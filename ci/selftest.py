@@ -301,6 +301,16 @@ class TestScript(unittest.TestCase):
         self.assertEqual(lines[-1], f"0 passed, 1 failed; logs: {self.build}/logs/test-um.log")
         self.assertNotIn("     7 rounds", lines)
 
+    def test_cases_that_ran_nowhere_are_listed(self):
+        self.program("ci/kselftests", """case $2 in
+um) echo "PASS um: a.x [1.0 s]"; echo "SKIP um: a.y (no y)"; echo "SKIP um: a.z (no z (here))" ;;
+um-smp) echo "SKIP um-smp: a.z (no z)"; echo "SKIP um-smp: a.x (no x)" ;;
+x86_64) echo "PASS x86_64: a.y [1.0 s]" ;;
+esac""")
+        lines = self.run_parts("um", "smp", "boot")[1]
+        at = next(i for i, line in enumerate(lines) if "cases that ran in no machine" in line)
+        self.assertEqual([line for line in lines[at:] if line.startswith("     ")], ["     a.z (no z (here))"])
+
     def test_a_log_that_grows(self):
         self.program("ci/kselftests", "for ((i = 0; i < 60000; i++)); do echo PASS $i; done")
         status, lines = self.run_parts("um")
