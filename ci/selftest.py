@@ -295,7 +295,7 @@ class TestScript(unittest.TestCase):
         self.assertEqual(lines[-1], f"0 passed, 1 failed; logs: {dmesg.parent}")
         self.assertIn("     7 rounds", lines)
         # What an earlier run has left is not this one's.
-        time.sleep(1)
+        time.sleep(1.1)
         self.program("ci/kselftests", "echo FAIL a; exit 1")
         lines = self.run_parts("um")[1]
         self.assertEqual(lines[-1], f"0 passed, 1 failed; logs: {self.build}/logs/test-um.log")

@@ -108,12 +108,14 @@ version_at_least() {
 	[ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
 }
 
-# results_since SECONDS NAME: how far those tests came that say so, if the machine of that
-# name has run since then
+# ran_since SECONDS NAME: whether the machine of that name has left its logs since then
+ran_since() {
+	[ "$(stat -c %Y "$B/logs/$2" 2>/dev/null || echo 0)" -ge "$1" ]
+}
+
+# results_since SECONDS NAME: how far those tests came that say so, if it has
 results_since() {
-	local dmesg=$B/logs/$2/dmesg
-	[ "$(stat -c %Y "$dmesg" 2>/dev/null || echo 0)" -lt "$1" ] ||
-		sed -n 's/^.*blksnap test result: /     /p' "$dmesg"
+	! ran_since "$@" || sed -n 's/^.*blksnap test result: /     /p' "$B/logs/$2/dmesg" 2>/dev/null || true
 }
 
 # The distribution as "debian 12"; empty where that cannot be told.
