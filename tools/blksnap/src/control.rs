@@ -136,6 +136,13 @@ impl AsFd for Control {
     }
 }
 
+#[cfg(test)]
+impl From<std::os::fd::OwnedFd> for Control {
+    fn from(fd: std::os::fd::OwnedFd) -> Self {
+        Self { file: fd.into() }
+    }
+}
+
 impl Control {
     pub fn open() -> Result<Self> {
         let path = Path::new(abi::CONTROL_PATH);

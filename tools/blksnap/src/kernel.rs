@@ -4,6 +4,7 @@
 //! logic above it can be tested on any kernel.
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -67,13 +68,13 @@ pub trait Kernel {
 /// What is done with a snapshot that was just created; an error destroys it again.
 type AtCreate<'a> = Box<dyn Fn(Uuid, &Path) -> Result<()> + 'a>;
 
-/// The running kernel. It destroys the snapshot when this is dropped or the process ends, and if
-/// it is killed.
+/// The running kernel. It destroys the snapshots that were created with this when this is dropped or
+/// the process ends, and if it is killed.
 pub struct Linux<'a> {
     sysfs: Sysfs,
     at_create: AtCreate<'a>,
-    /// The file that the snapshot ends with.
-    owner: RefCell<Option<Control>>,
+    /// The files that the snapshots end with, one for each.
+    owners: RefCell<HashMap<Uuid, Control>>,
 }
 
 impl Default for Linux<'_> {
@@ -97,8 +98,12 @@ impl<'a> Linux<'a> {
         Self {
             sysfs: Sysfs::default(),
             at_create: Box::new(at_create),
-            owner: RefCell::new(None),
+            owners: RefCell::default(),
         }
+    }
+
+    fn hold(&self, id: Uuid, owner: Control) {
+        self.owners.borrow_mut().insert(id, owner);
     }
 }
 
@@ -117,7 +122,7 @@ impl Kernel for Linux<'_> {
         control.own()?;
         let id = control.create(store, limit)?;
         (self.at_create)(id, store)?;
-        self.owner.replace(Some(control));
+        self.hold(id, control);
         Ok(id)
     }
 
@@ -130,7 +135,8 @@ impl Kernel for Linux<'_> {
     }
 
     fn destroy(&self, id: Uuid) -> Result<()> {
-        match self.owner.take() {
+        let owner = self.owners.borrow_mut().remove(&id);
+        match owner {
             // Even after an error it ends, as this is closed.
             Some(control) => control.destroy(id),
             None => Control::open()?.destroy(id),
@@ -174,5 +180,45 @@ impl Kernel for Linux<'_> {
             );
         }
         users
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::fd::OwnedFd;
+    use std::os::unix::net::UnixStream;
+
+    /// A file in place of the control device, and one that tells whether it is still open.
+    fn owner() -> (Control, UnixStream) {
+        let (file, watch) = UnixStream::pair().unwrap();
+        watch.set_nonblocking(true).unwrap();
+        (Control::from(OwnedFd::from(file)), watch)
+    }
+
+    fn is_closed(mut watch: &UnixStream) -> bool {
+        matches!(watch.read(&mut [0]), Ok(0))
+    }
+
+    #[test]
+    fn snapshots_end_one_by_one() {
+        let kernel = Linux::default();
+        let [first, second, third] = [1, 2, 3].map(|number| {
+            let id = Uuid::from_bytes([number; 16]);
+            let (owner, watch) = owner();
+            kernel.hold(id, owner);
+            (id, watch)
+        });
+        for (_, watch) in [&first, &second, &third] {
+            assert!(!is_closed(watch));
+        }
+        // The file is none of the driver.
+        let error = kernel.destroy(second.0).unwrap_err();
+        assert_eq!(error.errno(), Some(Errno::NOTTY));
+        assert!(is_closed(&second.1));
+        assert!(!is_closed(&first.1) && !is_closed(&third.1));
+        drop(kernel);
+        assert!(is_closed(&first.1) && is_closed(&third.1));
     }
 }
