@@ -24,7 +24,6 @@
 
 #include "fuzz.h"
 
-#define CONTROL		"/dev/" BLKSNAP_CTL
 #define NR_IO		2
 
 /* So many calls of a command are a long run: one of them must have succeeded. */

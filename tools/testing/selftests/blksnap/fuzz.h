@@ -30,6 +30,7 @@
 #define __noreturn	__attribute__((noreturn))
 #define __printf(a, b)	__attribute__((format(printf, a, b)))
 
+#define CONTROL		"/dev/" BLKSNAP_CTL
 #define MAX_DEVICES	16
 #define MAX_WORKERS	16
 #define MAX_SNAPSHOTS	6
@@ -62,6 +63,7 @@ enum command {
 	LOW_SPACE,
 	SPACE,
 	WATCH,
+	OWN,
 	OTHER_CONTROL,
 	NR_COMMANDS
 };
@@ -125,6 +127,8 @@ struct worker {
 	/* The kernel was told to write elsewhere than to an argument, or more. */
 	bool wild;
 	int control;
+	/* What is created there ends with it. */
+	bool owner;
 	unsigned long count[NR_COMMANDS][MAX_ERRNO];
 	double seconds[NR_COMMANDS];
 	/* What is changed while the kernel looks at it. */
@@ -184,9 +188,10 @@ int call(struct worker *w, enum command which, int fd, unsigned int request,
 	 __u64 address, bool gone);
 void any_id(struct worker *w, struct blksnap_uuid *id, enum state state);
 bool may_create(void);
-void created(const struct blksnap_uuid *id);
+void created(const struct worker *w, const struct blksnap_uuid *id);
 void set_state(const struct blksnap_uuid *id, enum state state);
 enum known forget_id(const struct blksnap_uuid *id);
+int forget_owned(const struct worker *w, struct blksnap_uuid *ids);
 bool destroyed(const struct blksnap_uuid *id);
 void destroy_all(int control);
 void remember_image(const struct blksnap_snapshotinfo *info);

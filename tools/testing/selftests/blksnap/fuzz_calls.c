@@ -36,6 +36,7 @@ const struct command_info commands[NR_COMMANDS] = {
 	[LOW_SPACE] = { "low space", 4, false, { EINVAL, ESRCH } },
 	[SPACE] = { "space", 4, false, { ESRCH } },
 	[WATCH] = { "watch", 2, false, { ESRCH, EBUSY } },
+	[OWN] = { "own", 1, false, {} },
 	[OTHER_CONTROL] = { "other control ioctl", 3, true, { ENOTTY } },
 };
 
@@ -44,6 +45,8 @@ static pthread_mutex_t known_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct {
 	struct blksnap_uuid id;
 	enum state state;
+	/* Whose file it ends with, or NULL */
+	const struct worker *owner;
 } snapshots[MAX_SNAPSHOTS];
 static int nr_snapshots, nr_creating;
 static struct blksnap_uuid old_id;
@@ -51,6 +54,7 @@ static struct blksnap_uuid old_id;
 static struct {
 	struct blksnap_uuid id;
 	bool contested;
+	const struct worker *owner;
 } dying[MAX_WORKERS];
 static int nr_dying;
 static char images[MAX_IMAGES][BLKSNAP_IMAGE_NAME_LEN];
@@ -122,12 +126,13 @@ bool may_create(void)
 }
 
 /* An attempt that may_create() has allowed is over, with or without success. */
-void created(const struct blksnap_uuid *id)
+void created(const struct worker *w, const struct blksnap_uuid *id)
 {
 	pthread_mutex_lock(&known_lock);
 	nr_creating--;
 	if (id) {
 		snapshots[nr_snapshots].id = *id;
+		snapshots[nr_snapshots].owner = w->owner ? w : NULL;
 		snapshots[nr_snapshots++].state = EMPTY;
 	}
 	pthread_mutex_unlock(&known_lock);
@@ -160,6 +165,15 @@ void set_state(const struct blksnap_uuid *id, enum state state)
 	pthread_mutex_unlock(&known_lock);
 }
 
+static void forget(int i)
+{
+	old_id = snapshots[i].id;
+	dying[nr_dying].id = snapshots[i].id;
+	dying[nr_dying].owner = snapshots[i].owner;
+	dying[nr_dying++].contested = false;
+	snapshots[i] = snapshots[--nr_snapshots];
+}
+
 /* A snapshot is about to be destroyed. */
 enum known forget_id(const struct blksnap_uuid *id)
 {
@@ -175,13 +189,32 @@ enum known forget_id(const struct blksnap_uuid *id)
 	i = find_id(id);
 	if (i >= 0) {
 		known = KNOWN;
-		old_id = *id;
-		snapshots[i] = snapshots[--nr_snapshots];
-		dying[nr_dying].id = *id;
-		dying[nr_dying++].contested = false;
+		forget(i);
 	}
 	pthread_mutex_unlock(&known_lock);
 	return known;
+}
+
+/*
+ * The file of @w is about to be closed. Returns how many of the snapshots that end with
+ * it nobody else destroys, and which.
+ */
+int forget_owned(const struct worker *w, struct blksnap_uuid *ids)
+{
+	int nr = 0;
+
+	pthread_mutex_lock(&known_lock);
+	for (int i = 0; i < nr_dying; i++)
+		if (dying[i].owner == w)
+			dying[i].contested = true;
+	for (int i = nr_snapshots; i--;) {
+		if (snapshots[i].owner != w)
+			continue;
+		ids[nr++] = snapshots[i].id;
+		forget(i);
+	}
+	pthread_mutex_unlock(&known_lock);
+	return nr;
 }
 
 /* It was destroyed. Says whether somebody else may have done so. */

@@ -2,7 +2,9 @@
 /*
  * The commands of the control device.
  */
+#include <fcntl.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 
 #include "fuzz.h"
 
@@ -90,7 +92,7 @@ static void call_create(struct worker *w)
 				error ? sizeof(create) : offsetof(typeof(create), id));
 	check_unchanged(w, BUFFER, 0, w->arguments[BUFFER].len);
 	if (error) {
-		created(NULL);
+		created(w, NULL);
 		return;
 	}
 	if (!writable(a) || !readable(&w->arguments[BUFFER]) ||
@@ -100,7 +102,7 @@ static void call_create(struct worker *w)
 	/* Version and variant of a random UUID. */
 	if (create.id.b[6] >> 4 != 4 || create.id.b[8] >> 6 != 2)
 		wrong(w, "the id is no random UUID");
-	created(&create.id);
+	created(w, &create.id);
 }
 
 static void call_create_empty(struct worker *w)
@@ -119,13 +121,13 @@ static void call_create_empty(struct worker *w)
 	check_unchanged(w, MAIN, error && error != EFAULT ? 0 : sizeof(create.id),
 			sizeof(create));
 	if (error) {
-		created(NULL);
+		created(w, NULL);
 		return;
 	}
 	if (!writable(a) || create.flags)
 		wrong(w, "success with a bad argument");
 	memcpy(&create, a->at, sizeof(create));
-	created(&create.id);
+	created(w, &create.id);
 }
 
 static void call_append(struct worker *w)
@@ -214,6 +216,35 @@ static void call_watch(struct worker *w)
 	check_unchanged(w, MAIN, 0, sizeof(id));
 	if (poll(&poll_fd, 1, below(&w->random, 4)) < 0 && errno != EINTR)
 		wrong(w, "poll: %s", strerror(errno));
+}
+
+/* Snapshots that end with the file, and the end of it. */
+static void call_own(struct worker *w)
+{
+	struct blksnap_uuid ids[MAX_SNAPSHOTS];
+	int nr;
+
+	if (!w->owner || below(&w->random, 2)) {
+		/* The argument is none. */
+		if (!call(w, OWN, w->control, IOCTL_BLKSNAP_SNAPSHOT_OWN,
+			  boundary(&w->random), false))
+			w->owner = true;
+		return;
+	}
+	w->command = OWN;
+	nr = forget_owned(w, ids);
+	close(w->control);
+	w->owner = false;
+	w->control = open(CONTROL, O_RDONLY);
+	if (w->control < 0)
+		die(CONTROL ": %s", strerror(errno));
+	for (int i = 0; i < nr; i++) {
+		if (!ioctl(w->control, IOCTL_BLKSNAP_SNAPSHOT_DESTROY, &ids[i]))
+			wrong(w, "a snapshot has outlived its owner");
+		else if (errno != ENODEV)
+			wrong(w, "destroy after its owner: %s", strerror(errno));
+		destroyed(&ids[i]);
+	}
 }
 
 static void call_take(struct worker *w)
@@ -428,6 +459,9 @@ void call_control(struct worker *w, enum command which)
 		break;
 	case WATCH:
 		call_watch(w);
+		break;
+	case OWN:
+		call_own(w);
 		break;
 	default:
 		call_other_control(w);
