@@ -17,6 +17,7 @@ use super::directory::Place;
 use super::image;
 use super::image::CLUSTER;
 use super::manifest::Manifest;
+use super::manifest::Part;
 use super::member::Member;
 use super::sums;
 use super::sums::Sums;
@@ -32,11 +33,14 @@ fn file(bytes: &[u8]) -> File {
     file
 }
 
-/// Reads a manifest, once as it is and once as if its checksum were right.
+/// Reads a manifest, once as it is and once as if its checksum were right, and a part of one.
 pub fn manifest(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
     };
+    if let Ok(part) = Part::from_json(text) {
+        assert_eq!(Part::from_json(&part.to_json()).as_ref(), Ok(&part));
+    }
     for found in [
         Manifest::from_json(text),
         Manifest::from_json_unchecked(text),

@@ -7,9 +7,12 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
+use crate::backup::changes::Extent;
 use crate::backup::image::Writer;
 use crate::backup::manifest::tests::image as entry;
 use crate::backup::manifest::tests::manifest as of_images;
+use crate::identity::Disk;
+use crate::identity::Machine;
 
 const ROUNDS: usize = 400;
 
@@ -91,12 +94,27 @@ fn manifest_seeds() -> [Manifest; 3] {
         "000002/sda.sums".to_owned(),
     );
     chain.todo.rename = vec![partial, merged];
+    chain.images[1].unreadable = vec![Extent {
+        offset: 512,
+        length: 1024,
+    }];
+    chain.points[2].machine = Some(Machine {
+        host: Some("db1".to_owned()),
+        ..Machine::default()
+    });
+    chain.points[2].devices[0].disk = Some(Disk {
+        serial: Some("A1".to_owned()),
+        ..Disk::default()
+    });
     chain.todo.remove = vec!["000003/sda.qcow2".to_owned()];
     [Manifest::default(), chain, two]
 }
 
 fn seeds() -> Vec<(&'static str, Target, Vec<Vec<u8>>)> {
-    let manifests = manifest_seeds().map(|it| it.to_json().into_bytes());
+    let manifests = manifest_seeds();
+    let part = manifests[1].part(2).to_json().into_bytes();
+    let mut manifests = manifests.map(|it| it.to_json().into_bytes()).to_vec();
+    manifests.push(part);
     let sums_of = [
         sums_seed(0, &[]),
         sums_seed(9, &[(0, 1), (1, 0), (8, 2)]),
@@ -121,7 +139,7 @@ fn seeds() -> Vec<(&'static str, Target, Vec<Vec<u8>>)> {
         }),
     ];
     vec![
-        ("manifest", manifest, manifests.into()),
+        ("manifest", manifest, manifests),
         ("sums", sums, sums_of.into()),
         ("image", image, images.into()),
     ]
@@ -146,6 +164,7 @@ fn the_corpus_has_the_seeds() {
 fn seeds_are_accepted() {
     for manifest in manifest_seeds() {
         Manifest::from_json(&manifest.to_json()).unwrap();
+        Part::from_json(&manifest.part(2).to_json()).unwrap();
     }
     for (name, _, seeds) in seeds() {
         for seed in seeds.iter().filter(|_| name == "image") {
