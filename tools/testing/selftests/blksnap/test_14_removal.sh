@@ -440,10 +440,15 @@ event_of_removal()
 	grep -qx 'error -[1-9][0-9]*' "$scratch/event" || wrong "the event's error"
 }
 
-# It is a new device.
+can_be_opened()
+{
+	: 2>/dev/null <"$1"
+}
+
+# It is a new device. Its node is there before it can be opened.
 came_back()
 {
-	eventually test -b "$dev"
+	eventually can_be_opened "$dev"
 	expect ENOENT ctl detach "$dev"
 	filled "$dev" "$SIZE" "$scratch/old"
 	snapshot_of "$dev"
