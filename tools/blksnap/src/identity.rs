@@ -77,6 +77,17 @@ impl Machine {
             .any(|it| it.as_deref() == Some(name))
     }
 
+    /// What several are called, with all that is known where they have one name.
+    pub fn names(machines: &[&Self]) -> Vec<String> {
+        let short: Vec<String> = machines.iter().map(|it| it.to_string()).collect();
+        let is_enough = |name: &String| short.iter().filter(|it| *it == name).count() == 1;
+        let name = |(name, machine): (&String, &&Self)| match &machine.hardware {
+            Some(uuid) if !is_enough(name) => format!("{name} in hardware {uuid}"),
+            _ => name.clone(),
+        };
+        short.iter().zip(machines).map(name).collect()
+    }
+
     /// What it is called in a table.
     pub fn short(&self) -> &str {
         let names = [&self.host, &self.id, &self.hardware];
@@ -190,6 +201,22 @@ impl Disk {
             compare(&self.partition_uuid, &other.partition_uuid),
         ];
         all(&tables).or_else(|| compare(&self.whole(), &other.whole()))
+    }
+
+    /// Whether both have other partition tables, or without those other file systems as a whole,
+    /// and the numbers by which they are one disk are such as several disks may have.
+    pub fn has_other_content(&self, other: &Self) -> bool {
+        let given = [
+            compare(&self.dm_uuid, &other.dm_uuid),
+            compare(&self.md_uuid, &other.md_uuid),
+            compare(&self.backing_file, &other.backing_file),
+        ];
+        let tables = [
+            compare(&self.table_uuid, &other.table_uuid),
+            compare(&self.partition_uuid, &other.partition_uuid),
+        ];
+        let is_same = all(&tables).or_else(|| compare(&self.whole(), &other.whole()));
+        all(&given).is_none() && is_same == Some(false)
     }
 
     /// The UUID of what the whole device holds.

@@ -8,6 +8,7 @@
 mod common;
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::process::Output;
@@ -204,4 +205,111 @@ fn a_lost_manifest_is_told_and_made_again() {
     assert_eq!(points(temp.path()), [1, 2, 3, 4]);
     printed(temp.path(), &["verify", "backup"]);
     refused(temp.path(), &["rebuild", "nothing"], 1);
+}
+
+#[test]
+fn machines_of_one_name_are_told_apart() {
+    let temp = TempDir::new().unwrap();
+    back_up(temp.path(), "db1\nboard-a", 1);
+    back_up(temp.path(), "db1\nboard-b", 2);
+    for name in ["db1", "id of db1"] {
+        for arguments in [
+            &["restore", "backup", "x", "--machine", name][..],
+            &["prune", "backup", "--keep", "1", "--machine", name],
+        ] {
+            let error = refused(temp.path(), arguments, 2);
+            assert!(error.contains("name of several machines"), "{error}");
+            assert!(
+                error.contains("board-a") && error.contains("board-b"),
+                "{error}"
+            );
+        }
+    }
+    let error = refused(temp.path(), &["restore", "backup", "x"], 2);
+    assert!(
+        error.contains("board-a") && error.contains("board-b"),
+        "{error}"
+    );
+    let restore = ["restore", "backup", "x", "--machine", "board-a"];
+    printed(temp.path(), &restore);
+    assert_eq!(fs::read(temp.path().join("x")).unwrap()[0], 1);
+}
+
+/// Lets others write to a file, or no more.
+fn share(path: &Path, is_shared: bool) {
+    let mode = if is_shared { 0o620 } else { 0o600 };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_file_that_others_can_write_to_is_not_lost() {
+    let temp = shared();
+    let path = |name: &str| temp.path().join("backup").join(name);
+    let before = printed(temp.path(), &["list", "backup", "--json"]);
+    let manifest = fs::read(path("blksnap.json")).unwrap();
+    let check = |name: &str| {
+        share(&path(name), true);
+        let error = refused(temp.path(), &["rebuild", "backup"], 1);
+        assert!(error.contains("others can write to it"), "{error}");
+        assert!(!path("blksnap.json.damaged").exists());
+        share(&path(name), false);
+    };
+    check("blksnap.json");
+    assert_eq!(fs::read(path("blksnap.json")).unwrap(), manifest);
+    check("000001/point.json");
+    fs::remove_file(path("blksnap.json")).unwrap();
+    for name in ["000001/point.json", "000001/disk.qcow2", "000001/disk.sums"] {
+        check(name);
+        assert!(!path("blksnap.json").exists());
+    }
+    printed(temp.path(), &["rebuild", "backup"]);
+    assert_eq!(printed(temp.path(), &["list", "backup", "--json"]), before);
+}
+
+#[test]
+fn where_nothing_can_be_had_again_all_stays() {
+    let temp = shared();
+    let backup = temp.path().join("backup");
+    for number in 1..=5 {
+        fs::remove_file(backup.join(format!("{number:06}/point.json"))).unwrap();
+    }
+    for manifest in [Some("{"), None] {
+        match manifest {
+            Some(text) => fs::write(backup.join("blksnap.json"), text).unwrap(),
+            None => fs::remove_file(backup.join("blksnap.json")).unwrap(),
+        }
+        let output = blksnap(temp.path(), &["rebuild", "backup"]);
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("all is left as it is"), "{text}");
+        assert_eq!(backup.join("blksnap.json").exists(), manifest.is_some());
+        refused(temp.path(), &["list", "backup"], 4);
+    }
+}
+
+#[test]
+fn what_is_in_the_way_of_a_part_stops_nothing_for_ever() {
+    let temp = shared();
+    let part = temp.path().join("backup/000001/point.json");
+    fs::remove_file(&part).unwrap();
+    fs::create_dir(&part).unwrap();
+    let error = refused(temp.path(), &["rebuild", "backup"], 1);
+    assert!(error.contains("it is a directory"), "{error}");
+    printed(temp.path(), &["forget", "backup", "3"]);
+    back_up(temp.path(), "db1", 6);
+    fs::remove_dir(&part).unwrap();
+    printed(temp.path(), &["rebuild", "backup"]);
+    assert!(part.is_file());
+    assert_eq!(points(temp.path()), [1, 2, 4, 5, 6]);
+    printed(temp.path(), &["verify", "backup"]);
+}
+
+#[test]
+fn a_file_with_the_name_of_a_directory_is_no_restore_point() {
+    let temp = shared();
+    let before = printed(temp.path(), &["list", "backup", "--json"]);
+    fs::write(temp.path().join("backup/000009"), "").unwrap();
+    fs::remove_file(temp.path().join("backup/blksnap.json")).unwrap();
+    printed(temp.path(), &["rebuild", "backup"]);
+    assert_eq!(printed(temp.path(), &["list", "backup", "--json"]), before);
 }

@@ -290,11 +290,15 @@ fn parse_table(table: &[u8]) -> Vec<u64> {
 }
 
 /// Whether an error is one of the content of a file, or of the place where it is: not
-/// one that every read may have, as of a network that is gone.
+/// one that every read may have, as of a network that is gone, and not that others can write
+/// to it, which is set right without a change of the content.
 pub(super) fn means_damage(error: &Error) -> bool {
     const ERRNOS: [Errno; 4] = [Errno::IO, Errno::ILSEQ, Errno::BADMSG, Errno::NODATA];
-    error.operation() == Operation::CheckBackup
-        || error.errno().is_none_or(|errno| ERRNOS.contains(&errno))
+    match error.errno() {
+        _ if error.operation() == Operation::CheckBackup => true,
+        Some(errno) => ERRNOS.contains(&errno),
+        None => error.operation() != Operation::OpenBackup,
+    }
 }
 
 /// An image that is there.

@@ -197,7 +197,11 @@ fn refuse_other_machines(store: &Store, here: &Machine) -> Result<()> {
     if machines.iter().any(|machine| machine.is(here)) {
         return Ok(());
     }
-    let reason = format!("its restore points are of {newest}, and this is {here}");
+    let names = Machine::names(&[newest, here]);
+    let reason = format!(
+        "its restore points are of {}, and this is {}",
+        names[0], names[1]
+    );
     Err(Error::new(Operation::WriteBackup, reason)
         .on(store.directory())
         .remedied_by(

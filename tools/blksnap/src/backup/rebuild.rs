@@ -9,6 +9,7 @@
 use std::collections::BTreeMap;
 use std::collections::HashMap;
 
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::error::Error;
@@ -72,12 +73,11 @@ fn renew_parts(store: &mut Store) -> Result<Report> {
         parts: Vec::new(),
         errors: Vec::new(),
     };
-    // What was interrupted comes first, and may renew some.
+    // What was interrupted comes first, and may renew some. What is to be removed is taken over
+    // from the manifest that is there.
+    manifest.todo.remove.clear();
     store.publish(manifest.clone())?;
-    manifest.todo = Todo {
-        rename: Vec::new(),
-        remove: store.manifest().todo.remove.clone(),
-    };
+    manifest.todo = Todo::default();
     for number in manifest.numbers() {
         let part = manifest.part(number);
         match store.read_part(&names::part(number)) {
@@ -113,6 +113,15 @@ fn from_parts(store: &mut Store, lost: Error, watch: &mut dyn Watch) -> Result<R
         return Err(damaged(store.directory(), reason)
             .remedied_by("the images can still be opened, with qemu-nbd for example"));
     }
+    if manifest.points.is_empty() && !errors.is_empty() {
+        // A manifest without any would hide that there is something to be saved.
+        return Ok(Report {
+            lost: Some(lost),
+            points: Vec::new(),
+            parts: Vec::new(),
+            errors,
+        });
+    }
     store.publish_rebuilt(manifest)?;
     // Without what was lost.
     let renewed = renew_parts(store)?;
@@ -130,7 +139,7 @@ fn find(store: &Store, errors: &mut Vec<Error>) -> Result<BTreeMap<u64, Found>> 
     let mut directories = store.opened_directory().entries("")?;
     // Those that are finished come first.
     directories.sort_by_key(|name| name.len());
-    for directory in directories {
+    'directories: for directory in directories {
         let finished = names::finished(&directory).unwrap_or(&directory);
         let Some(number) = names::number(finished).filter(|it| !found.contains_key(it)) else {
             continue;
@@ -141,6 +150,8 @@ fn find(store: &Store, errors: &mut Vec<Error>) -> Result<BTreeMap<u64, Found>> 
             match store.read_part(&name) {
                 Ok(part) => parts.extend(part),
                 Err(error) if image::means_damage(&error) => errors.push(error),
+                // What has this name is no directory, and so none of a backup.
+                Err(error) if error.errno() == Some(Errno::NOTDIR) => continue 'directories,
                 Err(error) => return Err(error),
             }
         }

@@ -214,6 +214,13 @@ impl Store {
     /// is to be renamed so that it takes its place.
     pub(super) fn renew_part(&self, number: u64, part: &Part) -> Result<(String, String)> {
         let name = names::part(number);
+        if self.directory.entries(&name).is_ok() {
+            // Once the manifest says that the file is renamed, it would have to be.
+            let reason = "it is a directory, and a file of the backup belongs there";
+            return Err(Error::new(Operation::WriteBackup, reason)
+                .on(&self.directory.path_of(&name))
+                .remedied_by("see what is in it, and move it out of the backup"));
+        }
         let new = names::partial(&name);
         unless_missing(self.directory.remove_file(&new))?;
         self.write_part(&new, part)?;

@@ -26,14 +26,18 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Whether both are one disk of one machine. Names count where nothing better is known.
+    /// Whether both are one disk of one machine. Names count where nothing better is known, as of
+    /// two that have one number and hold different things: one that was formatted, or two disks.
     pub fn is(self, other: Subject<'_>) -> bool {
         let is_elsewhere = self
             .machine
             .zip(other.machine)
             .is_some_and(|(a, b)| !a.is(b));
         let disks = self.disk.zip(other.disk);
-        let is_same = disks.and_then(|(a, b)| a.is(b));
+        let is_same = disks.and_then(|(a, b)| {
+            a.is(b)
+                .filter(|is_same| !is_same || !a.has_other_content(b))
+        });
         !is_elsewhere && is_same.unwrap_or(self.device == other.device)
     }
 }
@@ -75,6 +79,7 @@ impl<'a> Count<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::identity::Content;
 
     fn disk(serial: &str) -> Disk {
         Disk {
@@ -107,6 +112,32 @@ mod tests {
         for other in [None, Some(&unknown)] {
             assert!(is("/dev/sda", Some(&a), "/dev/sda", other));
             assert!(!is("/dev/sda", Some(&a), "/dev/sdb", other));
+        }
+    }
+
+    #[test]
+    fn a_number_that_two_disks_have_tells_them_not_apart() {
+        let holding = |uuid: &str| Disk {
+            contents: vec![Content {
+                partition: None,
+                kind: "ext4".to_owned(),
+                uuid: uuid.to_owned(),
+            }],
+            ..disk("0123456789ABCDEF")
+        };
+        let (a, b) = (holding("a"), holding("b"));
+        let of = |device, disk| Subject {
+            machine: None,
+            device,
+            disk: Some(disk),
+        };
+        assert!(!of("/dev/sda", &a).is(of("/dev/sdb", &b)));
+        assert!(of("/dev/sda", &a).is(of("/dev/sdb", &a)));
+        // It was formatted.
+        assert!(of("/dev/sda", &a).is(of("/dev/sda", &b)));
+        let mut count = Count::default();
+        for (device, disk) in [("/dev/sda", &a), ("/dev/sdb", &b)] {
+            assert_eq!(count.add([of(device, disk)].into_iter()), 1);
         }
     }
 

@@ -503,7 +503,7 @@ impl Trust {
 /// Whose restore points are meant.
 #[derive(Debug, Clone, clap::Args)]
 pub struct MachineOption {
-    /// Of this machine: the name of its host, or its machine id
+    /// Of this machine: the name of its host, its machine id, or the UUID of its hardware
     ///
     /// By default of the only one in the backup, or of this one.
     #[arg(long, value_name = "HOST")]

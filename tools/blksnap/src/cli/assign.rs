@@ -60,6 +60,11 @@ fn refuse_other_disk(
     let before = device.disk.clone().unwrap_or_default();
     let now = disk_at(target);
     let reason = match before.is_same_hardware(&now) {
+        Some(true) if before.has_other_content(&now) => {
+            "a disk with the same serial number is there, but not with the same partition table \
+             or file system, and some makers give all of their disks one number"
+                .to_owned()
+        }
         Some(true) => return Ok(()),
         Some(false) => format!("another disk is there now: {now}, not {before}"),
         None if is_lasting(target, Path::new("/dev")) => return Ok(()),
@@ -477,6 +482,17 @@ mod tests {
             assert!(error.reason().contains(part), "{error}");
         }
         assert!(in_place(&point, true, &|_| disk("B")).is_ok());
+        // Two disks with one number that changed places
+        let with_table = |uuid: &str| Disk {
+            table_uuid: Some(uuid.to_owned()),
+            ..disk("A")
+        };
+        point.devices[0].disk = Some(with_table("a"));
+        assert!(in_place(&point, false, &|_| with_table("a")).is_ok());
+        let error = in_place(&point, false, &|_| with_table("b")).unwrap_err();
+        assert!(error.reason().contains("same serial number"), "{error}");
+        assert!(in_place(&point, true, &|_| with_table("b")).is_ok());
+        point.devices[0].disk = Some(disk("A"));
         assert!(in_place(&point, false, &nothing_known).is_err());
     }
 

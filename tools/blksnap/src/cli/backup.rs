@@ -248,15 +248,26 @@ pub fn machine_of<'a>(
     here: &Machine,
 ) -> Result<Option<&'a Machine>> {
     let machines = store.manifest().machines();
+    let mut called_so = machines.clone();
+    called_so.retain(|it| called.is_some_and(|name| it.is_called(name)));
+    if let (Some(name), [_, _, ..]) = (called, &called_so[..]) {
+        let reason = format!(
+            "{name} is the name of several machines, {}",
+            Machine::names(&called_so).join(", ")
+        );
+        return Err(Error::new(Operation::Arguments, reason)
+            .on(store.directory())
+            .remedied_by("say --machine with the machine id or the UUID of the hardware"));
+    }
     let found = match called {
-        Some(name) => machines.iter().find(|it| it.is_called(name)),
+        Some(_) => called_so.first(),
         None if machines.len() <= 1 => return Ok(None),
         None => machines.iter().find(|it| it.is(here)),
     };
     if let Some(machine) = found {
         return Ok(Some(machine));
     }
-    let all: Vec<String> = machines.iter().map(ToString::to_string).collect();
+    let all = Machine::names(&machines);
     let reason = match (called, machines.is_empty()) {
         (Some(name), true) => {
             format!("its restore points do not say of which machine they are, {name} or another")
@@ -331,6 +342,11 @@ pub fn rebuild(output: &Output, place: Place<'_>) -> Result<u8> {
         output.error(error);
     }
     let text = match (&report.lost, report.parts.len()) {
+        (Some(_), _) if report.points.is_empty() && !report.errors.is_empty() => {
+            "no restore point can be had again, and all is left as it is: set right what can be, \
+             and rebuild again, or begin in a new directory"
+                .to_owned()
+        }
         (Some(_), _) => format!(
             "the manifest has {} restore points again",
             report.points.len()

@@ -26,8 +26,8 @@ pub const BLOCK: usize = 64 << 10;
 
 /// A kernel whose devices are files in a directory, called as the last part of the
 /// device's name; with ".held" its image while there is a snapshot. "number" is that
-/// of the newest snapshot; "host" the machine, if it is not this one. Everything counts as
-/// changed.
+/// of the newest snapshot; "host" the machine, if it is not this one, with a second line if
+/// several have its name and id. Everything counts as changed.
 #[derive(Clone)]
 pub struct Files(pub PathBuf);
 
@@ -153,11 +153,15 @@ impl Kernel for Files {
     fn machine(&self) -> Machine {
         match fs::read_to_string(self.0.join("host")) {
             Err(_) => Machine::here(),
-            Ok(host) => Machine {
-                id: Some(format!("id of {host}")),
-                hardware: None,
-                host: Some(host),
-            },
+            Ok(text) => {
+                let mut lines = text.lines().map(str::to_owned);
+                let host = lines.next().unwrap_or_default();
+                Machine {
+                    id: Some(format!("id of {host}")),
+                    hardware: lines.next(),
+                    host: Some(host),
+                }
+            }
         }
     }
 }

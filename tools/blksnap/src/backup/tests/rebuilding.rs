@@ -96,6 +96,11 @@ fn what_is_lost_of_a_backup_is_told_and_the_rest_stays() {
             assert_eq!(report.points, left, "{file}");
             assert!(!report.errors.is_empty());
             assert!(report.errors.iter().all(|it| it.exit().code() == 4));
+            if left.is_empty() {
+                // Which still says that it is lost.
+                check_refusal(&directory);
+                continue;
+            }
             check(&directory, &expected);
             // The numbers of what is lost are not used again.
             assert_eq!(back_up(&model, &["/dev/a"], Mode::Full).point, 4);
@@ -184,6 +189,22 @@ fn parts_that_are_missing_are_written_again() {
     fs::remove_file(directory.join(names::MANIFEST)).unwrap();
     assert_eq!(rebuild(&directory).points, [1, 2, 3]);
     check(&directory, &expected);
+}
+
+#[test]
+fn what_cannot_be_removed_is_noted_once() {
+    let (model, _) = three_points();
+    let directory = model.backup_directory();
+    let mut store = Store::open_to_change(&*directory, false).unwrap();
+    store.fail(Operation::WriteBackup, "000001/a.sums", Errno::PERM);
+    keep_newest(&mut store, 2, &mut Watcher::default()).unwrap();
+    let noted = store.manifest().todo.remove.clone();
+    assert_eq!(noted, ["000001/a.sums"]);
+    rebuild::rebuild(&mut store, None, &mut Watcher::default()).unwrap();
+    assert_eq!(store.manifest().todo.remove, noted);
+    fs::remove_file(directory.join("000003/point.json")).unwrap();
+    rebuild::rebuild(&mut store, None, &mut Watcher::default()).unwrap();
+    assert_eq!(store.manifest().todo.remove, noted);
 }
 
 #[test]
