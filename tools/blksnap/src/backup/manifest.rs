@@ -192,6 +192,24 @@ impl Point {
             .then_some("a disk of which more is noted than can be")
     }
 
+    /// What no restore point has.
+    fn contradiction(&self) -> Option<String> {
+        let number = self.number;
+        if self.time > MAX_TIME {
+            return Some(format!(
+                "restore point {number} is of the time {}",
+                self.time
+            ));
+        }
+        if let Some(reason) = self.excess() {
+            return Some(format!("restore point {number} has {reason}"));
+        }
+        let mut devices = self.devices.iter();
+        devices
+            .any(|device| device.device.len() > MAX_DEVICE)
+            .then(|| format!("a device of restore point {number} has no name of one"))
+    }
+
     /// Its devices, to be told from others.
     pub fn subjects(&self) -> impl Iterator<Item = Subject<'_>> {
         self.devices.iter().map(|device| Subject::of(self, device))
@@ -246,6 +264,30 @@ pub struct Part {
 impl Part {
     pub fn is_empty(&self) -> bool {
         self.point.is_none() && self.images.is_empty()
+    }
+
+    /// What the part of a restore point's directory does not have.
+    pub(super) fn contradiction(&self, number: u64) -> Option<String> {
+        let images = self.images.iter().map(|image| &image.name);
+        let devices = self.point.iter().flat_map(|point| &point.devices);
+        for name in images.chain(devices.map(|device| &device.image)) {
+            match names::number_of_image(name) {
+                Some(found) if found == number => (),
+                Some(found) => return Some(format!("it is of restore point {found}")),
+                None => return Some(format!("{name:?} is no name of an image")),
+            }
+        }
+        for image in &self.images {
+            if let Some(reason) = image.contradiction() {
+                return Some(format!("{} {reason}", image.name));
+            }
+        }
+        match &self.point {
+            Some(point) if point.number != number => {
+                Some(format!("it is of restore point {}", point.number))
+            }
+            point => point.as_ref()?.contradiction(),
+        }
     }
 
     pub fn to_json(&self) -> String {
@@ -410,20 +452,11 @@ impl Manifest {
             if point.number <= last || point.number >= self.next {
                 return Some(format!("restore point {} is out of order", point.number));
             }
-            if point.time > MAX_TIME {
-                let (number, time) = (point.number, point.time);
-                return Some(format!("restore point {number} is of the time {time}"));
-            }
             last = point.number;
-            if let Some(reason) = point.excess() {
-                return Some(format!("restore point {last} has {reason}"));
+            if let Some(reason) = point.contradiction() {
+                return Some(reason);
             }
             for device in &point.devices {
-                if device.device.len() > MAX_DEVICE {
-                    return Some(format!(
-                        "a device of restore point {last} has no name of one"
-                    ));
-                }
                 if !known.contains_key(device.image.as_str()) {
                     return Some(format!("{:?} is not there", device.image));
                 }

@@ -148,7 +148,15 @@ fn find(store: &Store, errors: &mut Vec<Error>) -> Result<BTreeMap<u64, Found>> 
         let name = format!("{directory}/{}", names::PART);
         for name in [names::partial(&name), name] {
             match store.read_part(&name) {
-                Ok(part) => parts.extend(part),
+                // One that cannot be right must not make all of them useless.
+                Ok(Some(part)) => match part.contradiction(number) {
+                    None => parts.push(part),
+                    Some(reason) => {
+                        let path = store.opened_directory().path_of(&name);
+                        errors.push(damaged(&path, reason));
+                    }
+                },
+                Ok(None) => (),
                 Err(error) if image::means_damage(&error) => errors.push(error),
                 // What has this name is no directory, and so none of a backup.
                 Err(error) if error.errno() == Some(Errno::NOTDIR) => continue 'directories,
@@ -185,13 +193,11 @@ fn add(
     let mut images: Vec<&str> = Vec::new();
     let mut records: HashMap<&str, Vec<&Image>> = HashMap::new();
     for record in found.parts.iter().flat_map(|part| &part.images) {
-        if names::number_of_image(&record.name) == Some(number) {
-            let known = records.entry(&record.name).or_default();
-            if known.is_empty() {
-                images.push(&record.name);
-            }
-            known.push(record);
+        let known = records.entry(&record.name).or_default();
+        if known.is_empty() {
+            images.push(&record.name);
         }
+        known.push(record);
     }
     for image in images {
         let mut failed = None;
@@ -210,7 +216,7 @@ fn add(
         errors.extend(failed);
     }
     let point = found.parts.iter().find_map(|part| part.point.as_ref());
-    if let Some(point) = point.filter(|point| point.number == number) {
+    if let Some(point) = point {
         let mut devices = point.devices.clone();
         devices.retain(|device| manifest.image(&device.image).is_some());
         if !devices.is_empty() {

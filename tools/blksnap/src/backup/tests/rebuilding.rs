@@ -191,6 +191,46 @@ fn parts_that_are_missing_are_written_again() {
     check(&directory, &expected);
 }
 
+/// A part with a right checksum that cannot be right costs its own restore point only, and that
+/// is told.
+#[test]
+fn a_part_that_contradicts_itself_is_left_out() {
+    let change = |act: &dyn Fn(&mut manifest::Part)| {
+        let (model, expected) = three_points();
+        let directory = model.backup_directory();
+        fs::remove_file(directory.join(names::MANIFEST)).unwrap();
+        let path = directory.join("000003/point.json");
+        let mut part = manifest::Part::from_json(&fs::read_to_string(&path).unwrap()).unwrap();
+        act(&mut part);
+        fs::write(&path, part.to_json()).unwrap();
+        let report = rebuild(&directory);
+        assert_eq!(report.points, [1, 2], "{:?}", report.errors);
+        check(&directory, &expected);
+        report.errors[0].reason().to_string()
+    };
+    let of_point =
+        |act: &dyn Fn(&mut manifest::Point)| change(&|part| act(part.point.as_mut().unwrap()));
+    assert!(of_point(&|it| it.time = u64::MAX).contains("time"));
+    assert!(of_point(&|it| it.number = 2).contains("restore point 2"));
+    assert!(of_point(&|it| it.devices[0].device = "x".repeat(5000)).contains("no name of one"));
+    assert!(of_point(&|it| it.devices[0].image = "000002/a".to_owned()).contains("point 2"));
+    let of_image = |act: &dyn Fn(&mut Image)| change(&|part| act(&mut part.images[0]));
+    for name in ["000003/../a", "/etc/passwd", ""] {
+        assert!(of_image(&|it| it.name = name.to_owned()).contains("no name of an image"));
+    }
+    assert!(of_image(&|it| it.size = u64::MAX).contains("is of a device of"));
+    assert!(of_image(&|it| it.sums = "x".to_owned()).contains("digests"));
+
+    // Of a directory that was renamed
+    let (model, _) = three_points();
+    let directory = model.backup_directory();
+    fs::remove_file(directory.join(names::MANIFEST)).unwrap();
+    fs::rename(directory.join("000003"), directory.join("000007")).unwrap();
+    let report = rebuild(&directory);
+    assert_eq!(report.points, [1, 2]);
+    assert!(report.errors[0].reason().contains("restore point 3"));
+}
+
 #[test]
 fn what_cannot_be_removed_is_noted_once() {
     let (model, _) = three_points();
