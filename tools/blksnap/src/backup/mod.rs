@@ -344,8 +344,10 @@ fn make(
     let part = format!("{directory}/{}", names::PART);
     store.write_part(&part, &manifest.part(number))?;
     let name = names::directory(number);
+    let mut rename = vec![(names::partial(&name), name)];
+    rename.extend(store.write_missing_parts(watch));
     manifest.todo = Todo {
-        rename: vec![(names::partial(&name), name)],
+        rename,
         remove: Vec::new(),
     };
     if let Err(error) = store.publish(manifest) {

@@ -227,6 +227,26 @@ impl Store {
         Ok((new, name))
     }
 
+    /// Writes those parts that restore points of older backups do not have, without which what
+    /// is based on their images could not be had again either.
+    pub(super) fn write_missing_parts(&self, watch: &mut dyn Watch) -> Vec<(String, String)> {
+        let mut rename = Vec::new();
+        for number in self.manifest.numbers() {
+            let look = self
+                .directory
+                .look(Operation::OpenBackup, &names::part(number));
+            let is_missing = look.is_err_and(|error| error.errno() == Some(Errno::NOENT));
+            if !is_missing {
+                continue;
+            }
+            match self.renew_part(number, &self.manifest.part(number)) {
+                Ok(names) => rename.push(names),
+                Err(error) => watch.warn(&format!("{error}. The backup goes on without it")),
+            }
+        }
+        rename
+    }
+
     /// Reads a restore point's part of the manifest; none if it is not there. An error of
     /// [`Operation::CheckBackup`] if it is damaged.
     pub(super) fn read_part(&self, name: &str) -> Result<Option<Part>> {

@@ -231,6 +231,31 @@ fn a_part_that_contradicts_itself_is_left_out() {
     assert!(report.errors[0].reason().contains("restore point 3"));
 }
 
+/// Backups of older versions do not have parts.
+#[test]
+fn a_backup_writes_the_parts_that_are_missing() {
+    let (model, mut expected) = three_points();
+    let directory = model.backup_directory();
+    for number in [1, 2] {
+        fs::remove_file(directory.join(names::part(number))).unwrap();
+    }
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!((report.point, report.devices[0].base), (4, Some(3)));
+    note(&mut expected, &model, &report);
+    let before = Store::look(&*directory).unwrap().manifest().clone();
+    fs::remove_file(directory.join(names::MANIFEST)).unwrap();
+    let report = rebuild(&directory);
+    assert!(report.errors.is_empty(), "{:?}", report.errors);
+    assert_eq!(report.points, [1, 2, 3, 4]);
+    assert_eq!(*Store::look(&*directory).unwrap().manifest(), before);
+    check(&directory, &expected);
+
+    // Where one cannot be written, the backup is as good.
+    fs::remove_file(directory.join(names::part(1))).unwrap();
+    fs::create_dir(directory.join("000001/point.json.partial")).unwrap();
+    assert_eq!(back_up(&model, &["/dev/a"], Mode::Incremental).point, 5);
+}
+
 #[test]
 fn what_cannot_be_removed_is_noted_once() {
     let (model, _) = three_points();
