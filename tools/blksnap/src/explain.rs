@@ -271,7 +271,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (ReadBackup, Errno::NOENT) => because(
             "a file of the backup is missing",
-            "\"blksnap verify DIR\" tells which restore points are affected",
+            "\"blksnap verify DIR\" names the damaged restore points; the others can be restored",
         ),
         (BackUp | ReadBackup | WriteBackup | Restore | CheckTarget | OpenBackup, Errno::IO) => because(
             "the device or filesystem reported an I/O error",

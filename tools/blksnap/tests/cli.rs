@@ -72,6 +72,7 @@ fn help_has_examples_and_exit_codes() {
         let help = blksnap(&[command, "--help"]);
         assert_eq!(help.code, 0);
         assert!(help.stdout.contains("Examples:"), "{command}");
+        assert!(!help.stdout.contains("\\\""), "{command}");
     }
     assert!(!help.stdout.contains("\n  grow "));
 }

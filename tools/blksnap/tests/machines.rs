@@ -131,7 +131,7 @@ fn a_machine_prunes_its_own_only() {
     let db2 = [&prune[..], &["--machine", "db2", "--dry-run"]].concat();
     assert_eq!(
         printed(temp.path(), &db2),
-        "restore points 3 would go, and 4 stay\n"
+        "restore points that would be removed: 3; 4 would be kept\n"
     );
     assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
     printed(temp.path(), &db2[..6]);
@@ -172,7 +172,7 @@ fn chosen_restore_points_go() {
     assert!(error.contains("no restore point 9"), "{error}");
     assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
     let text = printed(temp.path(), &["forget", "backup", "2", "4", "--dry-run"]);
-    assert_eq!(text, "restore points 2, 4 would go, and 3 stay\n");
+    assert_eq!(text, "restore points that would be removed: 2, 4; 3 would be kept\n");
     assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
     printed(temp.path(), &["forget", "backup", "4", "2", "2"]);
     assert_eq!(points(temp.path()), [1, 3, 5]);

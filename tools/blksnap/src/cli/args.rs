@@ -82,8 +82,8 @@ pub enum Subcommand {
 
     /// Detach the filter, which ends change tracking
     ///
-    /// What was tracked is lost, so that the next incremental backup has to be
-    /// a full one. Refused while the device is in a snapshot.
+    /// What was tracked is lost: the next backup reads all of the device, and stores
+    /// what differs from its last one. Refused while the device is in a snapshot.
     #[command(after_help = "Examples:\n  blksnap detach /dev/sda")]
     Detach {
         /// Block devices that have the filter
@@ -326,7 +326,7 @@ pub enum Subcommand {
         #[arg(long, value_name = "M", default_value_t = 0)]
         slack: usize,
 
-        /// Show which restore points would go, and change nothing
+        /// Show which restore points would be removed, and change nothing
         #[arg(long)]
         dry_run: bool,
 
@@ -356,7 +356,7 @@ pub enum Subcommand {
         #[arg(value_name = "N", required = true)]
         points: Vec<u64>,
 
-        /// Show what would go, and change nothing
+        /// Show what would be removed, and change nothing
         #[arg(long)]
         dry_run: bool,
 
@@ -390,7 +390,7 @@ pub enum Subcommand {
     /// Print what changed on a device between two snapshots, as JSON
     ///
     /// In bytes, as of the newest snapshot, which may be released already. A
-    /// backup program notes \"take_id\" while it holds a snapshot, and passes it
+    /// backup program notes "take_id" while it holds a snapshot, and passes it
     /// the next time with --take. If the change tracking does not know it then,
     /// everything has to be read.
     ///

@@ -321,9 +321,9 @@ pub fn prune(
         true => {
             let numbers: Vec<String> = report.removed.iter().map(u64::to_string).collect();
             match numbers.is_empty() {
-                true => "no restore point would go".to_owned(),
+                true => "no restore point would be removed".to_owned(),
                 false => format!(
-                    "restore points {} would go, and {} stay",
+                    "restore points that would be removed: {}; {} would be kept",
                     numbers.join(", "),
                     report.kept.len()
                 ),
