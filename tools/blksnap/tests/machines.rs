@@ -172,7 +172,10 @@ fn chosen_restore_points_go() {
     assert!(error.contains("no restore point 9"), "{error}");
     assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
     let text = printed(temp.path(), &["forget", "backup", "2", "4", "--dry-run"]);
-    assert_eq!(text, "restore points that would be removed: 2, 4; 3 would be kept\n");
+    assert_eq!(
+        text,
+        "restore points that would be removed: 2, 4; 3 would be kept\n"
+    );
     assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
     printed(temp.path(), &["forget", "backup", "4", "2", "2"]);
     assert_eq!(points(temp.path()), [1, 3, 5]);

@@ -219,7 +219,9 @@ fn read_at(file: &File, path: &Path, offset: u64, bytes: &mut [u8]) -> Result<()
 pub fn damaged(path: &Path, reason: impl Into<String>) -> Error {
     Error::new(Operation::CheckBackup, reason)
         .on(path)
-        .remedied_by("\"blksnap verify DIR\" names the damaged restore points; the others can be restored")
+        .remedied_by(
+            "\"blksnap verify DIR\" names the damaged restore points; the others can be restored",
+        )
 }
 
 #[cfg(test)]

@@ -198,7 +198,7 @@ pub enum Subcommand {
     ///
     /// One line an event, oldest first: the time in UTC, the kind and figures. The
     /// kinds are low-space (see "create --low-space"), no-space, corrupted and
-    /// device-gone. Every event is told once only, to whoever asks first. Exit
+    /// device-gone. Every event is reported once, to the first reader. Exit
     /// code 3 if one said that the snapshot is corrupted, which all kinds but
     /// low-space do.
     #[command(
@@ -716,6 +716,9 @@ pub struct Backup {
     pub devices: Vec<PathBuf>,
 
     /// The directory of the backup; it is created if it is not there
+    ///
+    /// On another disk than each DEV: a backup on DEV itself is lost with it, and
+    /// cannot be restored to it. This is not checked.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 
