@@ -601,6 +601,29 @@ backup_lvm_merge()
 	for point in 1 2 3 4; do restores "$point" "$work/copy$point"; done
 }
 
+# A directory on what is backed up, by whatever way, whether it is there or not
+backup_onto_itself()
+{
+	local disk
+
+	partitioned "$SIZE"; disk=$REPLY
+	make_fs ext4 "${disk}p1"
+	mounted "${disk}p1"; where=$REPLY
+	undo detach "$disk"
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	mkdir "$where/backup"
+	for dev in "$disk" "${disk}p1"; do
+		for to in "$where/backup" "$where/new/er"; do
+			exits 1 blksnap backup "$dev" --to "$to" --store "$work" 2>"$work/error"
+			grep -q "would lie on it" "$work/error"
+		done
+	done
+	equal "" "$(ls "$where/backup")" "what is in the backup"
+	# Beside it is allowed.
+	blksnap backup "${disk}p2" --to "$where/backup/p2" --store "$work" --limit 4M
+}
+
 # medium_errors 0|2: whether the SCSI disk cannot read sectors 4660 to 4667
 medium_errors()
 {
@@ -948,6 +971,7 @@ run_cases \
 	"command: backup of what is written past the filter" backup_past_tracking \
 	"command: backup of a disk under another name" backup_moved \
 	"command: backup after LVM merged a snapshot back" backup_lvm_merge \
+	"command: backup onto itself" backup_onto_itself \
 	"command: backup and others at once" backup_locked \
 	"command: backup of sectors that cannot be read" backup_salvage \
 	"command: backup to a full filesystem" backup_full_target \

@@ -57,7 +57,8 @@ impl Machine {
             hardware: read("sys/class/dmi/id/product_uuid")
                 .map(|uuid| uuid.to_ascii_lowercase())
                 .filter(is_set),
-            host: read("proc/sys/kernel/hostname"),
+            // What the kernel begins with
+            host: read("proc/sys/kernel/hostname").filter(|host| host != "(none)"),
         }
     }
 

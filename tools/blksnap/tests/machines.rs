@@ -205,6 +205,8 @@ fn a_lost_manifest_is_told_and_made_again() {
     fs::remove_file(temp.path().join("backup/000005/disk.sums")).unwrap();
     let error = refused(temp.path(), &["rebuild", "backup"], 4);
     assert!(error.contains("disk.sums"), "{error}");
+    let text = String::from_utf8(blksnap(temp.path(), &["list", "backup"]).stdout).unwrap();
+    assert!(!text.contains("\n5 "), "{text}");
     assert_eq!(points(temp.path()), [1, 2, 3, 4]);
     printed(temp.path(), &["verify", "backup"]);
     refused(temp.path(), &["rebuild", "nothing"], 1);

@@ -121,6 +121,24 @@ impl Grounds {
     }
 }
 
+/// Refuses to back up a device to a directory that lies on it: each restore point would have
+/// those before it, and all would be lost with the device. The directory need not be there yet.
+pub fn refuse_sources(directory: &Path, devices: &[PathBuf], stack: &Stack) -> Result<()> {
+    let directory = std::path::absolute(directory)
+        .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(directory))?;
+    let there = directory.ancestors().find(|path| path.exists());
+    let below = there.map(|path| stack.below_file(path)).unwrap_or_default();
+    for device in devices {
+        if below.devices.contains(&crate::device::check(device)?) {
+            let reason = format!("the backup in {} would lie on it", directory.display());
+            return Err(Error::new(Operation::BackUp, reason)
+                .on(device)
+                .remedied_by("name a directory on another disk with --to"));
+        }
+    }
+    Ok(())
+}
+
 fn collect(path: &Path, depth: usize, nodes: &mut HashSet<FileId>) -> io::Result<()> {
     nodes.insert(file_id(&fs::metadata(path)?));
     if depth == 0 {

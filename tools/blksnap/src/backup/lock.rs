@@ -138,7 +138,7 @@ impl Lock {
                 wait.watch.tell(&format!(
                     "{} is locked by {holders}; waiting for at most {} s",
                     directory.display(),
-                    wait.limit.saturating_sub(elapsed).as_secs()
+                    wait.limit.saturating_sub(elapsed).as_secs_f64().ceil()
                 ));
                 told = holders;
             }

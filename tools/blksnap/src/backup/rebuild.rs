@@ -44,8 +44,17 @@ pub struct Report {
     pub points: Vec<u64>,
     /// Those of which the directory's part of the manifest was written again.
     pub parts: Vec<u64>,
+    /// The devices of restore points of which files are missing or damaged, here or in a base.
+    pub gone: Vec<Gone>,
     /// What could not be used.
     pub errors: Vec<Error>,
+}
+
+/// What is not in the manifest any more.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub struct Gone {
+    pub point: u64,
+    pub device: String,
 }
 
 /// A restore point's directory.
@@ -71,6 +80,7 @@ fn renew_parts(store: &mut Store) -> Result<Report> {
         lost: None,
         points: manifest.points.iter().map(|it| it.number).collect(),
         parts: Vec::new(),
+        gone: Vec::new(),
         errors: Vec::new(),
     };
     // What was interrupted comes first, and may renew some. What is to be removed is taken over
@@ -95,7 +105,7 @@ fn renew_parts(store: &mut Store) -> Result<Report> {
 }
 
 fn from_parts(store: &mut Store, lost: Error, watch: &mut dyn Watch) -> Result<Report> {
-    let mut errors = Vec::new();
+    let (mut gone, mut errors) = (Vec::new(), Vec::new());
     let found = find(store, &mut errors)?;
     let mut manifest = Manifest::default();
     let mut progress = Progress {
@@ -104,7 +114,7 @@ fn from_parts(store: &mut Store, lost: Error, watch: &mut dyn Watch) -> Result<R
     };
     for (number, found) in &found {
         watch.keep_on(progress)?;
-        add(store, *number, found, &mut manifest, &mut errors)?;
+        add(store, *number, found, &mut manifest, &mut gone, &mut errors)?;
         manifest.next = number + 1;
         progress.done += 1;
     }
@@ -119,6 +129,7 @@ fn from_parts(store: &mut Store, lost: Error, watch: &mut dyn Watch) -> Result<R
             lost: Some(lost),
             points: Vec::new(),
             parts: Vec::new(),
+            gone,
             errors,
         });
     }
@@ -129,6 +140,7 @@ fn from_parts(store: &mut Store, lost: Error, watch: &mut dyn Watch) -> Result<R
         lost: Some(lost),
         parts: renewed.parts,
         points: renewed.points,
+        gone,
         errors,
     })
 }
@@ -183,6 +195,7 @@ fn add(
     number: u64,
     found: &Found,
     manifest: &mut Manifest,
+    gone: &mut Vec<Gone>,
     errors: &mut Vec<Error>,
 ) -> Result<()> {
     let name = names::directory(number);
@@ -219,6 +232,11 @@ fn add(
     if let Some(point) = point {
         let mut devices = point.devices.clone();
         devices.retain(|device| manifest.image(&device.image).is_some());
+        let lost = point.devices.iter().filter(|it| !devices.contains(it));
+        gone.extend(lost.map(|it| Gone {
+            point: number,
+            device: it.device.clone(),
+        }));
         if !devices.is_empty() {
             manifest.points.push(Point {
                 devices,

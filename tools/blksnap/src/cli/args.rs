@@ -717,8 +717,7 @@ pub struct Backup {
 
     /// The directory of the backup; it is created if it is not there
     ///
-    /// On another disk than each DEV: a backup on DEV itself is lost with it, and
-    /// cannot be restored to it. This is not checked.
+    /// On another disk than each DEV: a backup on DEV itself would be lost with it.
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
 

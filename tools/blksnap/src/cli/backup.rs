@@ -11,6 +11,7 @@ use blksnap::backup;
 use blksnap::backup::changes;
 use blksnap::backup::changes::Extent;
 use blksnap::backup::directory::Place;
+use blksnap::backup::grounds::refuse_sources;
 use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
 use blksnap::backup::plan::Mode;
@@ -24,6 +25,7 @@ use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::identity::Machine;
 use blksnap::printable::printable;
+use blksnap::stack::Stack;
 use blksnap::Bytes;
 use blksnap::Device;
 use blksnap::Error;
@@ -42,6 +44,7 @@ use super::status::table;
 
 pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
     check_devices(&args.devices)?;
+    refuse_sources(&args.to, &args.devices, &Stack::default())?;
     let plan = args.store.plan()?;
     let request = backup::Request {
         limit: plan.limit,
@@ -341,7 +344,12 @@ pub fn rebuild(output: &Output, place: Place<'_>) -> Result<u8> {
     for error in &report.errors {
         output.error(error);
     }
-    let text = match (&report.lost, report.parts.len()) {
+    let gone = report.gone.iter().map(|it| {
+        let device = printable(&it.device);
+        format!("restore point {}: {device} is lost", it.point)
+    });
+    let mut lines: Vec<String> = gone.collect();
+    lines.push(match (&report.lost, report.parts.len()) {
         (Some(_), _) if report.points.is_empty() && !report.errors.is_empty() => {
             "no restore point can be had again, and all is left as it is: set right what can be, \
              and rebuild again, or begin in a new directory"
@@ -353,9 +361,9 @@ pub fn rebuild(output: &Output, place: Place<'_>) -> Result<u8> {
         ),
         (None, 0) => "the manifest is right, and nothing of it is missing".to_owned(),
         (None, count) => format!("the manifest is right; {count} of its parts are written again"),
-    };
+    });
     let code = report.errors.iter().map(|error| error.exit().code()).max();
-    Ok(output.result(&report, &text, code.unwrap_or(0)))
+    Ok(output.result(&report, &lines.join("\n"), code.unwrap_or(0)))
 }
 
 /// The number of the take with this id.

@@ -96,6 +96,10 @@ fn what_is_lost_of_a_backup_is_told_and_the_rest_stays() {
             assert_eq!(report.points, left, "{file}");
             assert!(!report.errors.is_empty());
             assert!(report.errors.iter().all(|it| it.exit().code() == 4));
+            let has_part = |number: &u64| file != format!("{number:06}/point.json");
+            let gone = (1..=3).filter(|it| !left.contains(it) && has_part(it));
+            let told: Vec<u64> = report.gone.iter().map(|it| it.point).collect();
+            assert_eq!(told, gone.collect::<Vec<_>>(), "{file}");
             if left.is_empty() {
                 // Which still says that it is lost.
                 check_refusal(&directory);
