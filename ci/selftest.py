@@ -290,10 +290,12 @@ class TestScript(unittest.TestCase):
     def test_the_last_line_names_the_logs_of_the_machine(self):
         dmesg = self.build / "logs/kselftest-um/dmesg"
         self.program("ci/kselftests", f"rm -rf {dmesg.parent}; mkdir -p {dmesg.parent}; echo FAIL a\n"
-                                      f"echo '[1.0] blksnap test result: 7 rounds' >{dmesg}; exit 1")
+                                      f"echo '[1.0] blksnap test result: 7 rounds' >{dmesg}; "
+                                      f"echo '[1.0] # all    9     4' >{dmesg.parent}/output; exit 1")
         lines = self.run_parts("um")[1]
         self.assertEqual(lines[-1], f"0 passed, 1 failed; logs: {dmesg.parent}")
         self.assertIn("     7 rounds", lines)
+        self.assertIn("     9 random calls, 4 of them successful", lines)
         # What an earlier run has left is not this one's.
         time.sleep(1.1)
         self.program("ci/kselftests", "echo FAIL a; exit 1")

@@ -113,9 +113,15 @@ ran_since() {
 	[ "$(stat -c %Y "$B/logs/$2" 2>/dev/null || echo 0)" -ge "$1" ]
 }
 
-# results_since SECONDS NAME: how far those tests came that say so, if it has
+# results_since SECONDS NAME: how far those tests came that say so, if it has; random calls
+# are counted in a table of the output
 results_since() {
-	! ran_since "$@" || sed -n 's/^.*blksnap test result: /     /p' "$B/logs/$2/dmesg" 2>/dev/null || true
+	ran_since "$@" || return 0
+	{
+		sed -n 's/^.*blksnap test result: /     /p' "$B/logs/$2/dmesg"
+		sed -n 's/^\[[0-9.]*\] # all  *\([0-9]*\)  *\([0-9]*\)$/     \1 random calls, \2 of them successful/p' \
+			"$B/logs/$2/output"
+	} 2>/dev/null || true
 }
 
 # The distribution as "debian 12"; empty where that cannot be told.
