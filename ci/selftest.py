@@ -216,6 +216,19 @@ class Boot(unittest.TestCase):
             with unittest.mock.patch("os.statvfs", return_value=noexec):
                 self.assertIn("noexec", boot.unfit_for_memory(directory, 1))
 
+    def test_what_a_killed_run_left_is_removed(self):
+        with tempfile.TemporaryDirectory() as directory, unittest.mock.patch.object(boot, "BUILD", Path(directory)):
+            left, other = Path(directory, "a-left"), Path(directory, "a-kernel")
+            left.mkdir()
+            other.mkdir()
+            (left / "lock").touch()
+            (left / "disk0").touch()
+            with boot.own_directory("a") as first:
+                self.assertFalse(left.exists())
+                with boot.own_directory("a") as second:
+                    self.assertTrue(first.exists() and second.exists())
+            self.assertEqual(list(Path(directory).iterdir()), [other])
+
     def test_the_logs_of_a_run_are_together_and_those_before_it_stay(self):
         with tempfile.TemporaryDirectory() as directory:
             logs = Path(directory, "logs")
