@@ -853,8 +853,8 @@ pub struct Restore {
     /// Every device to where it came from
     ///
     /// By their names in the backup. Refused if another disk is there now, by its serial
-    /// number or the like, or by its partition table; or if that is not known and the name is one that moves from disk
-    /// to disk, such as /dev/sda, unlike those in /dev/disk/by-id.
+    /// number or the like, or by its partition table; or if that is not known and the name is
+    /// one that moves from disk to disk, such as /dev/sda, unlike those in /dev/disk/by-id.
     #[arg(long)]
     pub in_place: bool,
 
