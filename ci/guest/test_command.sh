@@ -220,6 +220,17 @@ killed()
 	restores 1 "$work/copy"
 }
 
+# mounted_elsewhere DEV DIRECTORY [OPTION]...: a mount that only the process $holder sees
+mounted_elsewhere()
+{
+	rm -f "$work/ready"
+	unshare --mount sh -c 'mount "$@" && : >"$0" && exec sleep 600' \
+		"$work/ready" "${@:3}" "$1" "$2" &
+	holder=$!
+	undo stop "$holder"
+	eventually test -e "$work/ready"
+}
+
 # refuses WORDS: what destroying the snapshot is refused with
 refuses()
 {
@@ -247,20 +258,11 @@ destroy_used()
 	created --store "$work" --limit 4M
 	mkdir "$work/mnt"
 	# Where only its own processes see it
-	unshare --mount sh -c 'mount -o ro,noload "$0" "$1" && : >"$2" && exec sleep 100' \
-		"$image" "$work/mnt" "$work/ready" &
-	holder=$!
-	undo stop "$holder"
-	eventually test -e "$work/ready"
+	mounted_elsewhere "$image" "$work/mnt" -o ro,noload
 	refuses "mounted on $work/mnt in the mount namespace of process $holder (sleep)"
 	stop "$holder"
 	# In a namespace that no process is in
-	rm "$work/ready"
-	unshare --mount sh -c 'mount -o ro,noload "$0" "$1" && : >"$2" && exec sleep 100' \
-		"$image" "$work/mnt" "$work/ready" &
-	holder=$!
-	undo stop "$holder"
-	eventually test -e "$work/ready"
+	mounted_elsewhere "$image" "$work/mnt" -o ro,noload
 	exec 8<"/proc/$holder/ns/mnt"
 	stop "$holder"
 	refuses "cannot be seen from here"
@@ -631,7 +633,7 @@ medium_errors()
 	echo "$1" >/sys/bus/pseudo/drivers/scsi_debug/opts
 }
 
-# Sectors that cannot be read, which is told, and with --salvage cost only themselves
+# Sectors that cannot be read: messages name them, and with --salvage they cost only themselves
 backup_salvage()
 {
 	local other
@@ -804,11 +806,7 @@ restore_mounted_elsewhere()
 	make_fs ext4 "$target"
 	where=$(mktemp -d "$scratch/elsewhere.XXXXXX")
 	undo rmdir "$where"
-	unshare --mount sh -c 'mount "$1" "$2" && touch "$3" && exec sleep 600' sh \
-		"$target" "$where" "$work/mounted" &
-	holder=$!
-	undo stop "$holder"
-	eventually test -e "$work/mounted"
+	mounted_elsewhere "$target" "$where"
 	exits 1 blksnap restore "$work/backup" "$target" --overwrite --truncate \
 		2>"$work/error"
 	cat "$work/error"

@@ -171,13 +171,7 @@ impl Disk {
         if self.partition != other.partition {
             return Some(false);
         }
-        // Given by who made it, and never twice.
-        let given = [
-            compare(&self.dm_uuid, &other.dm_uuid),
-            compare(&self.md_uuid, &other.md_uuid),
-            compare(&self.backing_file, &other.backing_file),
-        ];
-        all(&given).or_else(|| {
+        self.is_given(other).or_else(|| {
             let serial = |disk: &Self| Some((disk.model.clone(), disk.serial.clone()?));
             all(&[
                 compare(&self.wwid, &other.wwid),
@@ -196,28 +190,34 @@ impl Disk {
         if hardware == Some(false) || (hardware == Some(true) && is_given) {
             return hardware;
         }
-        let tables = [
-            hardware,
-            compare(&self.table_uuid, &other.table_uuid),
-            compare(&self.partition_uuid, &other.partition_uuid),
-        ];
-        all(&tables).or_else(|| compare(&self.whole(), &other.whole()))
+        all(&[hardware, self.has_table_of(other)])
+            .or_else(|| compare(&self.whole(), &other.whole()))
     }
 
     /// Whether both have other partition tables, or without those other file systems as a whole,
     /// and the numbers by which they are one disk are such as several disks may have.
     pub fn has_other_content(&self, other: &Self) -> bool {
-        let given = [
+        let is_same = self
+            .has_table_of(other)
+            .or_else(|| compare(&self.whole(), &other.whole()));
+        self.is_given(other).is_none() && is_same == Some(false)
+    }
+
+    /// Whether both have the number that is given by who made the device, and never twice.
+    fn is_given(&self, other: &Self) -> Option<bool> {
+        all(&[
             compare(&self.dm_uuid, &other.dm_uuid),
             compare(&self.md_uuid, &other.md_uuid),
             compare(&self.backing_file, &other.backing_file),
-        ];
-        let tables = [
+        ])
+    }
+
+    /// Whether both have one partition table, or are one partition of it.
+    fn has_table_of(&self, other: &Self) -> Option<bool> {
+        all(&[
             compare(&self.table_uuid, &other.table_uuid),
             compare(&self.partition_uuid, &other.partition_uuid),
-        ];
-        let is_same = all(&tables).or_else(|| compare(&self.whole(), &other.whole()));
-        all(&given).is_none() && is_same == Some(false)
+        ])
     }
 
     /// The UUID of what the whole device holds.

@@ -83,15 +83,6 @@ impl Default for Linux<'_> {
     }
 }
 
-impl Linux<'_> {
-    /// Whether somebody has a block device for himself, as a mount has.
-    fn is_claimed(&self, number: DeviceNumber) -> bool {
-        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let node = self.sysfs.node_of(number);
-        node.is_some_and(|node| matches!(open(node, flags, Mode::empty()), Err(Errno::BUSY)))
-    }
-}
-
 impl<'a> Linux<'a> {
     /// `at_create` gets the id of a snapshot that was just created, and its storage.
     pub fn new(at_create: impl Fn(Uuid, &Path) -> Result<()> + 'a) -> Self {
@@ -104,6 +95,13 @@ impl<'a> Linux<'a> {
 
     fn hold(&self, id: Uuid, owner: Control) {
         self.owners.borrow_mut().insert(id, owner);
+    }
+
+    /// Whether somebody has a block device for himself, as a mount has.
+    fn is_claimed(&self, number: DeviceNumber) -> bool {
+        let flags = OFlags::RDONLY | OFlags::EXCL | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let node = self.sysfs.node_of(number);
+        node.is_some_and(|node| matches!(open(node, flags, Mode::empty()), Err(Errno::BUSY)))
     }
 }
 

@@ -2,6 +2,7 @@
 
 //! Which block devices lie below a file, and what uses a block device.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::fs::Metadata;
@@ -35,8 +36,8 @@ pub struct Stack {
     sys: PathBuf,
     dev: PathBuf,
     mounts: Vec<Mount>,
-    /// Those of other namespaces.
-    elsewhere: Vec<Elsewhere>,
+    /// Those of other namespaces, which are looked at only if they are asked for.
+    elsewhere: OnceCell<Vec<Elsewhere>>,
 }
 
 impl Default for Stack {
@@ -45,7 +46,7 @@ impl Default for Stack {
             sys: "/sys".into(),
             dev: "/dev".into(),
             mounts: mounts::read().unwrap_or_default(),
-            elsewhere: mounts::elsewhere(),
+            elsewhere: OnceCell::new(),
         }
     }
 }
@@ -107,8 +108,7 @@ impl Stack {
         for name in self.btrfs_siblings(&directory) {
             self.add_named(&name, below);
         }
-        if let Ok(file) = fs::read(directory.join("loop/backing_file")) {
-            let path = PathBuf::from(String::from_utf8_lossy(&file).trim_end_matches('\n'));
+        if let Some(path) = backing_file(&directory) {
             if let Ok(metadata) = fs::metadata(&path) {
                 below.files.insert(file_id(&metadata));
                 self.add_file(&path, below);
@@ -151,7 +151,7 @@ impl Stack {
             .iter()
             .map(|point| format!("it is mounted on {}", point.display()))
             .collect();
-        for it in &self.elsewhere {
+        for it in self.elsewhere.get_or_init(mounts::elsewhere) {
             let points = mounts::points_on(&it.mounts, &numbers, is_source);
             users.extend(points.iter().map(|point| {
                 let (point, process) = (point.display(), &it.process);
@@ -159,10 +159,8 @@ impl Stack {
             }));
         }
         for name in names_in(&self.sys.join("block")) {
-            let path = self.sys.join("block").join(&name).join("loop/backing_file");
-            let file = fs::read(path).unwrap_or_default();
-            let file = PathBuf::from(String::from_utf8_lossy(&file).trim_end_matches('\n'));
-            if is_source(&file) {
+            let file = backing_file(&self.sys.join("block").join(&name));
+            if file.is_some_and(|file| is_source(&file)) {
                 users.push(format!("the loop device {name} is on top of it"));
             }
         }
@@ -267,6 +265,12 @@ impl Stack {
     }
 }
 
+/// What a loop device lies on.
+fn backing_file(directory: &Path) -> Option<PathBuf> {
+    let file = fs::read(directory.join("loop/backing_file")).ok()?;
+    Some(String::from_utf8_lossy(&file).trim_end_matches('\n').into())
+}
+
 fn number_in(directory: &Path) -> Option<DeviceNumber> {
     DeviceNumber::parse(&fs::read_to_string(directory.join("dev")).ok()?)
 }
@@ -360,7 +364,7 @@ mod tests {
             sys: root.to_owned(),
             dev: "/dev".into(),
             mounts: Vec::new(),
-            elsewhere: Vec::new(),
+            elsewhere: OnceCell::from(Vec::new()),
         };
         (temp, stack)
     }
@@ -422,15 +426,15 @@ mod tests {
             mount_point: "/srv".into(),
             source: "/dev/sdb".into(),
         };
-        stack.elsewhere.push(Elsewhere {
+        stack.elsewhere = OnceCell::from(vec![Elsewhere {
             process: "7 (sh)".to_owned(),
             mounts: vec![mount],
-        });
+        }]);
         assert_eq!(
             stack.users(number("4008:16")),
             ["it is mounted on /srv in the mount namespace of process 7 (sh)"]
         );
-        stack.elsewhere.clear();
+        stack.elsewhere = OnceCell::from(Vec::new());
         assert_eq!(
             stack.partitions(number("4008:0")).first().unwrap().0,
             Path::new("/dev/sda1")

@@ -16,10 +16,8 @@ use std::process::Child;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
-use std::time::Duration;
 
 use blksnap::backup;
-use blksnap::backup::plan::Mode;
 use blksnap::backup::Progress;
 use blksnap::backup::Watch;
 use blksnap::error::Exit;
@@ -28,7 +26,6 @@ use blksnap::signals::Signals;
 use blksnap::Bytes;
 use blksnap::Error;
 use blksnap::Result;
-use blksnap::Sectors;
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -66,24 +63,13 @@ fn role() {
     };
     let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
     let files = Files(directory.clone());
-    let store = Path::new("/store");
     let code = match role.as_str() {
         "backup" => {
             let request = backup::Request {
-                devices: vec!["/dev/disk".into()],
-                store: store.to_owned(),
-                limit: Sectors(1),
-                to: directory.join("backup"),
-                is_trusted: false,
-                existing: false,
-                is_shared: false,
-                mode: Mode::Incremental,
-                spot_check: 1,
-                salvage: false,
-                lock_wait: Duration::ZERO,
                 bandwidth: std::env::var(BANDWIDTH)
                     .ok()
                     .map(|text| text.parse().unwrap()),
+                ..files.request()
             };
             let mut watcher = Watcher(Signals::catch().unwrap());
             match backup::run(&files, &request, &mut watcher) {

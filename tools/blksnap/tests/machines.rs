@@ -12,14 +12,11 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::process::Output;
-use std::time::Duration;
 
 use blksnap::backup;
-use blksnap::backup::plan::Mode;
 use blksnap::backup::Progress;
 use blksnap::backup::Watch;
 use blksnap::Result;
-use blksnap::Sectors;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -40,21 +37,13 @@ impl Watch for Nobody {
 fn back_up(temp: &Path, host: &str, fill: u8) {
     fs::write(temp.join("host"), host).unwrap();
     fs::write(temp.join("disk"), vec![fill; SIZE]).unwrap();
+    let files = Files(temp.to_owned());
     let request = backup::Request {
-        devices: vec!["/dev/disk".into()],
-        store: "/store".into(),
-        limit: Sectors(1),
-        to: temp.join("backup"),
-        is_trusted: false,
-        existing: false,
         is_shared: true,
-        mode: Mode::Incremental,
-        bandwidth: None,
         spot_check: 0,
-        salvage: false,
-        lock_wait: Duration::ZERO,
+        ..files.request()
     };
-    backup::run(&Files(temp.to_owned()), &request, &mut Nobody).unwrap();
+    backup::run(&files, &request, &mut Nobody).unwrap();
 }
 
 /// Restore points 1, 2 and 5 of db1, and 3 and 4 of db2, filled with their numbers.

@@ -21,11 +21,9 @@ use std::time::Duration;
 use blksnap::backup;
 use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Todo;
-use blksnap::backup::plan::Mode;
 use blksnap::backup::Progress;
 use blksnap::backup::Watch;
 use blksnap::Result;
-use blksnap::Sectors;
 use serde_json::Value;
 
 use common::files::Files;
@@ -48,21 +46,8 @@ impl Watch for Nobody {
 }
 
 fn back_up(directory: &Path) -> Result<backup::Report> {
-    let request = backup::Request {
-        devices: vec!["/dev/disk".into()],
-        store: "/store".into(),
-        limit: Sectors(1),
-        to: directory.join("backup"),
-        is_trusted: false,
-        existing: false,
-        is_shared: false,
-        mode: Mode::Incremental,
-        bandwidth: None,
-        spot_check: 1,
-        salvage: false,
-        lock_wait: Duration::ZERO,
-    };
-    backup::run(&Files(directory.to_owned()), &request, &mut Nobody)
+    let files = Files(directory.to_owned());
+    backup::run(&files, &files.request(), &mut Nobody)
 }
 
 /// Not a test, but what the processes started by the tests run.

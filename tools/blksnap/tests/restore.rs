@@ -23,14 +23,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::process::Output;
 use std::process::Stdio;
-use std::time::Duration;
 
 use blksnap::backup;
-use blksnap::backup::plan::Mode;
 use blksnap::backup::Progress;
 use blksnap::backup::Watch;
 use blksnap::Result;
-use blksnap::Sectors;
 use rustix::fs::Mode as FileMode;
 use serde_json::Value;
 
@@ -79,21 +76,12 @@ impl Place {
     }
 
     fn back_up_to(&self, names: &[&OsStr], to: &Path) {
+        let kernel = Files(self.directory.path().to_owned());
         let request = backup::Request {
             devices: names.iter().map(|name| self.path(name)).collect(),
-            store: "/store".into(),
-            limit: Sectors(1),
             to: to.to_owned(),
-            is_trusted: false,
-            existing: false,
-            is_shared: false,
-            mode: Mode::Incremental,
-            bandwidth: None,
-            spot_check: 1,
-            salvage: false,
-            lock_wait: Duration::ZERO,
+            ..kernel.request()
         };
-        let kernel = Files(self.directory.path().to_owned());
         let report = backup::run(&kernel, &request, &mut Quiet).unwrap();
         assert!(report.errors.is_empty());
     }

@@ -26,8 +26,6 @@ use std::path::Path;
 use std::thread::sleep;
 use std::time::Duration;
 use std::time::Instant;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
 
 use rustix::fs::flock;
 use rustix::fs::fstat;
@@ -45,6 +43,7 @@ use crate::error::Exit;
 use crate::error::Operation;
 use crate::error::Result;
 
+use super::now;
 use super::Progress;
 use super::Watch;
 
@@ -80,7 +79,7 @@ impl Drop for Lock {
     }
 }
 
-/// How long a lock is waited for, and who is told that.
+/// How long a lock is waited for, and who gets a note of that.
 pub struct Wait<'a> {
     pub limit: Duration,
     pub watch: &'a mut dyn Watch,
@@ -289,12 +288,6 @@ fn shortened(text: &str) -> String {
 fn boot_id() -> String {
     let text = std::fs::read_to_string(BOOT_ID).unwrap_or_default();
     text.trim().to_owned()
-}
-
-fn now() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
 }
 
 /// The processes of this machine that have a file locked; none if they cannot be seen from here.

@@ -237,12 +237,12 @@ fn make(
     let (devices, limit) = (&request.devices, request.limit);
     let held = Held::take(kernel, devices, &request.store, limit, false, &mut keep_on)?;
     let time = now();
-    let machine = kernel.machine();
+    let machine = Some(kernel.machine()).filter(|it| *it != Machine::default());
 
     let mut jobs = Vec::new();
     let mut labels = HashSet::new();
     for device in held.devices() {
-        let mut job = prepare(store, kernel, device, &machine, request.mode)?;
+        let mut job = prepare(store, kernel, device, machine.as_ref(), request.mode)?;
         let label = job.label.clone();
         for again in 2.. {
             if labels.insert(job.label.clone()) {
@@ -308,7 +308,7 @@ fn make(
     let mut point = Point {
         number,
         time,
-        machine: Some(machine).filter(|machine| *machine != Machine::default()),
+        machine,
         devices: Vec::new(),
     };
     for (job, image) in copied {
@@ -371,7 +371,7 @@ fn prepare(
     store: &Store,
     kernel: &dyn Kernel,
     device: &HeldDevice,
-    machine: &Machine,
+    machine: Option<&Machine>,
     mode: Mode,
 ) -> Result<Job> {
     // For a restore in place, which may be begun in another directory.
@@ -397,7 +397,7 @@ fn prepare(
     };
     let disk = kernel.disk(device);
     let subject = Subject {
-        machine: Some(machine).filter(|machine| **machine != Machine::default()),
+        machine,
         device: &name,
         disk: Some(&disk),
     };

@@ -174,16 +174,13 @@ pub fn compared<'a>(
     }
     let newest = manifest.newest_of(device)?;
     let chain = manifest.chain(&newest.name);
-    let image = match mode {
-        Mode::Differential => chain.last().copied()?,
-        _ => newest,
+    let below = match mode {
+        Mode::Differential => chain.last().map(std::slice::from_ref)?,
+        _ => &chain[..],
     };
+    let image = *below.first()?;
     // What is past the end of a base must not show again, see Manifest.
-    let fits = size <= image.size
-        || manifest
-            .chain(&image.name)
-            .iter()
-            .all(|below| below.size <= image.size);
+    let fits = size <= image.size || below.iter().all(|it| it.size <= image.size);
     (fits && chain.len() < MAX_CHAIN).then_some(image)
 }
 

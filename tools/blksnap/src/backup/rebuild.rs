@@ -27,12 +27,10 @@ use super::names;
 use super::store::Store;
 use super::sums::damaged;
 use super::sums::Sums;
-use super::view::relative;
+use super::verify::check_tables;
+use super::view::ENTRIES_OF_ONE;
 use super::Progress;
 use super::Watch;
-
-/// Memory for the entries of a file of digests.
-const MEMORY: usize = 64 << 10;
 
 /// What became of it.
 #[derive(Debug, Serialize)]
@@ -281,12 +279,7 @@ fn usable(
 fn check(file: &Member, end: &str, image: &Image) -> Result<()> {
     if end == "sums" {
         let clusters = image.size.div_ceil(CLUSTER);
-        return Sums::open(file, &image.sums, clusters, MEMORY).map(drop);
+        return Sums::open(file, &image.sums, clusters, ENTRIES_OF_ONE).map(drop);
     }
-    let base = image.base.as_deref().map(relative);
-    let reader = image::Reader::open(file, image.size, base.as_deref(), image.file_bytes)?;
-    match reader.metadata_sum()? == image.metadata {
-        true => Ok(()),
-        false => Err(damaged(file.path(), "the checksum of its tables is wrong")),
-    }
+    check_tables(file, image)
 }

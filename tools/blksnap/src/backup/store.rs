@@ -78,7 +78,7 @@ impl Store {
     pub fn look<'a>(place: impl Into<Place<'a>>) -> Result<Self> {
         let directory = Directory::open(place)?;
         has_manifest(&directory)?;
-        Self::new(directory, Duration::ZERO, None, None)
+        Self::load(directory, Duration::ZERO, None, None)
     }
 
     /// Opens a directory to read from it, together with others and while a backup is made.
@@ -96,7 +96,7 @@ impl Store {
             Ok(file) => file,
             // A copy need not have it.
             Err(error) if error.errno() == Some(Errno::NOENT) => {
-                return Self::new(directory, limit, None, None);
+                return Self::load(directory, limit, None, None);
             }
             Err(error) => return Err(error),
         };
@@ -117,7 +117,7 @@ impl Store {
             }
             Err(error) => return Err(error),
         };
-        Self::new(directory, limit, files, None)
+        Self::load(directory, limit, files, None)
     }
 
     /// Opens a directory to change it, which may have to be created first, and
@@ -148,7 +148,7 @@ impl Store {
             has_manifest(&directory)?;
         }
         let (writer, files) = lock_to_change(&directory, place, watch)?;
-        let mut store = Self::new(directory, limit, Some(files), Some(writer))?;
+        let mut store = Self::load(directory, limit, Some(files), Some(writer))?;
         if store.manifest.todo.replaces_files() {
             store.exclude_readers(watch)?;
             store.finish()?;
@@ -177,16 +177,8 @@ impl Store {
             Err(error) if image::means_damage(&error) => (Manifest::default(), Some(error)),
             Err(error) => return Err(error),
         };
-        let store = Self {
-            manifest,
-            directory: Arc::new(directory),
-            left: Vec::new(),
-            lock_wait: place.lock_wait,
-            files: Some(files),
-            _writer: Some(writer),
-            #[cfg(test)]
-            at_step: None,
-        };
+        let limit = place.lock_wait;
+        let store = Self::new(directory, manifest, limit, Some(files), Some(writer));
         store.exclude_readers(watch)?;
         Ok((store, lost))
     }
@@ -260,14 +252,25 @@ impl Store {
         Part::from_json(&text).map(Some).map_err(refused)
     }
 
-    fn new(
+    fn load(
         directory: Directory,
         lock_wait: Duration,
         files: Option<Lock>,
         writer: Option<Lock>,
     ) -> Result<Self> {
-        Ok(Self {
-            manifest: load(&directory)?,
+        let manifest = load(&directory)?;
+        Ok(Self::new(directory, manifest, lock_wait, files, writer))
+    }
+
+    fn new(
+        directory: Directory,
+        manifest: Manifest,
+        lock_wait: Duration,
+        files: Option<Lock>,
+        writer: Option<Lock>,
+    ) -> Self {
+        Self {
+            manifest,
             directory: Arc::new(directory),
             left: Vec::new(),
             lock_wait,
@@ -275,7 +278,7 @@ impl Store {
             _writer: writer,
             #[cfg(test)]
             at_step: None,
-        })
+        }
     }
 
     /// Waits until nothing reads the files that there are, and lets nothing begin to. For a

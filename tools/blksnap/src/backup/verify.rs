@@ -16,6 +16,7 @@ use super::image;
 use super::image::CLUSTER;
 use super::manifest::Image;
 use super::manifest::Manifest;
+use super::member::Member;
 use super::source::Buffer;
 use super::store::Store;
 use super::sums::damaged;
@@ -163,12 +164,7 @@ fn check(
     watch: &mut dyn Watch,
 ) -> Result<()> {
     watch.keep_on(*progress)?;
-    let file = store.qcow2_file(&image.name);
-    let base = image.base.as_deref().map(relative);
-    let reader = image::Reader::open(&file, image.size, base.as_deref(), image.file_bytes)?;
-    if reader.metadata_sum()? != image.metadata {
-        return Err(damaged(file.path(), "the checksum of its tables is wrong"));
-    }
+    check_tables(&store.qcow2_file(&image.name), image)?;
     let mut view = View::open(store, &[image])?;
     let mut buffer = Buffer::new(RUN * CLUSTER as usize);
     while let Some(run) = view.next(RUN)? {
@@ -181,6 +177,17 @@ fn check(
         watch.keep_on(*progress)?;
     }
     Ok(())
+}
+
+/// Looks at all of a qcow2 file but the data. An error of [`Operation::CheckBackup`] if it is
+/// missing or not that of an image.
+pub(super) fn check_tables(file: &Member, image: &Image) -> Result<()> {
+    let base = image.base.as_deref().map(relative);
+    let reader = image::Reader::open(file, image.size, base.as_deref(), image.file_bytes)?;
+    match reader.metadata_sum()? == image.metadata {
+        true => Ok(()),
+        false => Err(damaged(file.path(), "the checksum of its tables is wrong")),
+    }
 }
 
 fn tell(store: &Store, image: &Image, clusters: &BTreeSet<u64>) -> Option<Error> {

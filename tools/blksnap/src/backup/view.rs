@@ -48,7 +48,7 @@ const OPEN: usize = 16;
 
 /// Memory for the entries of all layers, and for those of one.
 const ENTRIES: usize = 32 << 20;
-const ENTRIES_OF_ONE: usize = 64 << 10;
+pub(super) const ENTRIES_OF_ONE: usize = 64 << 10;
 
 /// Neighbouring clusters that one image holds, all of them zeroes or none.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -265,7 +265,7 @@ pub enum Subcommand {
     /// Reads all data and compares checksums. Tells which restore points are
     /// affected by what is damaged or missing; exit code 4 if any is. What could not be
     /// read now, such as for a lack of permission, is said to be not checked; exit code 1 if
-    /// nothing is damaged. What "backup --salvage" could not read is told; exit code 7 if that
+    /// nothing is damaged. What "backup --salvage" could not read is listed; exit code 7 if that
     /// is all there is.
     #[command(after_help = "Examples:\n  \
         blksnap verify /backup\n  \
@@ -515,7 +515,7 @@ pub struct MachineOption {
 pub struct Lock {
     /// If something else has DIR locked, wait so long for it
     ///
-    /// By default it is an error at once, with exit code 6. What is waited for is told.
+    /// By default it is an error at once, with exit code 6. Standard error says what is waited for.
     #[arg(long = "lock-wait", value_name = "SECONDS", value_parser = seconds,
           default_value = "0", hide_default_value = true)]
     pub wait: Duration,
@@ -679,7 +679,7 @@ and what differs from its last backup is stored: after a restart, after the mach
 put back to an earlier state, after the filter was detached, after DEV was resized or
 got another content, or after 254 snapshots. The next one is full if a file of the last
 backup is damaged or missing, or after 200 that are based on each other, of which
-\"blksnap prune\" makes fewer. Each is told. A file that cannot be read just now is
+\"blksnap prune\" makes fewer. A note says which. A file that cannot be read just now is
 an error.
 
 Disks are recognised by their change tracking and by their numbers (of LVM, of the

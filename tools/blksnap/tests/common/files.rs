@@ -5,8 +5,11 @@
 use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use blksnap::backup;
 use blksnap::backup::names::label;
+use blksnap::backup::plan::Mode;
 use blksnap::device::Attachment;
 use blksnap::device::SnapshotState;
 use blksnap::device::Takes;
@@ -32,6 +35,24 @@ pub const BLOCK: usize = 64 << 10;
 pub struct Files(pub PathBuf);
 
 impl Files {
+    /// An incremental backup of "disk" into a directory beside it.
+    pub fn request(&self) -> backup::Request {
+        backup::Request {
+            devices: vec!["/dev/disk".into()],
+            store: "/store".into(),
+            limit: Sectors(1),
+            to: self.0.join("backup"),
+            is_trusted: false,
+            existing: false,
+            is_shared: false,
+            mode: Mode::Incremental,
+            bandwidth: None,
+            spot_check: 1,
+            salvage: false,
+            lock_wait: Duration::ZERO,
+        }
+    }
+
     fn number(&self) -> u8 {
         let text = fs::read_to_string(self.0.join("number")).unwrap_or_default();
         text.parse().unwrap_or(0)
