@@ -273,7 +273,7 @@ owner_killed()
 	read_on "$image" 2>/dev/null &
 	undo stop $!
 	exec 7<"$image"
-	# Whoever has the file keeps them.
+	# They stay as long as a process has the file.
 	kill -KILL "$owner"
 	wait "$owner" 2>/dev/null || true
 	put direct 65536 65536 "$dev"
