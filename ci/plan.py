@@ -47,7 +47,8 @@ PLANS = [
     Plan("test_12", ALL, None, "^spare", "virtio disk"),
     Plan("test_13", ALL, ALL, "dm that is polled|many writers", SMOKE),
     Plan("test_14", ALL, ALL, "^virtio|unloading", "virtio disks, which can be unplugged"),
-    Plan("test_15", ALL, "swap|hardware queues|schedulers", "^swap", "swap on two processors, to a virtio disk"),
+    # User-mode Linux with two processors loses swapped pages, also without the driver: see README.md.
+    Plan("test_15", ALL, "hardware queues|schedulers", "^swap", "swap on two processors, to a virtio disk"),
     Plan("test_16", ALL, ALL, ALL, "all system calls on x86-64 code", {"BLKSNAP_FUZZ_CALLS": "8000"}),
     Plan("test_17", None, None, ALL, "32-bit programs, which user-mode Linux does not run"),
     Plan("test_18", ALL, None, None, ""),
