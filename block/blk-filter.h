@@ -2,34 +2,29 @@
 #ifndef _BLK_FILTER_INTERNAL_H
 #define _BLK_FILTER_INTERNAL_H
 
-#include <linux/blkdev.h>
-#include <linux/jump_label_ratelimit.h>
+#include <linux/blk-filter.h>
+#include <linux/blk-mq.h>
 
 #ifdef CONFIG_BLK_FILTER
 
-extern struct static_key_false_deferred blk_filter_enabled;
-
-bool __blk_filter_bio(struct bio *bio);
 void __blk_filter_truncate(struct block_device *bdev, sector_t from,
 			   sector_t to);
 void __blk_filter_change_media(struct gendisk *disk);
 void blk_filter_drop(struct block_device *bdev);
-void blk_filter_release(struct gendisk *disk);
 int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 		     void __user *argp);
 ssize_t blk_filter_show(struct block_device *bdev, char *buf);
 
 /*
- * Show a bio to the filters of its disk. Returns %true if one of them has
- * taken it. The caller holds a reference on the queue's usage counter, which
- * makes freezing the queue a barrier for the filters.
+ * The hook for bio-based drivers that have completed a write when ->submit_bio()
+ * returns. The caller holds a reference on the queue's usage counter.
  */
-static inline bool blk_filter_bio(struct bio *bio)
+static inline bool blk_filter_sync_bio(struct bio *bio)
 {
-	if (static_branch_unlikely(&blk_filter_enabled.key) &&
-	    !hlist_empty(&bio->bi_bdev->bd_disk->filters))
-		return __blk_filter_bio(bio);
-	return false;
+	return static_branch_unlikely(&blk_filter_enabled) &&
+	       bdev_test_flag(bio->bi_bdev, BD_HAS_FILTER) &&
+	       (bdev_limits(bio->bi_bdev)->features & BLK_FEAT_SYNC_WRITE) &&
+	       __blk_filter_bio(bio);
 }
 
 /*
@@ -41,7 +36,7 @@ static inline bool blk_filter_bio(struct bio *bio)
 static inline void blk_filter_truncate(struct block_device *bdev,
 				       sector_t from, sector_t to)
 {
-	if (static_branch_unlikely(&blk_filter_enabled.key) && to < from)
+	if (static_branch_unlikely(&blk_filter_enabled) && to < from)
 		__blk_filter_truncate(bdev, from, to);
 }
 
@@ -51,13 +46,24 @@ static inline void blk_filter_truncate(struct block_device *bdev,
  */
 static inline void blk_filter_change_media(struct gendisk *disk)
 {
-	if (static_branch_unlikely(&blk_filter_enabled.key))
+	if (static_branch_unlikely(&blk_filter_enabled))
 		__blk_filter_change_media(disk);
+}
+
+/*
+ * A request is about to be issued that was not made from a bio for its disk. What
+ * it writes was not shown to the filters, so for them it is another medium.
+ */
+static inline void blk_filter_bypass(struct request *rq)
+{
+	if (static_branch_unlikely(&blk_filter_enabled) &&
+	    op_is_write(req_op(rq)) && rq->q->disk)
+		__blk_filter_change_media(rq->q->disk);
 }
 
 #else
 
-static inline bool blk_filter_bio(struct bio *bio)
+static inline bool blk_filter_sync_bio(struct bio *bio)
 {
 	return false;
 }
@@ -71,11 +77,11 @@ static inline void blk_filter_change_media(struct gendisk *disk)
 {
 }
 
-static inline void blk_filter_drop(struct block_device *bdev)
+static inline void blk_filter_bypass(struct request *rq)
 {
 }
 
-static inline void blk_filter_release(struct gendisk *disk)
+static inline void blk_filter_drop(struct block_device *bdev)
 {
 }
 

@@ -6,7 +6,8 @@
 #ifndef _LINUX_BLK_FILTER_H
 #define _LINUX_BLK_FILTER_H
 
-#include <linux/blk_types.h>
+#include <linux/blkdev.h>
+#include <linux/jump_label.h>
 #include <linux/list.h>
 #include <linux/refcount.h>
 #include <uapi/linux/blk-filter.h>
@@ -46,7 +47,8 @@ enum blk_filter_verdict {
  *	wait for I/O.
  * @truncated: the content of the device from @nr_sectors on is about to be lost
  *	without bios, or has just been, which is told too: the device or its
- *	whole disk becomes smaller, or with 0 gets another medium. A partition
+ *	whole disk becomes smaller, or with 0 gets another medium or is written
+ *	by requests that were not made from bios for it. A partition
  *	that loses its end with the disk keeps its size. Writes to what is cut
  *	off are not seen by @submit_bio. Called under rcu_read_lock(); must not
  *	sleep.
@@ -56,10 +58,9 @@ enum blk_filter_verdict {
  *	them, counted from the start of the filter's device and cut to it. The
  *	bio itself may be for the whole disk or for another partition, and
  *	bi_sector counts from the start of the disk. Called under
- *	rcu_read_lock() and a reference on the queue's usage counter: it must
- *	not sleep, nor submit I/O but reads by blk_filter_submit_read(). A bio
- *	can come again, whole or in pieces that the block layer has split it
- *	in.
+ *	rcu_read_lock(): it must not sleep, nor submit I/O but reads by
+ *	blk_filter_submit_read(). A bio can come again, whole or in pieces that
+ *	the block layer or the device's driver has split it in.
  * @free: the instance has left its device, no other callback runs or will
  *	run. What it has taken it must still end or resubmit. Process context;
  *	may sleep, but the disk's open_mutex may be held: it must not wait for
@@ -87,15 +88,12 @@ struct blk_filter_ops {
  * @ops: its driver
  * @bdev: the device. The pointer is good while the filter is attached.
  * @ref: references; one is the device's as long as the filter is attached
- * @ready: that it was attached has been reported, or is about to be: commands
- *	reach it, and it can be detached
  */
 struct blk_filter {
 	struct hlist_node node;
 	const struct blk_filter_ops *ops;
 	struct block_device *bdev;
 	refcount_t ref;
-	bool ready;
 };
 
 int blk_filter_register(const struct blk_filter_ops *ops);
@@ -105,9 +103,43 @@ void blk_filter_submit_read(struct bio *bio);
 void blk_filter_resubmit_bio(struct bio *bio);
 int blk_filter_reaches(struct block_device *bdev, struct block_device *lower);
 int blk_filter_file_reaches(struct file *file, struct block_device *lower);
-int blk_filter_freeze(struct block_device **bdevs, unsigned int count,
-		      unsigned int *memflags);
-void blk_filter_unfreeze(struct block_device **bdevs, unsigned int count,
-			 unsigned int memflags);
+int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
+		       unsigned long timeout, unsigned int *late);
+void blk_filter_unquiesce(struct block_device *const *bdevs,
+			  unsigned int count);
+
+#ifdef CONFIG_BLK_FILTER
+
+DECLARE_STATIC_KEY_FALSE(blk_filter_enabled);
+
+bool __blk_filter_bio(struct bio *bio);
+
+/**
+ * blk_filter_bio - show a bio to the filters of its disk
+ * @bio: a bio that was submitted to the disk
+ *
+ * For the block layer, and for bio-based drivers that have ->quiesce_bios().
+ * These call it where they have taken what ->quiesce_bios() waits for, and
+ * before they do anything with the bio that is seen elsewhere.
+ *
+ * Context: Process context, in ->submit_bio(). Does not sleep.
+ * Return: %true if a filter has taken the bio.
+ */
+static inline bool blk_filter_bio(struct bio *bio)
+{
+	if (static_branch_unlikely(&blk_filter_enabled) &&
+	    bdev_test_flag(bio->bi_bdev, BD_HAS_FILTER))
+		return __blk_filter_bio(bio);
+	return false;
+}
+
+#else
+
+static inline bool blk_filter_bio(struct bio *bio)
+{
+	return false;
+}
+
+#endif /* CONFIG_BLK_FILTER */
 
 #endif /* _LINUX_BLK_FILTER_H */

@@ -26,6 +26,7 @@ use kernel::{
 
 mod area;
 mod arg;
+mod barrier;
 mod change_map;
 mod chunk;
 mod compat;
@@ -66,6 +67,11 @@ module! {
         copy_ahead: u32 {
             default: 50,
             description: "Percentage of the storage up to which data is copied ahead of writes",
+            perm: 0o444,
+        },
+        freeze_timeout: u32 {
+            default: 5,
+            description: "Seconds that I/O may be held back for a take, whose writes are waited for",
             perm: 0o444,
         },
         storage_timeout: u32 {

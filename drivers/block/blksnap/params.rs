@@ -42,6 +42,11 @@ pub(crate) fn storage_step() -> u64 {
     u64::from(module_parameters::diff_storage_minimum.value()) << SECTOR_SHIFT
 }
 
+/// For so long the I/O of devices may be stopped for a take.
+pub(crate) fn freeze_timeout() -> Delta {
+    Delta::from_secs(module_parameters::freeze_timeout.value().clamp(1, 30).into())
+}
+
 /// For so long writers wait for one write to the difference storage.
 pub(crate) fn storage_timeout() -> Delta {
     Delta::from_secs(module_parameters::storage_timeout.value().max(1).into())

@@ -15,6 +15,7 @@ use crate::{
         Config,
         Queues, //
     },
+    barrier::Barrier,
     chunk::Geometry,
     debug::{
         AreaFile,
@@ -31,7 +32,6 @@ use crate::{
 };
 use kernel::{
     block::bdev::{
-        with_frozen,
         BdevFile,
         BlockDevice,
         FrozenFs,
@@ -343,6 +343,7 @@ impl Snapshot {
         for device in &with_fs {
             device.sync();
         }
+        let barrier = Barrier::new(bdevs)?;
         let mut frozen_for = Delta::ZERO;
         // Reclaim could wait for what is frozen.
         let result: Result = noio::scope(|| {
@@ -351,7 +352,7 @@ impl Snapshot {
                 let _ = frozen.push_within_capacity(FrozenFs::new(device)?);
             }
             let begin = Instant::<Monotonic>::now();
-            with_frozen(&bdevs, || {
+            barrier.run(params::freeze_timeout(), || {
                 for device in devices.iter() {
                     if let Some(area) = &device.area {
                         device.tracker.take(area.clone());
@@ -365,7 +366,6 @@ impl Snapshot {
         while let Some(fs) = frozen.pop() {
             drop(fs);
         }
-        drop(bdevs);
         result?;
 
         for device in devices.iter_mut() {

@@ -47,7 +47,11 @@ use crate::{
     },
     prelude::*,
     sync::Arc,
-    types::Opaque, //
+    time::Jiffies,
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 use core::{
     ops::Deref,
@@ -385,49 +389,95 @@ impl Drop for FrozenFs {
     }
 }
 
-/// Runs `f` while no I/O goes on to any of `devices`.
+/// Devices whose I/O is stopped, until this is dropped.
 ///
-/// Devices that are stacked on others of them are frozen before these, and the rest at once.
+/// Each write that the filters of the devices' disks have let pass is on the media, and new I/O
+/// waits outside. So the owner must not wait for I/O to them, and its allocations are `GFP_NOIO`.
+/// Nor may it open or close devices of the disks, or take locks that are held while I/O to them is
+/// waited for.
 ///
-/// When `f` runs, every write that has passed the filters of the devices' disks is on the media,
-/// and new I/O waits outside. So `f` must not wait for I/O to them, and its allocations are
-/// `GFP_NOIO`. Who is in `f` holds the freezes, so it must not open or close devices of the disks,
-/// nor take locks that are held while I/O to them is waited for. May sleep.
+/// # Invariants
 ///
-/// # Errors
-///
-/// [`EINTR`] if the task was killed while I/O was waited for, [`ETIMEDOUT`] if it took more than 30
-/// seconds, [`E2BIG`] if it cannot be told what they are stacked on, [`ENOMEM`]; `f` has not run
-/// then.
+/// The devices were quiesced by this task, and not unquiesced since.
 ///
 /// # Examples
 ///
 /// ```
 /// use kernel::{
-///     block::bdev::{with_frozen, BlockDevice},
+///     block::bdev::{BlockDevice, Quiesced},
 ///     sync::atomic::{Atomic, Relaxed},
+///     time::msecs_to_jiffies,
 /// };
 ///
 /// /// Writes before this count for the old generation, those after it for the new one.
 /// fn next_generation(bdev: &BlockDevice, generation: &Atomic<u64>) -> Result {
-///     with_frozen(&[bdev], || generation.add(1, Relaxed))
+///     let devices = [bdev];
+///     let quiesced = Quiesced::new(&devices, msecs_to_jiffies(1000)).map_err(|late| late.error)?;
+///     generation.add(1, Relaxed);
+///     drop(quiesced);
+///     Ok(())
 /// }
 /// ```
 #[cfg(CONFIG_BLK_FILTER)]
-pub fn with_frozen<R>(devices: &[&BlockDevice], f: impl FnOnce() -> R) -> Result<R> {
-    let mut bdevs = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
-    for bdev in devices {
-        bdevs.push(bdev.as_raw(), GFP_KERNEL)?;
+pub struct Quiesced<'a> {
+    devices: &'a [&'a BlockDevice],
+    // Drivers may hold a mutex, which the task that has locked it unlocks.
+    _not_send: NotThreadSafe,
+}
+
+/// Why devices could not be quiesced.
+#[cfg(CONFIG_BLK_FILTER)]
+#[derive(Debug)]
+pub struct Late {
+    /// The index of the device that is to blame.
+    pub device: usize,
+    /// [`EOPNOTSUPP`] if filters do not see all that is written to it, [`EBUSY`] if its driver is
+    /// just being suspended or resumed, [`ETIMEDOUT`] if the I/O that is on its way was not done in
+    /// time.
+    pub error: Error,
+}
+
+#[cfg(CONFIG_BLK_FILTER)]
+impl<'a> Quiesced<'a> {
+    /// Stops the I/O of `devices`, of which some may be on the same disk, and waits at most
+    /// `timeout` for their writes. May sleep.
+    ///
+    /// If one of them is stacked on another one, I/O of the upper one may be stuck in the lower
+    /// one, and that is an [`ETIMEDOUT`] of the upper one. What is stacked is to be quiesced first,
+    /// by a call of its own.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Late`]; no device is quiesced then.
+    pub fn new(devices: &'a [&'a BlockDevice], timeout: Jiffies) -> Result<Self, Late> {
+        let mut late = 0;
+        // A reference to a `BlockDevice` is a pointer to its `struct block_device`.
+        let bdevs = devices.as_ptr().cast::<*mut bindings::block_device>();
+        // More than `u32::MAX` pointers are more than there is of memory for devices.
+        let count = devices.len() as u32;
+        // SAFETY: There are `count` devices, which are valid and open. If they are quiesced
+        // `drop()` undoes it.
+        to_result(unsafe { bindings::blk_filter_quiesce(bdevs, count, timeout, &mut late) })
+            .map_err(|error| Late {
+                device: late as usize,
+                error,
+            })?;
+        // INVARIANT: They were quiesced just now.
+        Ok(Self {
+            devices,
+            _not_send: NotThreadSafe,
+        })
     }
-    let count = u32::try_from(bdevs.len())?;
-    let mut flags = 0;
-    // SAFETY: The devices are valid by their type invariants. They are unfrozen below, by this
-    // task.
-    to_result(unsafe { bindings::blk_filter_freeze(bdevs.as_mut_ptr(), count, &mut flags) })?;
-    let result = f();
-    // SAFETY: These devices were frozen above.
-    unsafe { bindings::blk_filter_unfreeze(bdevs.as_mut_ptr(), count, flags) };
-    Ok(result)
+}
+
+#[cfg(CONFIG_BLK_FILTER)]
+impl Drop for Quiesced<'_> {
+    fn drop(&mut self) {
+        let bdevs = self.devices.as_ptr().cast::<*mut bindings::block_device>();
+        // SAFETY: By the type invariants these devices are quiesced, by this task. They are
+        // borrowed, so they are valid and open.
+        unsafe { bindings::blk_filter_unquiesce(bdevs, self.devices.len() as u32) };
+    }
 }
 
 #[cfg(CONFIG_RUST_BLOCK_KUNIT_TEST)]

@@ -248,8 +248,9 @@ pub trait Filter: Send + Sync + Sized + 'static {
 
     /// The content of the device from sector `nr_sectors` on is about to be lost without bios, or
     /// has just been, which is told too: the device or its whole disk becomes smaller, or with 0
-    /// gets another medium. A partition that loses its end with the disk keeps its size. Writes to
-    /// what is cut off do not come to [`Self::submit_bio`].
+    /// gets another medium or is written by requests that were not made from bios for it. A
+    /// partition that loses its end with the disk keeps its size. Writes to what is cut off do not
+    /// come to [`Self::submit_bio`].
     ///
     /// Must not sleep: the caller holds the RCU read lock. Several may run at once.
     fn truncated(_this: ArcBorrow<'_, Self>, _nr_sectors: u64) {

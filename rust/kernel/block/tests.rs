@@ -763,25 +763,17 @@ mod disk_tests {
         Ok(())
     }
 
+    /// What it is for is tested where there are devices that can be quiesced.
     #[test]
     #[cfg(CONFIG_BLK_FILTER)]
-    fn freezes_devices() -> Result {
-        let (disk, _) = memory_disk()?;
-        let (other, _) = memory_disk()?;
-        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
-        let other = BdevFile::open(other.dev())?;
-        // The same device twice is no problem.
-        let devices = [&**bdev, &*other, &**bdev];
-        let mut runs = 0;
-        assert_eq!(
-            super::super::bdev::with_frozen(&devices, || runs += 1),
-            Ok(())
-        );
-        assert_eq!(runs, 1);
-        assert_eq!(super::super::bdev::with_frozen(&[], || 42), Ok(42));
+    fn quiesces_no_device_whose_writes_are_not_counted() -> Result {
+        use super::super::bdev::Quiesced;
 
-        let outcome = read(&BioSet::new(1)?, &bdev, 0, 1, 512)?;
-        assert_eq!(outcome.result(), Some(Ok(())));
+        let (disk, _) = memory_disk()?;
+        let bdev = BdevFile::open(disk.dev())?;
+        let late = Quiesced::new(&[&*bdev], 1).err().ok_or(EINVAL)?;
+        assert_eq!((late.device, late.error), (0, EOPNOTSUPP));
+        drop(Quiesced::new(&[], 1).map_err(|late| late.error)?);
         Ok(())
     }
 }

@@ -29,9 +29,9 @@ const ATTACH_FIRST: &str = "attach it first with \"blksnap attach DEV\", or try 
 const UNUSED_DEVICE: &str =
     "name a block device that nothing uses; \"lsblk DEV\" shows where it is mounted and what is \
      on top of it";
-const OTHER_STORE: &str =
+pub(crate) const OTHER_STORE: &str =
     "choose a storage path on a disk that no snapshotted device lies on, directly or through \
-     a partition, loop device or device-mapper";
+     a partition, file system, loop device, device-mapper or MD";
 
 /// Explains why `operation` failed with `errno`.
 ///
@@ -88,8 +88,9 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
              its own tool first",
         ),
         (Attach, Errno::OPNOTSUPP) => because(
-            "zoned devices, and those with direct access (DAX), cannot be filtered",
-            "snapshot a device without zones or DAX, or one like that on top of this one",
+            "devices of this kind cannot be filtered: zoned ones, those with direct access (DAX), \
+             and bcache, DRBD, NVMe multipath and images of snapshots",
+            "snapshot what is stacked on it, as an LVM volume, or what it is made of",
         ),
         (Attach, Errno::NOENT) => because("the blksnap driver is not loaded", LOAD),
         (Detach, Errno::NOENT) => because(
@@ -97,17 +98,18 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "nothing is to be done; \"blksnap status\" lists the devices that have it",
         ),
         (Detach, Errno::BUSY) => because(
-            "the device is in a snapshot, or the filter is just being attached",
-            "destroy the snapshot first with \"blksnap destroy ID\", or try again",
+            "the device is in a snapshot",
+            "destroy the snapshot first with \"blksnap destroy ID\"",
         ),
-        (Attach | Take, Errno::TIMEDOUT) => because(
-            "writes that were on their way to a device did not end in 30 seconds",
+        (Take, Errno::TIMEDOUT) => because(
+            "writes that were on their way to a device did not end in the module's \
+             freeze_timeout, which is 5 seconds by default",
             "try again when less is written, and look into the kernel's log with \"dmesg\" for \
              a device that does not answer",
         ),
 
         (CbtInfo | CbtTakes | CbtMap | CbtDirty | SnapshotAdd | SnapshotInfo, Errno::NOENT) => because(
-            "the filter is not attached, or is just being attached",
+            "the filter is not attached",
             ATTACH_FIRST,
         ),
         (CbtMap, Errno::NODATA) => because(
@@ -417,7 +419,8 @@ pub fn explain_corruption(errno: Errno) -> Explanation {
         ),
         Errno::STALE => because(
             "the device has got another content under the snapshot: another medium, another \
-             backing file or offset of a loop device, or another device-mapper table",
+             backing file or offset of a loop device, or another device-mapper table; or it is \
+             a path of a multipath device and was written by way of that",
             "discard the backup and make it anew; it will read all of the device",
         ),
         _ => because(
@@ -509,7 +512,6 @@ mod tests {
             (Attach, Errno::ALREADY),
             (Attach, Errno::BUSY),
             (Attach, Errno::OPNOTSUPP),
-            (Attach, Errno::TIMEDOUT),
             (Attach, Errno::NOENT),
             (Attach, Errno::PERM),
             (Attach, Errno::NOTTY),

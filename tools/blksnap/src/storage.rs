@@ -11,6 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::path::PathBuf;
 
 use rustix::io::Errno;
 
@@ -19,9 +20,11 @@ use crate::device;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
+use crate::explain::OTHER_STORE;
 use crate::size::Bytes;
 use crate::size::Sectors;
 use crate::size::StorageRange;
+use crate::stack::Stack;
 
 /// How much of the start of a block device or a range is looked at for data.
 const LOOK_AT: u64 = 1 << 20;
@@ -57,6 +60,25 @@ pub fn refuse_data(store: &Path) -> Result<()> {
             .on(store)
             .remedied_by("name a directory or something empty, or say --overwrite"),
     )
+}
+
+/// Refuses a store that lies on one of the devices, since each copy that is written there would
+/// have to be copied first. The driver looks for that, too, but cannot see through what changes
+/// the data on its way, as encryption does.
+pub fn refuse_sources(store: &Path, devices: &[PathBuf], stack: &Stack) -> Result<()> {
+    let below = match device::check(store) {
+        Ok(number) => stack.below_device(number),
+        Err(_) => stack.below_file(store),
+    };
+    for path in devices {
+        if below.devices.contains(&device::check(path)?) {
+            let reason = format!("the store {} lies on it", store.display());
+            return Err(Error::new(Operation::Create, reason)
+                .on(path)
+                .remedied_by(OTHER_STORE));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses ranges of a block device, or all of it if there are none, that do

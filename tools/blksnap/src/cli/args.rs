@@ -9,6 +9,7 @@ use std::time::Duration;
 use blksnap::backup::directory::Place;
 use blksnap::error::Operation;
 use blksnap::grow::Growth;
+use blksnap::stack::Stack;
 use blksnap::storage;
 use blksnap::Bytes;
 use blksnap::Error;
@@ -571,8 +572,9 @@ pub struct Store {
 }
 
 impl Store {
-    /// Checks the store, and says how to create the snapshot.
-    pub fn plan(&self) -> blksnap::Result<Plan> {
+    /// Checks the store, and says how to create the snapshot of `devices`.
+    pub fn plan(&self, devices: &[PathBuf]) -> blksnap::Result<Plan> {
+        storage::refuse_sources(&self.store, devices, &Stack::default())?;
         if !self.overwrite {
             storage::refuse_data(&self.store)?;
         }
@@ -928,7 +930,7 @@ mod tests {
         let store = store.to_str().unwrap();
         let args = [&["blksnap", "create", "--store", store], options].concat();
         match Args::try_parse_from(args).unwrap().command {
-            Subcommand::Create { store, .. } => store.plan(),
+            Subcommand::Create { store, .. } => store.plan(&[]),
             other => panic!("{other:?}"),
         }
     }

@@ -45,7 +45,7 @@ use super::status::table;
 pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
     check_devices(&args.devices)?;
     refuse_sources(&args.to, &args.devices, &Stack::default())?;
-    let plan = args.store.plan()?;
+    let plan = args.store.plan(&args.devices)?;
     let request = backup::Request {
         limit: plan.limit,
         store: args.store.store,

@@ -100,7 +100,7 @@ pub fn detach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
 
 pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8> {
     check_devices(devices)?;
-    let plan = store.plan()?;
+    let plan = store.plan(devices)?;
     // A snapshot whose id nobody knows must not stay.
     let mut signals =
         Signals::catch().map_err(|error| Error::from_io(Operation::Create, &error))?;

@@ -14,7 +14,7 @@ use super::output::Output;
 
 pub fn snapshot(output: &Output, args: Snapshot) -> Result<u8> {
     check_devices(&args.devices)?;
-    let plan = args.store.plan()?;
+    let plan = args.store.plan(&args.devices)?;
     let request = run::Request {
         limit: plan.limit,
         devices: args.devices,

@@ -287,6 +287,27 @@ forked()
 	[ "$(cbt "$dev" generation)" != "$generation" ] || wrong "the generation goes on"
 }
 
+# What is written by way of multipath is not seen, so nothing goes on.
+request_based()
+{
+	local dev path generation
+
+	null_blk 4; dev=$REPLY
+	filled "$dev" 4 "$scratch/old"
+	dm blksnap-path "0 8192 multipath 0 0 1 1 round-robin 0 1 1 $dev 1000"; path=$REPLY
+	attach "$dev"
+	next "$dev"
+	generation=$(cbt "$dev" generation)
+	take "$dev"
+	dd if="$path" of=/dev/null bs=1M iflag=direct status=none
+	equal 0 "$(error_of "$dev")" "the error after a read"
+	put direct 65536 4096 "$path"
+	equal -116 "$(error_of "$dev")" "the error after a write"
+	ctl destroy "$snapshot"
+	next "$dev"
+	[ "$(cbt "$dev" generation)" != "$generation" ] || wrong "the generation goes on"
+}
+
 # A take that fails does not use up a number.
 failed_take()
 {
@@ -394,6 +415,7 @@ run_cases \
 	"each take has an id" take_ids \
 	"takes of two devices" take_ids_of_two \
 	"virtual machine that was resumed as a copy" forked \
+	"writes that no filter sees" request_based \
 	"take that fails" failed_take \
 	"resized loop device" resize_loop \
 	"resized dm device" resize_dm \

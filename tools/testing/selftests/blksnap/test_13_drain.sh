@@ -4,7 +4,7 @@
 #
 # The barrier: when a snapshot is taken no write is on its way to the media any more, on
 # bio-based devices too, where a frozen queue does not say so. Else the image changes when
-# the write arrives.
+# the write arrives. It ends soon, also where that cannot be had.
 
 # shellcheck source=blksnap_lib.sh
 . "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
@@ -156,49 +156,38 @@ waits()
 	grep -q '^State:.D' "/proc/$1/status"
 }
 
-# A write is in md already when the filter comes, but md has not begun it.
+# What md holds back is later than the snapshot, be it there before the filter or not.
 attach_to_holding_md()
 {
-	local dev writer taker
+	local dev writer
 
 	holding_md
+	cp "$scratch/new" "$scratch/old"
 	write_waits $((1 << 20))
-	undo detach "$dev"
-	new_storage
-	create "$storage" "$ROOM"
-	background attach_and_take
-	taker=$!
-	sleep 0.5
+	attach "$dev"
+	take "$dev"
+	waits "$writer"
 	release_md "$dev"
-	wait "$taker"
-	stays "$(image_of "$dev")"
+	wait "$writer"
+	same "$(image_of "$dev")" "$scratch/old"
+	same "$dev" "$scratch/new"
 }
 
-attach_and_take()
-{
-	ctl attach "$dev"
-	ctl add "$dev" "$snapshot"
-	ctl take "$snapshot"
-}
-
-# What remains of a write comes when the take waits for all of it.
+# So is what remains of a write that md has begun.
 take_of_holding_md()
 {
-	local dev writer taker
+	local dev writer sum
 
 	holding_md max_sectors=16
 	attach "$dev"
 	write_waits $(((1 << 20) - 32768))
-	new_storage
-	create "$storage" "$ROOM"
-	ctl add "$dev" "$snapshot"
-	background blksnap_ctl take "$snapshot"
-	taker=$!
-	sleep 0.5
+	take "$dev"
+	waits "$writer"
+	sum=$(sum_of "$(image_of "$dev")")
 	release_md "$dev"
-	wait "$taker"
 	wait "$writer"
-	same "$(image_of "$dev")" "$scratch/new"
+	same "$dev" "$scratch/new"
+	equal "$sum" "$(sum_of "$(image_of "$dev")")" "the sum of the image"
 }
 
 on_brd()
@@ -234,7 +223,8 @@ begin_suspended()
 	make_fs ext4 "$other"
 	mounted "$other"; where=$REPLY
 	null_blk "$SIZE"
-	dm_linear blksnap-suspended "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
+	dm_linear blksnap-suspended "$REPLY" 0 $((SIZE << 11))
+	dm_linear blksnap-upper "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
 	filled "$dev" "$SIZE" "$scratch/new"
 	attach "$dev"
 	attach "$other"
@@ -281,16 +271,171 @@ ended()
 	! kill -0 "$1" 2>/dev/null
 }
 
+# take_timed_out: and the other device is not kept for longer than it may be
 take_timed_out()
 {
-	local dev other where writer
+	local dev other where writer since
 
 	begin_suspended
+	since=$SECONDS
 	expect ETIMEDOUT ctl take "$snapshot"
+	since=$((SECONDS - since))
+	[ $since -lt 9 ] || wrong "the take has lasted $since s"
 	end_suspended
 }
 
-# Device-mapper keeps its own list of polled bios, where the count would be kept.
+# A device that is suspended itself has nothing on its way. Only the image's partitions
+# cannot be looked for until it is resumed.
+suspended()
+{
+	local dev writer taker
+
+	null_blk "$SIZE"
+	dm_linear blksnap-suspended "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/new"
+	cp "$scratch/new" "$scratch/old"
+	attach "$dev"
+	dmsetup suspend --noudevsync blksnap-suspended
+	undo dmsetup resume --noudevsync blksnap-suspended
+	write_waits 4096
+	new_storage
+	create "$storage" "$ROOM"
+	ctl add "$dev" "$snapshot"
+	background blksnap_ctl take "$snapshot"
+	taker=$!
+	eventually compgen -G "/dev/blksnap-image*" >/dev/null
+	waits "$writer"
+	dmsetup resume --noudevsync blksnap-suspended
+	wait "$writer"
+	wait "$taker"
+	same "$(image_of "$dev")" "$scratch/old"
+	same "$dev" "$scratch/new"
+}
+
+# As many bios as fit in a stack are chained, and the first one ends last.
+chained()
+{
+	local size=160 dev
+
+	null_blk $size; dev=$REPLY
+	dm blksnap-chained "0 2048 delay $dev 0 0 $dev 0 500
+		2048 $(((size - 1) << 11)) linear $dev 2048"; dev=$REPLY
+	attach "$dev"
+	put direct 0 4096 "$dev"
+	blkdiscard -z "$dev"
+	cmp -n $((size << 20)) "$dev" /dev/zero
+}
+
+# Flushes of whoever may read the device have no end.
+flushed()
+{
+	local dev since i
+
+	null_blk "$SIZE" cache_size=1 irqmode=2 completion_nsec=50000000
+	dm_linear blksnap-flushed "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
+	for i in 1 2; do
+		background flush_on "$dev"
+	done
+	sleep 0.5
+	since=$SECONDS
+	attach "$dev"
+	for i in 1 2 3; do
+		take "$dev"
+		ctl destroy "$snapshot"
+	done
+	since=$((SECONDS - since))
+	[ $since -lt 5 ] || wrong "three snapshots have lasted $since s"
+}
+
+flush_on()
+{
+	while sync "$1"; do
+		:
+	done
+}
+
+# A device, and what is stacked on it, in the wrong order
+stacked()
+{
+	local low mid top round
+
+	null_blk 16 irqmode=2 completion_nsec=20000000; low=$REPLY
+	dm_linear blksnap-middle "$low" 2048 28672; mid=$REPLY
+	dm blksnap-top "0 $((SIZE << 11)) delay $mid 4096 0 $mid 4096 50"; top=$REPLY
+	attach "$low"
+	attach "$mid"
+	attach "$top"
+	write_to "$top" 8 65536
+	for round in 1 2 3; do
+		take "$low" "$mid" "$top"
+		stays "$(image_of "$top")"
+		equal 0 "$(error_of "$low")" "the error of the lowest"
+		# Of the same moment
+		dd if="$(image_of "$low")" bs=1M skip=3 count="$SIZE" iflag=direct status=none |
+			cmp - "$(image_of "$top")"
+		ctl destroy "$snapshot"
+	done
+}
+
+# More than a task can hold locks of
+many_disks()
+{
+	local disks=() i
+
+	for ((i = 0; i < 30; i++)); do
+		null_blk 1
+		attach "$REPLY"
+		disks+=("$REPLY")
+	done
+	write_to "${disks[0]}" 2 65536
+	take "${disks[@]}"
+	stays "$(image_of "${disks[0]}")"
+}
+
+# on_raid TYPE DEVICES ARGUMENTS: of device-mapper, with places for what belongs to raid
+on_raid()
+{
+	local i devs='' dev
+
+	for ((i = 0; i < $2; i++)); do
+		null_blk 4 irqmode=2 completion_nsec=1000000; dev=$REPLY
+		null_blk "$SIZE" irqmode=2 completion_nsec=1000000
+		devs+=" $dev $REPLY"
+	done
+	dm blksnap-raid "0 $((SIZE << 11)) raid $1 $3 $2$devs"
+	write_to "$REPLY" 4 $((512 << 10))
+	attach "$REPLY"
+	check "$REPLY" 3
+}
+
+on_raid1_with_write_behind()
+{
+	on_raid raid1 2 "6 0 write_mostly 1 max_write_behind 256 sync"
+}
+
+on_zram()
+{
+	local number
+
+	modprobe -q zram num_devices=1 2>/dev/null || skip "no zram"
+	undo unload zram
+	number=$(cat /sys/class/zram-control/hot_add)
+	undo eventually eval "echo $number >/sys/class/zram-control/hot_remove"
+	echo "${SIZE}M" >"/sys/block/zram$number/disksize"
+	write_to "/dev/zram$number" 2 65536
+	attach "/dev/zram$number"
+	check "/dev/zram$number"
+}
+
+# What else is bio-based does not say when its writes are done.
+on_image()
+{
+	null_blk "$SIZE"
+	snapshot_of "$REPLY"
+	expect EOPNOTSUPP ctl attach "$(image_of "$REPLY")"
+}
+
+# Device-mapper keeps a list of its own in bios that are polled.
 polled()
 {
 	local dev rw round io
@@ -387,7 +532,15 @@ run_cases \
 	"md with partitions, one of which is in a snapshot" md_with_partitions \
 	"md that holds a write back when the filter comes" attach_to_holding_md \
 	"md that holds the rest of a write back when it is taken" take_of_holding_md \
+	"dm-raid that writes behind" on_raid1_with_write_behind \
 	"brd" on_brd \
+	"zram" on_zram \
+	"an image" on_image \
+	"bios in a chain" chained \
+	"flushes without an end" flushed \
+	"stack of devices" stacked \
+	"many disks" many_disks \
+	"device that is suspended" suspended \
 	"many writers" many_writers \
 	"take that is killed while it waits" take_killed \
 	"take that waits for too long" take_timed_out
