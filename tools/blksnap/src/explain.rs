@@ -263,7 +263,12 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "there is no backup",
             "check the path; \"blksnap backup DEV --to DIR\" makes one",
         ),
-        (WriteBackup, Errno::NOSPC | Errno::DQUOT | Errno::FBIG) => because(
+        (WriteBackup | Restore, Errno::FBIG) => because(
+            "a file must not become as large as that there",
+            "name a directory on a filesystem with larger files, which vfat limits to 4 GiB, or \
+             raise the limit that \"ulimit -f\" shows",
+        ),
+        (WriteBackup, Errno::NOSPC | Errno::DQUOT) => because(
             "there is no space left; the restore points there are stay as they were",
             "free some space, or remove old restore points with \"blksnap prune DIR --keep N\"",
         ),

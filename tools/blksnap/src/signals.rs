@@ -9,6 +9,7 @@ use signal_hook::consts::SIGHUP;
 use signal_hook::consts::SIGINT;
 use signal_hook::consts::SIGQUIT;
 use signal_hook::consts::SIGTERM;
+use signal_hook::consts::SIGXFSZ;
 use signal_hook::iterator::exfiltrator::WithOrigin;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::low_level::siginfo::Cause;
@@ -80,6 +81,12 @@ pub fn outlive_terminal() -> io::Result<()> {
         signal_hook::flag::register(signal, unread)?;
     }
     Ok(())
+}
+
+/// Lets a write beyond the limit of file sizes fail with EFBIG instead of ending this process,
+/// for good. Programs started from here have the default action.
+pub fn outlive_file_limit() -> io::Result<()> {
+    signal_hook::flag::register(SIGXFSZ, std::sync::Arc::default()).map(drop)
 }
 
 /// The mask of ignored signals.

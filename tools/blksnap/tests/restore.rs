@@ -655,3 +655,21 @@ fn the_backup_gpt_of_a_larger_target_is_told_of() {
         assert!(!text.contains("sgdisk"), "{text}");
     }
 }
+
+#[test]
+fn a_limit_of_file_sizes_is_an_error_and_leaves_nothing() {
+    let (place, _) = Place::with_backup();
+    let restore = place.command(&["out".as_ref()]);
+    let before = place.names();
+    let output = Command::new("sh")
+        .args(["-c", "ulimit -f 100; exec \"$0\" \"$@\""])
+        .arg(restore.get_program())
+        .args(restore.get_args())
+        .current_dir(place.directory.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_has(&text, &["EFBIG", "ulimit -f"]);
+    assert_eq!(place.names(), before);
+}

@@ -50,6 +50,8 @@ pub fn main() -> u8 {
     // Not where COMMAND is run, which gets the limits that were set for it.
     if is_of_backups {
         raise_open_files();
+        // Without it such a write ends the command, which only says less.
+        let _ = blksnap::signals::outlive_file_limit();
     }
     let result = match args.command {
         Subcommand::Attach { devices } => commands::attach(&output, &devices),
