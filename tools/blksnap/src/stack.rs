@@ -6,6 +6,7 @@ use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::fs::Metadata;
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -65,6 +66,44 @@ impl Stack {
         let mut below = Below::default();
         self.add_device(number, &mut below);
         below
+    }
+
+    /// Whether loop devices that they lie on, or are, have bytes of one file in common.
+    pub fn share_a_file(&self, one: DeviceNumber, other: DeviceNumber) -> bool {
+        let (ones, others) = (self.loops_below(one), self.loops_below(other));
+        ones.iter().any(|(number, file, range)| {
+            others.iter().any(|(other_number, other_file, other)| {
+                number != other_number
+                    && file == other_file
+                    && range.start < other.end
+                    && other.start < range.end
+            })
+        })
+    }
+
+    /// The loop devices below a device, each with its file and the bytes that it has of that.
+    fn loops_below(&self, number: DeviceNumber) -> Vec<(DeviceNumber, FileId, Range<u64>)> {
+        let range = |directory: &Path| {
+            let read = |name: &str| {
+                let text = fs::read_to_string(directory.join(name)).unwrap_or_default();
+                text.trim().parse().unwrap_or(0)
+            };
+            let start: u64 = read("loop/offset");
+            // 0 if it goes on to the end of the file.
+            match read("loop/sizelimit") {
+                0 => start..u64::MAX,
+                limit => start..start.saturating_add(limit),
+            }
+        };
+        let devices = self.below_device(number).devices;
+        devices
+            .into_iter()
+            .filter_map(|number| {
+                let directory = self.directory(number)?;
+                let file = fs::metadata(backing_file(&directory)?).ok()?;
+                Some((number, file_id(&file), range(&directory)))
+            })
+            .collect()
     }
 
     fn add_file(&self, path: &Path, below: &mut Below) {
@@ -391,6 +430,35 @@ mod tests {
             .below_device(number("4007:0"))
             .files
             .contains(&file_id(&file)));
+    }
+
+    #[test]
+    fn loop_devices_share_the_bytes_that_both_have() {
+        let (temp, stack) = sample();
+        let other = temp.path().join("devices/loop1");
+        fs::create_dir_all(other.join("loop")).unwrap();
+        symlink(&other, temp.path().join("dev/block/4007:1")).unwrap();
+        let first = temp.path().join("devices/loop0");
+        let set = |directory: &Path, offset: &str, limit: &str| {
+            let file = format!("{}\n", temp.path().join("backing").display());
+            fs::write(directory.join("loop/backing_file"), file).unwrap();
+            fs::write(directory.join("loop/offset"), offset).unwrap();
+            fs::write(directory.join("loop/sizelimit"), limit).unwrap();
+        };
+        let share = |a, b| stack.share_a_file(number(a), number(b));
+        for (offset, limit, is_shared) in [
+            ("0\n", "0\n", true),
+            ("4095\n", "1\n", true),
+            ("4096\n", "0\n", false),
+        ] {
+            set(&first, "0\n", "4096\n");
+            set(&other, offset, limit);
+            assert_eq!(share("4007:0", "4007:1"), is_shared, "{offset}");
+            assert_eq!(share("4007:1", "4007:0"), is_shared, "{offset}");
+        }
+        // One device is told apart by its number.
+        assert!(!share("4007:0", "4007:0"));
+        assert!(!share("4007:0", "4008:0"));
     }
 
     #[test]

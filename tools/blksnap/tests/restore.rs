@@ -657,6 +657,27 @@ fn the_backup_gpt_of_a_larger_target_is_told_of() {
 }
 
 #[test]
+fn two_loop_devices_on_one_file_are_no_two_targets() {
+    let place = Place::new();
+    let (a, b) = (OsStr::new("a"), OsStr::new("b"));
+    place.fill(a, 1);
+    place.fill(b, 2);
+    place.back_up(&[a, b]);
+    let backing = place.path("backing");
+    let Some(first) = Loop::new(&backing, SIZE as u64, 512) else {
+        return;
+    };
+    let Some(second) = Loop::new(&backing, SIZE as u64, 512) else {
+        return;
+    };
+    let to =
+        |from: &str, target: &Loop| format!("{}={}", place.path(from).display(), target.name());
+    let text = place.told(2, &[&to("a", &first), &to("b", &second)]);
+    assert_has(&text, &[first.name(), second.name(), "overlap"]);
+    assert!(first.read(SIZE).iter().all(|&byte| byte == 0));
+}
+
+#[test]
 fn a_limit_of_file_sizes_is_an_error_and_leaves_nothing() {
     let (place, _) = Place::with_backup();
     let restore = place.command(&["out".as_ref()]);

@@ -106,6 +106,7 @@ impl Spot {
         let lies_on = |above: &Self, below: &Self| match (&above.place, &below.place) {
             (Place::Device(_, above), Place::Device(_, below)) => {
                 stack.below_device(*above).devices.contains(below)
+                    || stack.share_a_file(*above, *below)
             }
             (Place::Device(_, above), Place::File(_, below)) => {
                 stack.below_device(*above).files.contains(&file_id(below))
