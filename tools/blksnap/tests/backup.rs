@@ -321,7 +321,7 @@ fn a_full_target_leaves_the_restore_points_as_they_were() {
     let status = disk.start(limited, None).wait().unwrap();
     assert_eq!(status.code(), Some(1));
     let error = disk.stderr();
-    assert!(error.contains("ulimit -f"), "{error}");
+    assert!(error.contains("as large as that"), "{error}");
     assert!(error.contains("000002.partial/disk.qcow2"), "{error}");
     assert!(!disk.path("backup/000002.partial").exists());
     disk.check();
@@ -373,6 +373,8 @@ fn the_command_restores_verifies_and_prunes() {
     fs::write(&image, bytes).unwrap();
     let output = disk.run(&["verify", "--json"]);
     assert_eq!(output.status.code(), Some(4));
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(errors.contains("backup --full"), "{errors}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     // All of the disk was changed after that.
     assert_eq!(report["damaged"].as_array().unwrap().len(), 1);

@@ -109,7 +109,7 @@ pub fn verify(store: &Store, point: Option<u64>, watch: &mut dyn Watch) -> Resul
         match check(store, image, &mut damage, &mut progress, watch) {
             Err(error) if error.operation() == Operation::CheckBackup => {
                 damage.whole = true;
-                errors.push(error);
+                errors.push(with_remedy(error));
             }
             Err(error) if error.operation() == Operation::ReadBackup => {
                 damage.is_unread = true;
@@ -197,7 +197,15 @@ fn tell(store: &Store, image: &Image, clusters: &BTreeSet<u64>) -> Option<Error>
         clusters.len(),
         first * CLUSTER
     );
-    Some(damaged(&store.qcow2(&image.name), reason))
+    Some(with_remedy(damaged(&store.qcow2(&image.name), reason)))
+}
+
+/// Says what can be done about damage that was found by looking at all.
+fn with_remedy(error: Error) -> Error {
+    error.remedied_by(
+        "restore none of the restore points that are named, but one of the others; the next \
+         backups build on what is damaged, so make one with \"blksnap backup --full\"",
+    )
 }
 
 /// What is known of an image with its bases, and which images are the reason.
