@@ -68,7 +68,10 @@ impl Machine {
             compare(&self.id, &other.id),
             compare(&self.hardware, &other.hardware),
         ];
-        all(&ids).unwrap_or(self.host == other.host)
+        all(&ids)
+            .or_else(|| compare(&self.host, &other.host))
+            // Nothing is known of both.
+            .unwrap_or(self == other)
     }
 
     /// Whether a user means this one: by the name of the host, or by an id.

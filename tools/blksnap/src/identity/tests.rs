@@ -214,3 +214,19 @@ fn a_page_that_is_cut_off_has_no_number() {
         assert_eq!(page_80(&path), None, "{bytes:?}");
     }
 }
+
+#[test]
+fn a_machine_of_which_nothing_is_known_is_no_other() {
+    let unknown = Machine::default();
+    let with_id = Machine {
+        id: Some("1".repeat(32)),
+        ..Machine::default()
+    };
+    let with_hardware = Machine {
+        hardware: Some("2".to_owned()),
+        ..Machine::default()
+    };
+    assert!(!unknown.is(&with_id) && !with_id.is(&unknown));
+    assert!(!with_hardware.is(&with_id));
+    assert!(unknown.is(&unknown) && with_id.is(&with_id));
+}
