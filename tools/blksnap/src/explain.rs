@@ -272,9 +272,10 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "there is no space left; the restore points there are stay as they were",
             "free some space, or remove old restore points with \"blksnap prune DIR --keep N\"",
         ),
-        (WriteBackup, Errno::ROFS) => because(
+        (OpenBackup | WriteBackup, Errno::ROFS) => because(
             "the filesystem is mounted read-only",
-            "name a directory on a writable filesystem",
+            "look into the kernel's log with \"dmesg\", as an error can be the reason; mount it \
+             writable, or name a directory on another one",
         ),
         (ReadBackup, Errno::NOENT) => because(
             "a file of the backup is missing",
@@ -574,7 +575,9 @@ mod tests {
             (OpenControl, Errno::NOENT),
             (OpenBackup, Errno::NOENT),
             (WriteBackup, Errno::NOSPC),
+            (OpenBackup, Errno::ROFS),
             (WriteBackup, Errno::FBIG),
+            (Restore, Errno::FBIG),
             (ReadBackup, Errno::NOENT),
             (ReadBackup, Errno::MFILE),
             (OpenBackup, Errno::NFILE),
