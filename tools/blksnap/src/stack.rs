@@ -298,6 +298,14 @@ impl Stack {
             })
     }
 
+    /// Whether it cannot be written to by anybody.
+    pub fn is_write_protected(&self, number: DeviceNumber) -> bool {
+        let text = |directory: PathBuf| fs::read_to_string(directory.join("ro")).ok();
+        self.directory(number)
+            .and_then(text)
+            .is_some_and(|text| text.trim() == "1")
+    }
+
     /// Where sysfs has a block device.
     fn directory(&self, number: DeviceNumber) -> Option<PathBuf> {
         fs::canonicalize(self.sys.join("dev/block").join(number.to_string())).ok()

@@ -678,6 +678,21 @@ fn two_loop_devices_on_one_file_are_no_two_targets() {
 }
 
 #[test]
+fn a_write_protected_device_is_named_as_such() {
+    let (place, _) = Place::with_backup();
+    let Some(device) = Loop::new(&place.path("backing"), SIZE as u64, 512) else {
+        return;
+    };
+    assert!(loops::run("blockdev", &["--setro"], device.path()));
+    let output = place.run(&[device.name()]);
+    // It would stay so for whoever uses the loop device next.
+    assert!(loops::run("blockdev", &["--setrw"], device.path()));
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert_has(&text, &["write-protected", "--setrw"]);
+}
+
+#[test]
 fn a_limit_of_file_sizes_is_an_error_and_leaves_nothing() {
     let (place, _) = Place::with_backup();
     let restore = place.command(&["out".as_ref()]);

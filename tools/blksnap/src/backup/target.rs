@@ -314,6 +314,14 @@ fn open_device(
     stack: &Stack,
 ) -> Result<(File, u64, String)> {
     let failed = |error: io::Error| Error::from_io(Operation::Restore, &error).on(path);
+    // It can be opened for writing nevertheless; what fails is to write.
+    if stack.is_write_protected(number) {
+        let remedy = format!(
+            "name another device, or say \"blockdev --setrw {}\" if what is on it may be lost",
+            path.display()
+        );
+        return Err(refused(path, "it is write-protected", remedy));
+    }
     // The kernel refuses what is mounted or part of something else, wherever that is.
     let flags = match allow.in_use {
         true => OFlags::empty(),
