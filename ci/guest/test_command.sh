@@ -603,6 +603,47 @@ backup_lvm_merge()
 	for point in 1 2 3 4; do restores "$point" "$work/copy$point"; done
 }
 
+# refuses_store STORE DEV...: it lies on each of them
+refuses_store()
+{
+	local store=$1 dev
+
+	shift
+	for dev; do
+		exits 1 blksnap create --store "$store" "$dev" 2>"$work/error"
+		grep -q "$dev: the store $store lies on it" "$work/error"
+		exits 1 blksnap snapshot "$dev" --store "$store" -- true 2>"$work/error"
+		grep -q "the store $store lies on it" "$work/error"
+		exits 1 blksnap backup "$dev" --to "$work/backup" --store "$store" 2>"$work/error"
+		grep -q "the store $store lies on it" "$work/error"
+	done
+}
+
+# The driver can neither see through encryption, nor know on which of its devices a file
+# system is going to put something.
+store_on_source()
+{
+	local disk two key
+
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	key=$(head -c 64 /dev/urandom | od -An -v -tx1 | tr -d ' \n')
+	partitioned 64; disk=$REPLY
+	dm blksnap-crypt "0 65536 crypt aes-xts-plain64 $key 0 ${disk}p2 0"
+	refuses_store "$REPLY" "$REPLY" "${disk}p2" "$disk"
+	make_fs ext4 "$REPLY"
+	mounted "$REPLY"
+	refuses_store "$REPLY" "${disk}p2" "$disk"
+	: >"$REPLY/file"
+	refuses_store "$REPLY/file" "${disk}p2" "$disk"
+	null_blk 256; disk=$REPLY
+	null_blk 256; two=$REPLY
+	make_fs btrfs "$disk" "$two"
+	mounted "$disk" -o "device=$two"
+	refuses_store "$REPLY" "$disk" "$two"
+	equal "" "$(ctl collect)" "the snapshots"
+}
+
 # A directory on what is backed up, by whatever way, whether it is there or not
 backup_onto_itself()
 {
@@ -970,6 +1011,7 @@ run_cases \
 	"command: backup of a disk under another name" backup_moved \
 	"command: backup after LVM merged a snapshot back" backup_lvm_merge \
 	"command: backup onto itself" backup_onto_itself \
+	"command: store on what is snapshotted" store_on_source \
 	"command: backup and others at once" backup_locked \
 	"command: backup of sectors that cannot be read" backup_salvage \
 	"command: backup to a full filesystem" backup_full_target \
