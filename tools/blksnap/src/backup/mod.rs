@@ -13,6 +13,7 @@
 pub mod changes;
 pub mod copy;
 pub mod directory;
+pub mod forgotten;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod grounds;

@@ -16,6 +16,8 @@ pub const WRITER: &str = "blksnap.writer";
 
 /// In the directory of a restore point: what the manifest has of it.
 pub const PART: &str = "point.json";
+/// Beside it: that the restore point is forgotten, see [`super::forgotten`].
+pub const FORGOTTEN: &str = "point.forgotten";
 
 /// Upper limit of the numbers of restore points.
 pub const LAST: u64 = 999_999_999;
@@ -93,7 +95,12 @@ pub fn part(number: u64) -> String {
     format!("{}/{PART}", directory(number))
 }
 
-/// The number of the restore point that such a file is of.
+/// The file that says that a restore point is forgotten.
+pub fn forgotten(number: u64) -> String {
+    format!("{}/{FORGOTTEN}", directory(number))
+}
+
+/// The restore point of a file with its part of the manifest.
 pub fn number_of_part(name: &str) -> Option<u64> {
     let (directory, file) = name.split_once('/')?;
     number(directory).filter(|_| file == PART)

@@ -6,7 +6,8 @@
 //! the manifest is replaced; from then on they count, whatever happens. Only
 //! then they get their names, and what is not needed any more is removed: the
 //! manifest lists what is to be done, and the next one to change something
-//! does what was left.
+//! does what was left. Restore points that are forgotten are marked before, see
+//! [`super::forgotten`].
 //!
 //! A reader goes by the manifest that it found. What is published meanwhile only adds files, as
 //! a backup does; what takes files away waits until no reader is left (see [`super::lock`]).
@@ -31,6 +32,7 @@ use crate::error::Result;
 
 use super::directory::Directory;
 use super::directory::Place;
+use super::forgotten;
 use super::image;
 use super::lock;
 use super::lock::Lock;
@@ -433,16 +435,30 @@ impl Store {
 
     fn replace(&mut self, manifest: Manifest) -> Result<()> {
         let new = names::partial(MANIFEST);
+        forgotten::unmark(&self.directory)?;
         // It is always a new file, never a link's target.
         unless_missing(self.directory.remove_file(&new))?;
         let mut file = self.directory.create(&new)?;
-        file.write_all(manifest.to_json().as_bytes())
+        let text = manifest.to_json();
+        file.write_all(text.as_bytes())
             .and_then(|()| file.sync_all())
             .map_err(|error| {
                 let path = self.directory.path_of(MANIFEST);
                 Error::from_io(Operation::WriteBackup, &error).on(&path)
             })?;
         self.step();
+        let points = self.manifest.points.iter().map(|point| point.number);
+        let mut gone = points
+            .filter(|number| manifest.point(*number).is_none())
+            .peekable();
+        if gone.peek().is_some() {
+            // Before the first mark, whatever the filesystem does with the order.
+            self.directory.sync("")?;
+        }
+        for number in gone {
+            forgotten::mark(&self.directory, number, &text)?;
+            self.step();
+        }
         self.directory.rename(&new, MANIFEST)?;
         self.manifest = manifest;
         self.step();
@@ -458,6 +474,7 @@ impl Store {
         for (from, to) in rename {
             unless_missing(self.directory.rename(&from, &to))?;
             self.step();
+            self.unmark(&to)?;
             self.directory.sync(parent_name(&to))?;
         }
         let mut left = Vec::new();
@@ -467,6 +484,7 @@ impl Store {
                 continue;
             }
             self.step();
+            self.unmark(&file)?;
             // Only the last one finds it empty.
             let _ = self.directory.remove_directory(parent_name(&file));
             self.step();
@@ -486,6 +504,20 @@ impl Store {
         })
     }
 
+    /// Removes the mark of a restore point that is forgotten once its part of the manifest
+    /// does not have it any more.
+    fn unmark(&mut self, part: &str) -> Result<()> {
+        let Some(number) = names::number_of_part(part) else {
+            return Ok(());
+        };
+        if self.manifest.point(number).is_none() {
+            // The part has to be gone before.
+            unless_missing(self.directory.sync(parent_name(part)))?;
+            self.remove(&names::forgotten(number))?;
+        }
+        Ok(())
+    }
+
     /// Removes a file that is not needed. Whether it is gone; an error if that says
     /// that nothing can be changed here now.
     fn remove(&mut self, name: &str) -> Result<bool> {
@@ -502,6 +534,7 @@ impl Store {
 
     /// Removes what an interrupted run has left, which no manifest names.
     pub fn remove_partial(&mut self) -> Result<()> {
+        forgotten::unmark(&self.directory)?;
         for name in self.directory.entries("")? {
             let finished = names::finished(&name);
             if finished == Some(MANIFEST) {
@@ -560,7 +593,7 @@ fn note(directory: &Directory) -> Option<File> {
 
 /// Whether an error says that this one file cannot be removed, as one that is immutable, and
 /// not that nothing works here.
-fn concerns_one_file(error: &Error) -> bool {
+pub(super) fn concerns_one_file(error: &Error) -> bool {
     const ERRNOS: [Errno; 8] = [
         Errno::PERM,
         Errno::ACCESS,
@@ -669,7 +702,7 @@ fn read_text(file: File, path: &Path, what: &str) -> Result<String> {
     String::from_utf8(bytes).map_err(|_| damaged(path, format!("{what} is damaged: it is no text")))
 }
 
-fn unless_missing(result: Result<()>) -> Result<()> {
+pub(super) fn unless_missing(result: Result<()>) -> Result<()> {
     match result {
         Err(error) if error.errno() == Some(Errno::NOENT) => Ok(()),
         result => result,

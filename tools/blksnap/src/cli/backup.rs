@@ -349,6 +349,23 @@ pub fn rebuild(output: &Output, place: Place<'_>) -> Result<u8> {
         format!("restore point {}: {device} is lost", it.point)
     });
     let mut lines: Vec<String> = gone.collect();
+    let list = |numbers: &[u64]| {
+        let numbers: Vec<String> = numbers.iter().map(u64::to_string).collect();
+        numbers.join(", ")
+    };
+    if !report.forgotten.is_empty() {
+        lines.push(format!(
+            "restore points that were forgotten, and whose removal was interrupted, stay \
+             forgotten: {}",
+            list(&report.forgotten)
+        ));
+    }
+    if !report.added.is_empty() {
+        lines.push(format!(
+            "restore points that can be had again: {}",
+            list(&report.added)
+        ));
+    }
     lines.push(match (&report.lost, report.parts.len()) {
         (Some(_), _) if report.points.is_empty() && !report.errors.is_empty() => {
             "no restore point can be had again, and all is left as it is: set right what can be, \
@@ -359,6 +376,12 @@ pub fn rebuild(output: &Output, place: Place<'_>) -> Result<u8> {
             "the manifest has {} restore points again",
             report.points.len()
         ),
+        (None, 0) if !report.errors.is_empty() => {
+            "the manifest is right, but not all that is there can be used: set right what can be, \
+             and rebuild again"
+                .to_owned()
+        }
+        (None, 0) if !report.added.is_empty() => "the manifest has them now".to_owned(),
         (None, 0) => "the manifest is right, and nothing of it is missing".to_owned(),
         (None, count) => format!("the manifest is right; {count} of its parts are written again"),
     });

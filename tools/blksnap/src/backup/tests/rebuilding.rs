@@ -112,16 +112,21 @@ fn what_is_lost_of_a_backup_is_told_and_the_rest_stays() {
     }
 }
 
-/// The directory as it is at each step of `act`, without its manifest.
-fn states(directory: &Path, act: impl FnOnce(&mut Store)) -> Vec<tempfile::TempDir> {
+/// The directory as it is at each step of `act`, without its manifest, and the restore points
+/// that the manifest had.
+fn states(directory: &Path, act: impl FnOnce(&mut Store)) -> Vec<(tempfile::TempDir, Vec<u64>)> {
     let copies = Rc::new(std::cell::RefCell::new(Vec::new()));
     let mut store = Store::open_to_change(directory, false).unwrap();
     let (from, to) = (directory.to_owned(), Rc::clone(&copies));
     store.at_step = Some(Box::new(move || {
         let copy = tempfile::tempdir().unwrap();
         copy_tree(&from, copy.path());
-        let _ = fs::remove_file(copy.path().join(names::MANIFEST));
-        to.borrow_mut().push(copy);
+        let manifest = copy.path().join(names::MANIFEST);
+        let text = fs::read_to_string(&manifest).unwrap();
+        let points = manifest::Manifest::from_json(&text).unwrap().points;
+        fs::remove_file(manifest).unwrap();
+        let numbers = points.iter().map(|point| point.number).collect();
+        to.borrow_mut().push((copy, numbers));
     }));
     act(&mut store);
     drop(store);
@@ -142,19 +147,117 @@ fn copy_tree(from: &Path, to: &Path) {
     }
 }
 
-/// Whenever a prune was interrupted, with the manifest lost on top: what is to stay is there.
+/// Whenever a prune was interrupted, with the manifest lost on top: the restore points are those
+/// that the manifest had, no fewer, and none that was forgotten.
 #[test]
-fn a_prune_that_was_interrupted_loses_nothing_by_that() {
+fn a_prune_that_was_interrupted_loses_nothing_and_brings_nothing_back() {
+    for gone in [&[1, 2][..], &[1], &[2], &[3], &[2, 3]] {
+        let (model, expected) = three_points();
+        let directory = model.backup_directory();
+        let states = states(&directory, |store| forget(store, gone));
+        let has_all = |(_, points): &&(_, Vec<u64>)| points.len() == 3;
+        assert!(states.iter().filter(has_all).count() >= 2 + gone.len());
+        assert!(states.iter().filter(|it| !has_all(it)).count() > 3);
+        for (step, (state, points)) in states.iter().enumerate() {
+            let report = rebuild(state.path());
+            assert_eq!(report.points, *points, "{gone:?}, step {step}");
+            assert!(report.errors.is_empty(), "{:?}", report.errors);
+            check(state.path(), &expected);
+            // It stays like that, and the next one finds nothing in its way.
+            assert_eq!(rebuild(state.path()).points, *points);
+            fs::remove_file(state.path().join(names::MANIFEST)).unwrap();
+            assert_eq!(rebuild(state.path()).points, *points, "{gone:?}, step {step}");
+            let mut store = Store::open_to_change(state.path(), false).unwrap();
+            keep_newest(&mut store, 1, &mut Watcher::default()).unwrap();
+            drop(store);
+            check(state.path(), &expected);
+        }
+    }
+}
+
+fn forget(store: &mut Store, numbers: &[u64]) {
+    let which = prune::Which::Numbers(numbers);
+    prune::prune(store, which, None, false, &mut Watcher::default()).unwrap();
+}
+
+/// What several are based on stays without its restore point, which stays forgotten.
+#[test]
+fn a_forgotten_restore_point_whose_image_is_needed_stays_forgotten() {
+    let model = Model::new(UNIT, &[("/dev/a", 4 * UNIT)]);
+    let mut expected = Expected::new();
+    for round in 0..3 {
+        model.write("/dev/a", round * UNIT, &[7 + round as u8; UNIT]);
+        let report = back_up(&model, &["/dev/a"], Mode::Differential);
+        note(&mut expected, &model, &report);
+    }
+    let directory = model.backup_directory();
+    let states = states(&directory, |store| forget(store, &[1]));
+    for (step, (state, points)) in states.iter().enumerate() {
+        assert_eq!(rebuild(state.path()).points, *points, "step {step}");
+        check(state.path(), &expected);
+        fs::remove_file(state.path().join(names::MANIFEST)).unwrap();
+        assert_eq!(rebuild(state.path()).points, *points, "step {step}");
+        check(state.path(), &expected);
+    }
+}
+
+/// A prune that did not come to replace the manifest has forgotten nothing, even if the manifest
+/// is lost later.
+#[test]
+fn what_was_not_forgotten_in_the_end_is_not_lost_later() {
     let (model, expected) = three_points();
     let directory = model.backup_directory();
-    let states = states(&directory, |store| {
-        keep_newest(store, 1, &mut Watcher::default()).unwrap();
-    });
-    assert!(states.len() > 5);
-    for state in &states {
-        let report = rebuild(state.path());
-        assert_eq!(report.points.last(), Some(&3), "{:?}", report.errors);
+    let text = fs::read(directory.join(names::MANIFEST)).unwrap();
+    let states = states(&directory, |store| forget(store, &[1, 2]));
+    for (state, _) in states.iter().filter(|(_, points)| points.len() == 3) {
+        fs::write(state.path().join(names::MANIFEST), &text).unwrap();
+        drop(Store::open_to_change(state.path(), false).unwrap());
+        fs::remove_file(state.path().join(names::MANIFEST)).unwrap();
+        assert_eq!(rebuild(state.path()).points, [1, 2, 3]);
         check(state.path(), &expected);
+    }
+}
+
+/// What could not be had again can be once it was set right.
+#[test]
+fn a_second_rebuild_takes_in_what_was_set_right() {
+    for (file, left) in [
+        ("000003/a.qcow2", &[1, 2][..]),
+        ("000002/a.sums", &[1]),
+        ("000002/point.json", &[1]),
+        ("000001/b.qcow2", &[1, 2, 3]),
+    ] {
+        let model = Model::new(UNIT, &[("/dev/a", 6 * UNIT), ("/dev/b", UNIT)]);
+        let mut expected = Expected::new();
+        for round in 0..3 {
+            model.write("/dev/a", round * UNIT, &[7 + round as u8; UNIT]);
+            let devices: &[&str] = match round {
+                0 => &["/dev/a", "/dev/b"],
+                _ => &["/dev/a"],
+            };
+            note(&mut expected, &model, &back_up(&model, devices, Mode::Incremental));
+        }
+        let directory = model.backup_directory();
+        let before = Store::look(&*directory).unwrap().manifest().clone();
+        fs::remove_file(directory.join(names::MANIFEST)).unwrap();
+        let aside = model.directory.path().join("aside");
+        fs::rename(directory.join(file), &aside).unwrap();
+        assert_eq!(rebuild(&directory).points, left, "{file}");
+
+        // It is said again, as nothing was set right.
+        let report = rebuild(&directory);
+        assert!(report.lost.is_none());
+        assert!(!report.errors.is_empty(), "{file}");
+        assert_eq!(report.points, left, "{file}");
+        check(&directory, &expected);
+
+        fs::rename(&aside, directory.join(file)).unwrap();
+        let report = rebuild(&directory);
+        assert!(report.errors.is_empty(), "{:?}", report.errors);
+        assert_eq!(report.points, [1, 2, 3], "{file}");
+        assert_eq!(*Store::look(&*directory).unwrap().manifest(), before);
+        check(&directory, &expected);
+        assert!(rebuild(&directory).errors.is_empty());
     }
 }
 
@@ -169,7 +272,7 @@ fn the_same_of_a_backup() {
         note(&mut expected, &model, &report);
     });
     let mut last = Vec::new();
-    for state in &states {
+    for (state, _) in &states {
         let report = rebuild(state.path());
         last.extend(report.points.last().copied());
         check(state.path(), &expected);
