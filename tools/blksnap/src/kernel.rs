@@ -55,6 +55,12 @@ pub trait Kernel {
         Machine::here()
     }
 
+    /// An id that is another one after each restart; none if it is not known.
+    fn boot_id(&self) -> Option<Uuid> {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+        id.trim().parse().ok()
+    }
+
     /// What is known of the disk that a device is, and of what its image holds.
     fn disk(&self, device: &HeldDevice) -> Disk {
         let number = crate::device::check;
@@ -187,6 +193,13 @@ mod tests {
     use std::io::Read;
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn the_boot_has_an_id() {
+        let id = Linux::default().boot_id();
+        assert!(id.is_some());
+        assert_eq!(id, Linux::default().boot_id());
+    }
 
     /// A file in place of the control device, and one that tells whether it is still open.
     fn owner() -> (Control, UnixStream) {

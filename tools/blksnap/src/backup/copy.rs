@@ -9,6 +9,7 @@ use crate::held::Held;
 use crate::held::HeldDevice;
 use crate::identity::Disk;
 use crate::size::Bytes;
+use crate::Uuid;
 
 use super::changes;
 use super::changes::Extent;
@@ -47,12 +48,16 @@ pub struct Job {
     pub label: String,
     /// Which disk it is.
     pub disk: Disk,
+    /// The kernel's boot id, if it is known.
+    pub boot_id: Option<Uuid>,
     pub tracking: Tracking,
     pub takes: Option<Takes>,
     pub source: Source,
     pub base: Option<Image>,
     /// Why all of it is read; with a base it is compared with that.
     pub why_all: Option<WhyAll>,
+    /// Why all is read, if it is full for another reason.
+    pub why_read: Option<WhyAll>,
     /// Of whole clusters.
     pub extents: Vec<Extent>,
     /// Bytes that did not change and were read nevertheless.
@@ -244,6 +249,7 @@ impl<'a> Copier<'a> {
             size,
             logical_block_size: job.source.logical_block_size(),
             generation_id: job.tracking.generation_id,
+            boot_id: job.boot_id,
             changes_number: job.tracking.changes_number,
             take_id: job.takes.as_ref().and_then(Takes::newest),
             data_bytes: target.data_bytes,

@@ -107,6 +107,9 @@ pub struct Image {
     /// The generation of the device's change tracking. Proves that it is the
     /// same device, as every start of tracking has another one.
     pub generation_id: Uuid,
+    /// The kernel's boot id then; older backups do not have it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub boot_id: Option<Uuid>,
     /// The number of the snapshot within the generation, from 1 on.
     pub changes_number: u8,
     /// The random id of the snapshot's take. None if the driver did not tell it;
@@ -563,6 +566,7 @@ pub(super) mod tests {
             size: 1 << 20,
             logical_block_size: None,
             generation_id: Uuid::from_bytes([generation; 16]),
+            boot_id: None,
             changes_number: number,
             take_id: Some(take(generation, number)),
             data_bytes: 0,
@@ -641,6 +645,16 @@ pub(super) mod tests {
         assert!(!old.contains("logical_block_size"));
         assert_eq!(Manifest::from_json(&old), Ok(manifest.clone()));
         manifest.images[2].logical_block_size = Some(4096);
+        assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
+    }
+
+    #[test]
+    fn images_without_a_boot_id_are_read_as_before() {
+        let mut manifest = sample();
+        let old = manifest.to_json();
+        assert!(!old.contains("boot_id"));
+        assert_eq!(Manifest::from_json(&old), Ok(manifest.clone()));
+        manifest.images[2].boot_id = Some(take(9, 9));
         assert_eq!(Manifest::from_json(&manifest.to_json()), Ok(manifest));
     }
 

@@ -258,7 +258,12 @@ fn make(
                     "all of {device} is read and compared with restore point {}, as {why}",
                     Manifest::number_of(&base.name)
                 ),
-                None => format!("{device} is backed up in full, as {why}"),
+                None => match &job.why_read {
+                    None => format!("{device} is backed up in full, as {why}"),
+                    Some(read) => format!(
+                        "all of {device} is read, as {read}; it is backed up in full, as {why}"
+                    ),
+                },
             });
         }
         jobs.push(job);
@@ -395,6 +400,7 @@ fn prepare(
     let known = Known {
         tracking: &tracking,
         takes: takes.as_ref(),
+        boot_id: kernel.boot_id(),
     };
     let disk = kernel.disk(device);
     let subject = Subject {
@@ -407,14 +413,19 @@ fn prepare(
         offset: 0,
         length: source.size(),
     };
+    let mut why_read = None;
     let (base, changed, why_all) = match changes {
         Ok((base, changed)) => (Some(base), changed, None),
         Err(why) => {
-            let base = plan::compared(store.manifest(), subject, source.size(), &why, mode);
-            match base.map(|base| usable(store, base)).transpose()? {
-                None => (None, vec![all], Some(why)),
-                Some(Ok(base)) => (Some(base), vec![all], Some(why)),
-                Some(Err(damaged)) => (None, vec![all], Some(damaged)),
+            match plan::compared(store.manifest(), subject, source.size(), &why, mode) {
+                Ok(base) => match usable(store, base)? {
+                    Ok(base) => (Some(base), vec![all], Some(why)),
+                    Err(damaged) => (None, vec![all], Some(damaged)),
+                },
+                Err(full) => {
+                    why_read = Some(why).filter(|why| *why != full);
+                    (None, vec![all], Some(full))
+                }
             }
         }
     };
@@ -424,9 +435,11 @@ fn prepare(
         disk,
         name,
         extents: changes::aligned(&changed, CLUSTER, source.size()),
+        boot_id: known.boot_id,
         tracking,
         takes,
         source,
+        why_read,
         why_all,
         base,
         checked_bytes: 0,

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use crate::device::Takes;
 use crate::device::Tracking;
+use crate::Uuid;
 
 use super::manifest::Image;
 use super::manifest::Manifest;
@@ -29,6 +30,8 @@ pub struct Known<'a> {
     pub tracking: &'a Tracking,
     /// None if the driver does not tell.
     pub takes: Option<&'a Takes>,
+    /// The kernel's boot id, if it is known.
+    pub boot_id: Option<Uuid>,
 }
 
 /// What a backup is based on.
@@ -60,8 +63,12 @@ pub enum WhyAll {
     Asked,
     /// Nothing of that name was ever backed up here.
     First,
-    /// No image is of this generation.
+    /// No image is of this generation, and the newest does not say of which boot it is.
     OtherGeneration,
+    /// No image is of this generation, since all are from before the machine was restarted.
+    Restarted,
+    /// No image is of this generation, though the newest is of this boot.
+    TrackedAnew,
     /// The device has another size.
     Resized,
     /// So many images are based on each other.
@@ -89,6 +96,15 @@ impl fmt::Display for WhyAll {
                 "its change tracking began after its last backup here: the machine was restarted \
                  or resumed as a copy, the filter was detached, the device was resized or \
                  got another content, it is another device, or 254 snapshots were taken",
+            ),
+            Self::Restarted => {
+                f.write_str("the machine was restarted since its last backup here")
+            }
+            Self::TrackedAnew => f.write_str(
+                "its change tracking began anew after its last backup here, without a restart: the \
+                 filter was detached or the driver loaded anew, the machine was resumed as a \
+                 copy, the device got another content or is another one, or 254 snapshots were \
+                 taken",
             ),
             Self::Resized => f.write_str("it has another size than at its last backup"),
             Self::Long(images) => write!(
@@ -159,29 +175,33 @@ pub fn base<'a>(
     }
 }
 
-/// What a device of `size` bytes is compared with, as `why` all of it is read; none if it is
-/// to be backed up in full.
+/// What a device of `size` bytes is compared with, as `why` all of it is read; or why it is
+/// to be backed up in full instead.
 pub fn compared<'a>(
     manifest: &'a Manifest,
     device: Subject<'_>,
     size: u64,
     why: &WhyAll,
     mode: Mode,
-) -> Option<&'a Image> {
+) -> Result<&'a Image, WhyAll> {
     let is_useless = matches!(why, WhyAll::First | WhyAll::Base(_) | WhyAll::Long(_));
-    if mode == Mode::Full || is_useless {
-        return None;
-    }
-    let newest = manifest.newest_of(device)?;
+    let newest = manifest.newest_of(device);
+    let Some(newest) = newest.filter(|_| mode != Mode::Full && !is_useless) else {
+        return Err(why.clone());
+    };
     let chain = manifest.chain(&newest.name);
     let below = match mode {
-        Mode::Differential => chain.last().map(std::slice::from_ref)?,
+        Mode::Differential => &chain[chain.len() - 1..],
         _ => &chain[..],
     };
-    let image = *below.first()?;
+    let image = below[0];
     // What is past the end of a base must not show again, see Manifest.
     let fits = size <= image.size || below.iter().all(|it| it.size <= image.size);
-    (fits && chain.len() < MAX_CHAIN).then_some(image)
+    match (fits, below.len() < MAX_CHAIN) {
+        (false, _) => Err(why.clone()),
+        (true, false) => Err(WhyAll::Long(below.len())),
+        (true, true) => Ok(image),
+    }
 }
 
 /// Why the tracking knows the take of no image.
@@ -189,7 +209,8 @@ fn why_nothing(manifest: &Manifest, device: Subject<'_>, known: Known<'_>) -> Wh
     let generation = known.tracking.generation_id;
     let of_generation = |image: &&Image| image.generation_id == generation;
     let newest = manifest.images.iter().rev().find(of_generation);
-    let is_known = || manifest.newest_of(device).is_some();
+    let newest_of_device = manifest.newest_of(device);
+    let is_known = || newest_of_device.is_some();
     match newest {
         _ if known.takes.is_none() => {
             if newest.is_some() || is_known() {
@@ -200,8 +221,19 @@ fn why_nothing(manifest: &Manifest, device: Subject<'_>, known: Known<'_>) -> Wh
         }
         Some(image) if image.take_id.is_none() => WhyAll::NoIdInBackup,
         Some(_) => WhyAll::PutBack,
-        None if is_known() => WhyAll::OtherGeneration,
-        None => WhyAll::First,
+        None => newest_of_device.map_or(WhyAll::First, |image| why_other(image, known)),
+    }
+}
+
+/// Why the tracking is of another generation than the newest image.
+fn why_other(newest: &Image, known: Known<'_>) -> WhyAll {
+    let is_same_boot = newest.boot_id.zip(known.boot_id).map(|(a, b)| a == b);
+    match is_same_boot {
+        Some(false) => WhyAll::Restarted,
+        // Whatever else happened, that begins it anew.
+        _ if newest.size != known.tracking.device_capacity => WhyAll::Resized,
+        Some(true) => WhyAll::TrackedAnew,
+        None => WhyAll::OtherGeneration,
     }
 }
 
@@ -213,7 +245,6 @@ mod tests {
     use crate::backup::manifest::tests::take;
     use crate::backup::manifest::Point;
     use crate::backup::manifest::PointDevice;
-    use crate::Uuid;
 
     const FIRST: &str = "000001/sda";
     const SECOND: &str = "000002/sda";
@@ -265,6 +296,7 @@ mod tests {
         let known = Known {
             tracking,
             takes: Some(takes),
+            boot_id: None,
         };
         base(manifest, named(device), known, mode)
             .map(|base| (base.image.name.as_str(), base.since))
@@ -287,6 +319,37 @@ mod tests {
                 assert_eq!(decide(tracking(1, number), mode), Err(WhyAll::Asked));
             }
         }
+    }
+
+    #[test]
+    fn why_the_tracking_began_anew_is_told_as_far_as_it_is_known() {
+        let (this, last) = (Some(take(8, 1)), Some(take(8, 2)));
+        let why = |noted, boot_id, device_capacity| {
+            let mut sample = sample();
+            sample.images[1].boot_id = noted;
+            let tracking = Tracking {
+                device_capacity,
+                ..tracking(2, 1)
+            };
+            let takes = takes(&tracking);
+            let known = Known {
+                tracking: &tracking,
+                takes: Some(&takes),
+                boot_id,
+            };
+            base(&sample, named("/dev/sda"), known, Mode::Incremental).unwrap_err()
+        };
+        let (same, other) = (1 << 20, 1 << 21);
+        for size in [same, other] {
+            assert_eq!(why(last, this, size), WhyAll::Restarted);
+        }
+        assert_eq!(why(this, this, other), WhyAll::Resized);
+        assert_eq!(why(None, this, other), WhyAll::Resized);
+        assert_eq!(why(this, this, same), WhyAll::TrackedAnew);
+        for (noted, now) in [(None, this), (this, None), (None, None)] {
+            assert_eq!(why(noted, now, same), WhyAll::OtherGeneration);
+        }
+        assert!(!WhyAll::TrackedAnew.to_string().contains("was restarted"));
     }
 
     #[test]
@@ -392,6 +455,7 @@ mod tests {
             let known = Known {
                 tracking,
                 takes: None,
+                boot_id: None,
             };
             base(&sample, named(device), known, Mode::Incremental)
         };
@@ -421,6 +485,7 @@ mod tests {
         let compared = |device, size, why: &WhyAll, mode| {
             super::compared(&sample, named(device), size, why, mode)
                 .map(|image| image.name.as_str())
+                .ok()
         };
         let why = WhyAll::OtherGeneration;
         let all = |mode| compared("/dev/sda", size, &why, mode);
@@ -447,6 +512,7 @@ mod tests {
         let compared = |size, mode| {
             super::compared(&sample, named("/dev/sda"), size, &why, mode)
                 .map(|image| image.name.as_str())
+                .ok()
         };
         for size in [1 << 18, 1 << 19] {
             assert_eq!(compared(size, Mode::Incremental), Some(SECOND));
@@ -477,12 +543,17 @@ mod tests {
         let why = decide(&full).unwrap_err();
         assert_eq!(why, WhyAll::Long(200));
         assert!(why.to_string().contains("blksnap prune"), "{why}");
-        for (manifest, is_based) in [(&shorter, true), (&full, false)] {
+        let compared = |manifest, mode| {
             let why = &WhyAll::OtherGeneration;
-            let subject = named("/dev/sda");
-            let base = compared(manifest, subject, 1 << 20, why, Mode::Compare);
-            assert_eq!(base.is_some(), is_based);
+            compared(manifest, named("/dev/sda"), 1 << 20, why, mode)
+                .map(|image| Manifest::number_of(&image.name))
+        };
+        assert_eq!(compared(&shorter, Mode::Compare), Ok(199));
+        for mode in [Mode::Compare, Mode::Incremental] {
+            assert_eq!(compared(&full, mode), Err(WhyAll::Long(200)));
         }
+        // Which is based on the first one only.
+        assert_eq!(compared(&full, Mode::Differential), Ok(1));
     }
 
     #[test]

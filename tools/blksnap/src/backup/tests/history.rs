@@ -85,6 +85,41 @@ fn a_copy_that_the_hypervisor_tells_of_begins_anew() {
 }
 
 #[test]
+fn a_restart_is_told_as_what_it_is() {
+    let model = Model::new(UNIT, &[("/dev/a", 10 * UNIT)]);
+    let boot = |number| model.boot_id.set(Some(Uuid::from_bytes([number; 16])));
+    let why = || {
+        model.detach(Path::new("/dev/a")).unwrap();
+        back_up_to(&model, "backup").devices[0].compared.clone()
+    };
+    boot(1);
+    back_up_to(&model, "backup");
+    assert_eq!(why(), Some(WhyAll::TrackedAnew));
+    boot(2);
+    assert_eq!(why(), Some(WhyAll::Restarted));
+    assert_eq!(why(), Some(WhyAll::TrackedAnew));
+}
+
+/// That the longest chain is at its end, so that nothing is compared, is told beside why all is
+/// read.
+#[test]
+fn a_full_backup_for_a_long_chain_says_so() {
+    let model = Model::new(UNIT, &[("/dev/a", UNIT)]);
+    for _ in 0..manifest::MAX_CHAIN {
+        back_up_to(&model, "backup");
+    }
+    model.detach(Path::new("/dev/a")).unwrap();
+    let mut watcher = Watcher::default();
+    let request = request(&model, &["/dev/a"], Mode::Incremental);
+    let report = run(&model, &request, &mut watcher).unwrap();
+    assert_eq!(report.devices[0].full, Some(WhyAll::Long(manifest::MAX_CHAIN)));
+    let note = &watcher.notes[0];
+    for part in ["all of /dev/a is read", "tracking began after", "in full", "blksnap prune"] {
+        assert!(note.contains(part), "{note}");
+    }
+}
+
+#[test]
 fn another_content_below_the_filter_is_read() {
     let model = Model::new(UNIT, &[("/dev/a", 4 * UNIT)]);
     let mut expected = Expected::new();

@@ -66,6 +66,7 @@ pub struct Model {
     /// Why it cannot be read.
     pub map_error: Cell<Option<Errno>>,
     pub machine: RefCell<identity::Machine>,
+    pub boot_id: Cell<Option<Uuid>>,
     /// What is known of devices.
     pub identities: RefCell<BTreeMap<PathBuf, identity::Disk>>,
 }
@@ -89,6 +90,7 @@ impl Model {
             map: RefCell::new(None),
             map_error: Cell::new(None),
             machine: RefCell::default(),
+            boot_id: Cell::default(),
             identities: RefCell::default(),
         }
     }
@@ -320,6 +322,10 @@ impl Kernel for Model {
 
     fn users_of_image(&self, _image: &str) -> Vec<String> {
         Vec::new()
+    }
+
+    fn boot_id(&self) -> Option<Uuid> {
+        self.boot_id.get()
     }
 
     fn machine(&self) -> identity::Machine {
