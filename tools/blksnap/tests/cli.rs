@@ -378,3 +378,33 @@ fn completions_and_man_pages_know_the_commands() {
         outcome.stderr
     );
 }
+
+#[test]
+fn an_empty_name_is_said_to_be_empty() {
+    for args in [
+        &["prune", "/backup", "--keep", "1", "--machine", ""][..],
+        &["prune", "/backup", "--keep", "1", "--machine", "  "],
+        &["restore", "/backup", "out", "--machine="],
+        &["restore", "/backup", ""],
+        &["restore", "", "out"],
+        &["list", ""],
+        &["verify", ""],
+        &["forget", "", "1"],
+        &["rebuild", ""],
+        &["backup", "", "--to", "/backup"],
+        &["backup", "/dev/null", "--to", ""],
+        &["backup", "/dev/null", "--to", "/backup", "--store", ""],
+        &["snapshot", "", "--store", "/s", "--", "true"],
+        &["snapshot", "/dev/null", "--store", "/s", "--", ""],
+        &["create", "--store", ""],
+        &["attach", ""],
+        &["status", ""],
+        &["image", ""],
+        &["changed", ""],
+        &["man", ""],
+    ] {
+        let outcome = blksnap(args);
+        assert_eq!(outcome.code, 2, "{args:?}: {}", outcome.stderr);
+        assert!(outcome.stderr.contains("empty"), "{args:?}: {}", outcome.stderr);
+    }
+}

@@ -264,6 +264,48 @@ fn a_file_that_something_has_open_is_in_use() {
     assert!(fs::read(place.path("target")).unwrap() == content);
 }
 
+/// What is before the cut is restored, and what is lost is told.
+#[test]
+fn an_image_that_was_cut_off_is_salvaged() {
+    let place = Place::new();
+    let mut content = place.fill("disk".as_ref(), 7);
+    place.back_up(&["disk".as_ref()]);
+    // A second layer, which stays.
+    content[3 << 16..4 << 16].fill(99);
+    fs::write(place.path("disk"), &content).unwrap();
+    place.back_up(&["disk".as_ref()]);
+    let image = place.path("backup/000001/disk.qcow2");
+    let file = fs::File::options().write(true).open(&image).unwrap();
+    // The header, five clusters of data, and a part of the next.
+    file.set_len((6 << 16) + 4096).unwrap();
+
+    let refused = place.run(&["out"]);
+    assert_eq!(refused.status.code(), Some(4));
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert_has(&error, &["000001/disk.qcow2", "bytes", "--salvage"]);
+    assert!(!place.path("out").exists());
+
+    let salvaged = place.run(&["out", "--salvage", "--check"]);
+    let text = String::from_utf8_lossy(&salvaged.stderr);
+    assert_eq!(salvaged.status.code(), Some(7), "{text}");
+    let found = fs::read(place.path("out")).unwrap();
+    let cut = (5 << 16) + 4096;
+    assert!(found[..cut] == content[..cut]);
+    assert_eq!(found.len(), content.len());
+    let half = SIZE / 2;
+    let lost = format!("its bytes {} to {half} are not what was backed up", 5 << 16);
+    assert_has(&text, &["000001/disk.qcow2: it is cut off", &lost]);
+
+    // One that is not there has nothing to be salvaged.
+    fs::remove_file(&image).unwrap();
+    let refused = place.run(&["other", "--salvage"]);
+    assert_eq!(refused.status.code(), Some(4));
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert_has(&error, &["000001/disk.qcow2", "missing"]);
+    let refused = place.run(&["other"]);
+    assert!(!String::from_utf8_lossy(&refused.stderr).contains("--salvage"));
+}
+
 #[test]
 fn a_dry_run_writes_nothing() {
     let (place, _) = Place::with_backup();

@@ -313,6 +313,44 @@ pub struct Reader {
     l2: Option<(usize, Result<Vec<u64>>)>,
 }
 
+/// Where in the file of an image the data of its clusters is, as [`Writer`] lays them out: known
+/// without its tables, which are lost if it was cut off.
+#[derive(Debug)]
+pub struct Places {
+    /// The first cluster of the file that is free.
+    free: u64,
+    /// The entry of the L1 table that the last cluster belonged to.
+    table: Option<u64>,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            // The header has the first.
+            free: 1,
+            table: None,
+        }
+    }
+}
+
+impl Places {
+    /// The offset of the data of the next cluster that the image holds, in ascending order; none
+    /// if it is zeroes.
+    pub fn next(&mut self, cluster: u64, is_zero: bool) -> Option<u64> {
+        let table = cluster / L2_ENTRIES;
+        if self.table.is_some_and(|it| it != table) {
+            // The table lies behind what it refers to.
+            self.free += 1;
+        }
+        self.table = Some(table);
+        if is_zero {
+            return None;
+        }
+        self.free += 1;
+        Some((self.free - 1) * CLUSTER)
+    }
+}
+
 /// The fields of a header, one after the other.
 struct Fields<'a>(&'a [u8]);
 

@@ -28,12 +28,19 @@ use super::subject::Subject;
 /// The version of this format. Later ones are not understood.
 ///
 /// * 1: the first one
-/// * 2: machines, disks, and images of another size than their base
+/// * 2: machines, disks, parts of the manifest, and images of another size than their base
 pub const VERSION: u32 = 2;
+/// The one in which restore points had no parts of the manifest.
+const WITHOUT_PARTS: u32 = 1;
 
 /// Upper limits, so that a manifest takes no more memory and time than a real one would.
 /// Bytes of the file.
 pub const MAX_BYTES: u64 = 256 << 20;
+/// Bytes of a restore point's part: of 128 devices, each with all ranges that could not be read
+/// and 32 KiB of other text. A restore point that needs more is not made.
+pub const MAX_PART_BYTES: u64 = 128 * (MAX_UNREADABLE as u64 * MAX_EXTENT_TEXT + (32 << 10));
+/// Bytes of a range in the text of a part.
+const MAX_EXTENT_TEXT: u64 = 128;
 const MAX_POINTS: usize = 1 << 16;
 const MAX_IMAGES: usize = 1 << 18;
 /// Bytes of the name of a device, as of any path.
@@ -59,6 +66,10 @@ pub struct Manifest {
     pub images: Vec<Image>,
     /// What is still to be done for this to be true of the files.
     pub todo: Todo,
+    /// Numbers of those whose directories have no part of the manifest: older backups do not
+    /// have any.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub without_part: BTreeSet<u64>,
 }
 
 /// The content of devices at one moment.
@@ -299,7 +310,7 @@ impl Part {
 
     /// An error says why it cannot be used.
     pub fn from_json(text: &str) -> Result<Self, String> {
-        Envelope::<Self>::parse(text, "it", true)
+        Envelope::<Self>::parse(text, "it", true).map(|(part, _)| part)
     }
 }
 
@@ -328,8 +339,8 @@ impl<T: Serialize + DeserializeOwned> Envelope<T> {
         text
     }
 
-    /// An error calls it `what`.
-    fn parse(text: &str, what: &str, is_checked: bool) -> Result<T, String> {
+    /// Returns its version, too. An error calls it `what`.
+    fn parse(text: &str, what: &str, is_checked: bool) -> Result<(T, u32), String> {
         let unreadable = |error: serde_json::Error| format!("{what} is damaged: {error}");
         let version: Version = serde_json::from_str(text).map_err(unreadable)?;
         if !(1..=VERSION).contains(&version.version) {
@@ -342,7 +353,7 @@ impl<T: Serialize + DeserializeOwned> Envelope<T> {
         if is_checked && checksum(&envelope.backup) != envelope.checksum {
             return Err(format!("{what} is damaged: the checksum is wrong"));
         }
-        Ok(envelope.backup)
+        Ok((envelope.backup, envelope.version))
     }
 }
 
@@ -363,6 +374,7 @@ impl Default for Manifest {
             points: Vec::new(),
             images: Vec::new(),
             todo: Todo::default(),
+            without_part: BTreeSet::new(),
         }
     }
 }
@@ -383,11 +395,15 @@ impl Manifest {
     }
 
     fn parse(text: &str, is_checked: bool) -> Result<Self, String> {
-        let manifest = Envelope::<Self>::parse(text, "its manifest", is_checked)?;
-        match manifest.contradiction() {
-            Some(reason) => Err(format!("its manifest is damaged: {reason}")),
-            None => Ok(manifest),
+        let (mut manifest, version) =
+            Envelope::<Self>::parse(text, "its manifest", is_checked)?;
+        if let Some(reason) = manifest.contradiction() {
+            return Err(format!("its manifest is damaged: {reason}"));
         }
+        if version == WITHOUT_PARTS {
+            manifest.without_part = manifest.numbers();
+        }
+        Ok(manifest)
     }
 
     /// What the directory of a restore point is to have of this.
@@ -603,7 +619,7 @@ pub(super) mod tests {
             next: points.last().map_or(1, |point| point.number + 1),
             points,
             images,
-            todo: Todo::default(),
+            ..Manifest::default()
         }
     }
 

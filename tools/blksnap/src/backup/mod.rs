@@ -183,9 +183,11 @@ pub fn run(kernel: &dyn Kernel, request: &Request, watch: &mut dyn Watch) -> Res
             error
         }
     })?;
+    let here = kernel.machine();
     if !request.is_shared {
-        refuse_other_machines(&store, &kernel.machine())?;
+        refuse_other_machines(&store, &here)?;
     }
+    tell_of_unknown_machine(&store, &here, watch);
     run_in(&mut store, kernel, request, watch)
 }
 
@@ -209,6 +211,20 @@ fn refuse_other_machines(store: &Store, here: &Machine) -> Result<()> {
             "name a directory for this machine alone; or say --shared to have both in one, which \
              are counted and pruned on their own",
         ))
+}
+
+/// Says that the restore points there are of no known machine. The next one has this machine,
+/// so that it is said once.
+fn tell_of_unknown_machine(store: &Store, here: &Machine, watch: &mut dyn Watch) {
+    let manifest = store.manifest();
+    let is_unknown = manifest.machines().is_empty() && !manifest.points.is_empty();
+    if is_unknown && *here != Machine::default() {
+        watch.tell(&format!(
+            "the restore points in {} do not say of which machine they are; they are taken to be \
+             of this one, {here}",
+            store.directory().display()
+        ));
+    }
 }
 
 fn run_in(
@@ -351,7 +367,7 @@ fn make(
     store.write_part(&part, &manifest.part(number))?;
     let name = names::directory(number);
     let mut rename = vec![(names::partial(&name), name)];
-    rename.extend(store.write_missing_parts(watch));
+    rename.extend(store.write_missing_parts(&mut manifest, watch));
     manifest.todo = Todo {
         rename,
         remove: Vec::new(),

@@ -204,8 +204,11 @@ fn prune_in(
             todo.remove.push(names::part(number));
         } else if part != store.manifest().part(number) {
             todo.rename.push(store.renew_part(number, &part)?);
+            manifest.without_part.remove(&number);
         }
     }
+    let numbers = manifest.numbers();
+    manifest.without_part.retain(|it| numbers.contains(it));
     manifest.todo = todo;
     store.publish(manifest)?;
     Ok(report)

@@ -146,6 +146,7 @@ pub fn rebuild(store: &mut Store, lost: Option<Error>, watch: &mut dyn Watch) ->
 fn renew_parts(store: &mut Store, incomplete: &BTreeSet<u64>) -> Result<Vec<u64>> {
     let mut manifest = store.manifest().clone();
     manifest.todo = Todo::default();
+    manifest.without_part.clear();
     let mut renewed = Vec::new();
     for number in manifest.numbers() {
         let part = manifest.part(number);
@@ -158,7 +159,7 @@ fn renew_parts(store: &mut Store, incomplete: &BTreeSet<u64>) -> Result<Vec<u64>
         manifest.todo.rename.push(store.renew_part(number, &part)?);
         renewed.push(number);
     }
-    if !renewed.is_empty() {
+    if !renewed.is_empty() || !store.manifest().without_part.is_empty() {
         store.publish(manifest)?;
     }
     Ok(renewed)
@@ -184,6 +185,7 @@ impl Rebuilt {
         let mut rebuilt = Self {
             manifest: Manifest {
                 next: known.next,
+                without_part: known.without_part.clone(),
                 ..Manifest::default()
             },
             ..Self::default()

@@ -130,6 +130,7 @@ pub struct Opener<'a> {
     stack: Stack,
     grounds: Grounds,
     allow: Allow,
+    salvage: bool,
 }
 
 impl<'a> Opener<'a> {
@@ -140,7 +141,13 @@ impl<'a> Opener<'a> {
             grounds: Grounds::of(store.directory(), &stack)?,
             stack,
             allow,
+            salvage: false,
         })
+    }
+
+    /// What is left of a damaged image is restored, too, with `salvage`.
+    pub fn salvaging(self, salvage: bool) -> Self {
+        Self { salvage, ..self }
     }
 
     /// Looks at images, together with what they are based on, and opens a target for each
@@ -159,7 +166,7 @@ impl<'a> Opener<'a> {
         for (&(point, device, _), spot) in wanted.iter().zip(spots) {
             let chain = self.store.manifest().chain(&device.image);
             // Opened again when its turn comes: many images are many open files.
-            let size = View::open(self.store, &chain)?.size();
+            let size = open(self.store, &chain, self.salvage)?.size();
             let block_size = chain.first().and_then(|image| image.logical_block_size);
             let wanted = Wanted { size, block_size };
             let target = Target::open(spot, wanted, self.allow, &self.stack)?;
@@ -174,6 +181,7 @@ impl<'a> Opener<'a> {
                     before: target.before().to_owned(),
                 },
                 image: &device.image,
+                salvage: self.salvage,
                 target,
             });
         }
@@ -181,11 +189,30 @@ impl<'a> Opener<'a> {
     }
 }
 
+/// Opens images. An error says if salvaging would be none.
+fn open(store: &Store, chain: &[&Image], salvage: bool) -> Result<View> {
+    if salvage {
+        return View::open_to_salvage(store, chain);
+    }
+    View::open(store, chain).map_err(|error| {
+        let can_be_salvaged = error.operation() == Operation::CheckBackup
+            && View::open_to_salvage(store, chain).is_ok();
+        match can_be_salvaged {
+            true => error.remedied_by(
+                "restore another restore point, as \"blksnap verify DIR\" names the damaged ones; \
+                 or say --salvage to restore what is left, with zeroes for the rest",
+            ),
+            false => error,
+        }
+    })
+}
+
 /// An image that can be read, and a target that can be written to.
 pub struct Restore<'a> {
     store: &'a Store,
     plan: Plan,
     image: &'a str,
+    salvage: bool,
     target: Target,
 }
 
@@ -204,10 +231,17 @@ impl Restore<'_> {
     pub fn run(mut self, check: bool, watch: &mut dyn Watch) -> Result<Report> {
         let manifest: &Manifest = self.store.manifest();
         let chain: Vec<&Image> = manifest.chain(self.image);
-        let view = View::open(self.store, &chain)?;
+        let view = open(self.store, &chain, self.salvage)?;
+        for path in view.without_tables() {
+            watch.tell(&format!(
+                "{}: it is cut off or damaged, so that its tables cannot be used; its data is \
+                 taken from where it was written",
+                path.display()
+            ));
+        }
         let size = view.size();
         let again = match check {
-            true => Some(View::open(self.store, &chain)?),
+            true => Some(open(self.store, &chain, self.salvage)?),
             false => None,
         };
         let begin = Progress {

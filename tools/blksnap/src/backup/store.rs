@@ -29,6 +29,7 @@ use rustix::io::Errno;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
+use crate::size::Bytes;
 
 use super::directory::Directory;
 use super::directory::Place;
@@ -198,8 +199,19 @@ impl Store {
 
     /// Writes a restore point's part of the manifest to a file that is not there yet.
     pub(super) fn write_part(&self, name: &str, part: &Part) -> Result<()> {
+        let text = part.to_json();
+        if text.len() as u64 > manifest::MAX_PART_BYTES {
+            let reason = format!(
+                "what is to be noted of the restore point takes {}, and there is no more than {}",
+                Bytes(text.len() as u64),
+                Bytes(manifest::MAX_PART_BYTES)
+            );
+            return Err(Error::new(Operation::WriteBackup, reason)
+                .on(&self.directory.path_of(name))
+                .remedied_by("back up fewer devices at once"));
+        }
         let (mut file, path) = self.create(name)?;
-        file.write_all(part.to_json().as_bytes())
+        file.write_all(text.as_bytes())
             .and_then(|()| file.sync_all())
             .map_err(|error| Error::from_io(Operation::WriteBackup, &error).on(&path))
     }
@@ -222,10 +234,16 @@ impl Store {
     }
 
     /// Writes those parts that restore points of older backups do not have, without which what
-    /// is based on their images could not be had again either.
-    pub(super) fn write_missing_parts(&self, watch: &mut dyn Watch) -> Vec<(String, String)> {
+    /// is based on their images could not be had again either; returns what is to be renamed.
+    /// `manifest` is the next one.
+    pub(super) fn write_missing_parts(
+        &self,
+        manifest: &mut Manifest,
+        watch: &mut dyn Watch,
+    ) -> Vec<(String, String)> {
         let mut rename = Vec::new();
-        for number in self.manifest.numbers() {
+        let missing = std::mem::take(&mut manifest.without_part);
+        for number in missing.intersection(&self.manifest.numbers()).copied() {
             let look = self
                 .directory
                 .look(Operation::OpenBackup, &names::part(number));
@@ -235,7 +253,10 @@ impl Store {
             }
             match self.renew_part(number, &self.manifest.part(number)) {
                 Ok(names) => rename.push(names),
-                Err(error) => watch.warn(&format!("{error}. The backup goes on without it")),
+                Err(error) => {
+                    manifest.without_part.insert(number);
+                    watch.warn(&format!("{error}. The backup goes on without it"));
+                }
             }
         }
         rename
@@ -249,7 +270,7 @@ impl Store {
             result => result?,
         };
         let path = self.directory.path_of(name);
-        let text = read_text(file, &path, "it")?;
+        let text = read_text(file, &path, "it", manifest::MAX_PART_BYTES)?;
         let refused = |reason: String| damaged(&path, reason);
         Part::from_json(&text).map(Some).map_err(refused)
     }
@@ -682,7 +703,7 @@ fn load(directory: &Directory) -> Result<Manifest> {
         }
         result => result?,
     };
-    let text = read_text(file, path, "its manifest");
+    let text = read_text(file, path, "its manifest", manifest::MAX_BYTES);
     text.and_then(|text| Manifest::from_json(&text).map_err(|reason| damaged(path, reason)))
         .map_err(|error| match image::means_damage(&error) {
             true => error.remedied_by(remedy_of_lost(directory)),
@@ -690,13 +711,13 @@ fn load(directory: &Directory) -> Result<Manifest> {
         })
 }
 
-/// The text of a file that is no larger than a manifest can be.
-fn read_text(file: File, path: &Path, what: &str) -> Result<String> {
+/// The text of a file of no more than `most` bytes.
+fn read_text(file: File, path: &Path, what: &str, most: u64) -> Result<String> {
     let mut bytes = Vec::new();
-    file.take(manifest::MAX_BYTES + 1)
+    file.take(most + 1)
         .read_to_end(&mut bytes)
         .map_err(|error| Error::from_io(Operation::OpenBackup, &error).on(path))?;
-    if bytes.len() as u64 > manifest::MAX_BYTES {
+    if bytes.len() as u64 > most {
         return Err(damaged(path, format!("{what} is larger than it can be")));
     }
     String::from_utf8(bytes).map_err(|_| damaged(path, format!("{what} is damaged: it is no text")))

@@ -26,8 +26,11 @@ impl<'a> Subject<'a> {
         }
     }
 
-    /// Whether both are one disk of one machine. Names count where nothing better is known, as of
-    /// two that have one number and hold different things: one that was formatted, or two disks.
+    /// Whether both are one disk of one machine. Names count where nothing better is known.
+    ///
+    /// Two that have one number and hold different things are two disks, even if one has the name
+    /// that the other had: some makers give all of their disks one number. So is one that was
+    /// formatted, which is backed up in full then.
     pub fn is(self, other: Subject<'_>) -> bool {
         let is_elsewhere = self
             .machine
@@ -36,7 +39,7 @@ impl<'a> Subject<'a> {
         let disks = self.disk.zip(other.disk);
         let is_same = disks.and_then(|(a, b)| {
             a.is(b)
-                .filter(|is_same| !is_same || !a.has_other_content(b))
+                .map(|is_same| is_same && !a.has_other_content(b))
         });
         !is_elsewhere && is_same.unwrap_or(self.device == other.device)
     }
@@ -133,8 +136,10 @@ mod tests {
         };
         assert!(!of("/dev/sda", &a).is(of("/dev/sdb", &b)));
         assert!(of("/dev/sda", &a).is(of("/dev/sdb", &a)));
-        // It was formatted.
-        assert!(of("/dev/sda", &a).is(of("/dev/sda", &b)));
+        // One after the other in one place, or formatted
+        assert!(!of("/dev/sda", &a).is(of("/dev/sda", &b)));
+        let unknown = disk("0123456789ABCDEF");
+        assert!(of("/dev/sda", &a).is(of("/dev/sda", &unknown)));
         let mut count = Count::default();
         for (device, disk) in [("/dev/sda", &a), ("/dev/sdb", &b)] {
             assert_eq!(count.add([of(device, disk)].into_iter()), 1);

@@ -5,8 +5,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::error::Error;
+use crate::error::Operation;
 use crate::error::Result;
 
 use super::image;
@@ -41,6 +46,39 @@ struct Layer {
     file_bytes: u64,
     image: Option<image::Reader>,
     sums: Sums,
+    /// Instead of the image if that is damaged.
+    rest: Option<Rest>,
+}
+
+/// An image's file whose tables cannot be used.
+struct Rest {
+    file: File,
+    places: image::Places,
+    /// Where the data of the lowest cluster that was not passed yet is.
+    next: Option<u64>,
+}
+
+impl Rest {
+    /// Reads a cluster as far as it is there; the rest of it becomes zeroes.
+    fn read(&self, at: Option<u64>, bytes: &mut [u8], path: &Path) -> Result<()> {
+        bytes.fill(0);
+        let mut done = 0;
+        while let Some(at) = at.filter(|_| done < bytes.len()) {
+            match self.file.read_at(&mut bytes[done..], at + done as u64) {
+                Ok(0) => break,
+                Ok(count) => done += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => (),
+                Err(error) => {
+                    let error = Error::from_io(Operation::ReadBackup, &error).on(path);
+                    return match image::means_damage(&error) {
+                        true => Ok(()),
+                        false => Err(error),
+                    };
+                }
+            }
+        }
+        Ok(())
+    }
 }
 
 /// How many images are open at a time.
@@ -57,6 +95,8 @@ pub struct Run {
     /// The first cluster.
     pub start: u64,
     pub sums: Vec<Sum>,
+    /// Where its data is in a file without tables; it is one cluster then.
+    place: Option<u64>,
 }
 
 impl Run {
@@ -70,6 +110,7 @@ impl Run {
             layer: self.layer,
             start,
             sums: vec![*sum],
+            place: self.place,
         })
     }
 }
@@ -87,6 +128,16 @@ impl View {
     ///
     /// [`CheckBackup`]: crate::error::Operation::CheckBackup
     pub fn open(store: &Store, images: &[&Image]) -> Result<Self> {
+        Self::open_with(store, images, false)
+    }
+
+    /// The same, whatever is left of their qcow2 files if only they are there: what is lost
+    /// reads as zeroes, with the wrong digest.
+    pub fn open_to_salvage(store: &Store, images: &[&Image]) -> Result<Self> {
+        Self::open_with(store, images, true)
+    }
+
+    fn open_with(store: &Store, images: &[&Image], salvage: bool) -> Result<Self> {
         let size = images.first().map_or(0, |image| image.size);
         let memory = (ENTRIES / images.len().max(1)).min(ENTRIES_OF_ONE);
         let mut view = Self {
@@ -106,9 +157,20 @@ impl View {
                 file_bytes: image.file_bytes,
                 image: None,
                 sums,
+                rest: None,
             });
+            match view.image(index) {
+                Err(error) if salvage && image::means_damage(&error) => {
+                    let layer = &mut view.layers[index];
+                    layer.rest = Some(Rest {
+                        file: layer.file.open()?,
+                        places: image::Places::default(),
+                        next: None,
+                    });
+                }
+                result => drop(result?),
+            }
             view.expect(index);
-            view.image(index)?;
         }
         Ok(view)
     }
@@ -116,7 +178,11 @@ impl View {
     /// Notes the lowest cluster of a layer that was not passed yet. A base may be larger.
     fn expect(&mut self, layer: usize) {
         let clusters = self.size.div_ceil(CLUSTER);
-        let next = self.layers[layer].sums.peek();
+        let it = &mut self.layers[layer];
+        let next = it.sums.peek();
+        if let (Some(rest), Some(entry)) = (&mut it.rest, next) {
+            rest.next = rest.places.next(entry.cluster, entry.sum == ZERO);
+        }
         let next = next.filter(|entry| entry.cluster < clusters);
         self.next
             .extend(next.map(|entry| Reverse((entry.cluster, layer))));
@@ -137,6 +203,12 @@ impl View {
         };
         self.open.push_back(layer);
         Ok(it.image.insert(image))
+    }
+
+    /// The files whose tables cannot be used.
+    pub fn without_tables(&self) -> impl Iterator<Item = &Path> {
+        let layers = self.layers.iter().filter(|it| it.rest.is_some());
+        layers.map(|it| it.file.path())
     }
 
     /// Bytes of the device.
@@ -187,6 +259,11 @@ impl View {
             layer,
             start,
             sums: vec![sum],
+            place: self.layers[layer].rest.as_ref().and_then(|it| it.next),
+        };
+        let max = match &self.layers[layer].rest {
+            Some(_) => 1,
+            None => max,
         };
         self.pass(start)?;
         while run.sums.len() < max {
@@ -216,7 +293,10 @@ impl View {
     /// returns the clusters whose content is not what was written.
     pub fn read(&mut self, run: &Run, bytes: &mut [u8]) -> Result<Vec<u64>> {
         let (offset, _) = self.range(run);
-        self.image(run.layer)?.read(offset, bytes)?;
+        match &self.layers[run.layer].rest {
+            Some(rest) => rest.read(run.place, bytes, self.path_of(run))?,
+            None => self.image(run.layer)?.read(offset, bytes)?,
+        }
         Ok(wrong(run, bytes))
     }
 
@@ -224,7 +304,10 @@ impl View {
     /// becomes zeroes. An error if it is more than that which cannot be read.
     pub fn salvage(&mut self, run: &Run, bytes: &mut [u8]) -> Result<Vec<u64>> {
         let (offset, _) = self.range(run);
-        self.image(run.layer)?.salvage(offset, bytes)?;
+        match &self.layers[run.layer].rest {
+            Some(rest) => rest.read(run.place, bytes, self.path_of(run))?,
+            None => self.image(run.layer)?.salvage(offset, bytes)?,
+        }
         Ok(wrong(run, bytes))
     }
 

@@ -507,7 +507,7 @@ pub struct MachineOption {
     /// Of this machine: the name of its host, its machine id, or the UUID of its hardware
     ///
     /// By default of the only one in the backup, or of this one.
-    #[arg(long, value_name = "HOST")]
+    #[arg(long, value_name = "HOST", value_parser = name)]
     pub machine: Option<String>,
 }
 
@@ -520,6 +520,13 @@ pub struct Lock {
     #[arg(long = "lock-wait", value_name = "SECONDS", value_parser = seconds,
           default_value = "0", hide_default_value = true)]
     pub wait: Duration,
+}
+
+fn name(text: &str) -> Result<String, String> {
+    match text.trim() {
+        "" => Err("the name is empty".to_owned()),
+        _ => Ok(text.to_owned()),
+    }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {
@@ -798,8 +805,9 @@ stays as it is. What is zero takes no space on a file or a thin device.
 All data is checked against its checksums: exit code 4 if some is not what was
 backed up, of which the ranges are told. What cannot be read is written as
 zeroes, and is among them; a backup of which nothing can be read any more ends
-it. Exit code 7 if something could not be read when it was backed up, which
-is zeroes. With --check also the target is read: exit code 1 if it does not have what
+it, and so does an image that was cut off, of which --salvage restores what is
+left. Exit code 7 if something could not be read when it was backed up, which
+is zeroes, or with --salvage. With --check also the target is read: exit code 1 if it does not have what
 was written.
 
 A disk and a partition of it cannot be restored by one command.";
@@ -891,6 +899,13 @@ pub struct Restore {
     /// Partition tables count in logical blocks, and are not found then.
     #[arg(long)]
     pub other_block_size: bool,
+
+    /// Restore what is left of a damaged backup
+    ///
+    /// Also of images that were cut off. The rest is zeroes; its ranges are told, and the exit
+    /// code is 7.
+    #[arg(long)]
+    pub salvage: bool,
 
     /// With --in-place, even if a name is or may be that of another disk now
     #[arg(long, conflicts_with = "targets")]

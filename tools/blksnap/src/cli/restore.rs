@@ -82,7 +82,9 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
         .iter()
         .map(|it| (it.point.number, it.device, it.target.as_path()))
         .collect();
-    let restores = Opener::new(&store, allow)?.open(&wanted)?;
+    let restores = Opener::new(&store, allow)?
+        .salvaging(args.salvage)
+        .open(&wanted)?;
     if args.check {
         if let Some(stream) = restores.iter().find(|it| it.target().is_stream()) {
             return Err(Error::new(
@@ -115,15 +117,16 @@ pub fn restore(output: &Output, args: &args::Restore) -> Result<u8> {
         let report = restore.run(args.check, &mut attendant)?;
         drop(attendant);
         tell(output, plan, &report, is_device, is_stream);
+        tell_of_damage(output, &report, args.salvage);
         reports.push(report);
     }
     let is_damaged = reports.iter().any(|report| !report.damaged.is_empty());
     let differs = reports.iter().any(|report| !report.differs.is_empty());
     let lacks = reports.iter().any(|report| !report.unreadable.is_empty());
     let code = match (is_damaged, differs, lacks) {
-        (true, _, _) => Exit::Damaged.code(),
+        (true, _, _) if !args.salvage => Exit::Damaged.code(),
         (_, true, _) => Exit::Failure.code(),
-        (_, _, true) => Exit::Unreadable.code(),
+        (true, _, _) | (_, _, true) => Exit::Unreadable.code(),
         _ => 0,
     };
     let text: Vec<String> = reports.iter().map(done).collect();
@@ -240,6 +243,22 @@ fn tell_of_other_disks(output: &Output, assigned: &[Assigned<'_>]) {
     }
 }
 
+/// Says what of a target is not what was backed up.
+fn tell_of_damage(output: &Output, report: &Report, salvage: bool) {
+    for extent in &report.damaged {
+        let reason = format!(
+            "its bytes {} to {} are not what was backed up: the backup has a wrong checksum \
+             there, or cannot be read",
+            extent.offset,
+            extent.end()
+        );
+        match salvage {
+            true => output.warning(&format!("{}: {reason}", report.target.display())),
+            false => output.error(&Error::new(Operation::CheckBackup, reason).on(&report.target)),
+        }
+    }
+}
+
 /// What has to be said of a target that was written to.
 fn tell(output: &Output, plan: &Plan, report: &Report, is_device: bool, is_stream: bool) {
     let target = report.target.display();
@@ -262,15 +281,6 @@ fn tell(output: &Output, plan: &Plan, report: &Report, is_device: bool, is_strea
                 report.device
             ));
         }
-    }
-    for extent in &report.damaged {
-        let reason = format!(
-            "its bytes {} to {} are not what was backed up: the backup has a wrong checksum \
-             there, or cannot be read",
-            extent.offset,
-            extent.end()
-        );
-        output.error(&Error::new(Operation::CheckBackup, reason).on(&report.target));
     }
     if let Some(lost) = lost(&report.unreadable) {
         output.warning(&format!("{target}: {lost}"));

@@ -188,3 +188,37 @@ fn every_byte_that_is_no_data_counts() {
         assert!(sum.is_err() || sum.unwrap() != written.metadata, "{at}");
     }
 }
+
+/// Where data lies is known without the tables, also where several of them lie between.
+#[test]
+fn places_are_known_without_tables() {
+    let temp = tempfile::tempdir().unwrap();
+    let path = temp.path().join("image");
+    let size = 3 * L2_ENTRIES * CLUSTER;
+    let clusters = [
+        (0, false),
+        (5, true),
+        (L2_ENTRIES - 1, false),
+        (L2_ENTRIES, true),
+        (2 * L2_ENTRIES, false),
+        (2 * L2_ENTRIES + 1, false),
+        (3 * L2_ENTRIES - 1, false),
+    ];
+    let mut writer = create(&path, size, None);
+    for (cluster, is_zero) in clusters {
+        match is_zero {
+            true => writer.zero(cluster * CLUSTER, CLUSTER).unwrap(),
+            false => writer
+                .write(cluster * CLUSTER, &[cluster as u8 + 1; CLUSTER as usize])
+                .unwrap(),
+        }
+    }
+    let written = writer.finish().unwrap();
+    let file = File::open(&path).unwrap();
+    let mut image = Reader::new(file, &path, size, None, written.file_bytes).unwrap();
+    let mut places = Places::default();
+    for (cluster, is_zero) in clusters {
+        let (place, _) = image.run_at(cluster, CLUSTER).unwrap();
+        assert_eq!(places.next(cluster, is_zero), place, "{cluster}");
+    }
+}

@@ -2,6 +2,7 @@
 
 //! Several machines in one directory, and disks whose names or sizes change.
 
+use crate::identity::Content;
 use crate::identity::Machine;
 
 use super::*;
@@ -86,6 +87,88 @@ fn another_disk_under_an_old_name_is_its_first_backup() {
     let mut store = Store::open_to_change(&*model.backup_directory(), false).unwrap();
     let report = keep_newest(&mut store, 1, &mut Watcher::default()).unwrap();
     assert_eq!((report.kept, report.removed), (vec![1, 3], vec![2]));
+}
+
+/// Two disks whose bridges report one serial number are backed up in turn under one name.
+#[test]
+fn disks_in_turn_with_one_number_are_told_apart_by_what_they_hold() {
+    let with_table = |uuid: &str| Disk {
+        table_uuid: Some(uuid.to_owned()),
+        ..Disk::default()
+    };
+    let with_files = |uuid: &str| Disk {
+        contents: vec![Content {
+            partition: None,
+            kind: "ext4".to_owned(),
+            uuid: uuid.to_owned(),
+        }],
+        ..Disk::default()
+    };
+    let disks: [&dyn Fn(&str) -> Disk; 2] = [&with_table, &with_files];
+    for disk in disks {
+        let model = two_disks();
+        let device = DISKS[0];
+        let contents = DISKS.map(|name| model.content(name));
+        let mut expected = Expected::new();
+        let mut plug = |which: usize| {
+            restart(&model);
+            model.swap(device, contents[which].clone());
+            let disk = Disk {
+                serial: Some("0123456789ABCDEF".to_owned()),
+                ..disk(["first", "second"][which])
+            };
+            let mut known = model.identities.borrow_mut();
+            known.insert(device.into(), disk);
+            drop(known);
+            let report = back_up(&model, &[device], Mode::Incremental);
+            note(&mut expected, &model, &report);
+            let report = &report.devices[0];
+            (report.base, report.full.clone(), report.data_bytes)
+        };
+        let all = 8 * CLUSTER;
+        assert_eq!(plug(0), (None, Some(WhyAll::First), all));
+        assert_eq!(plug(1), (None, Some(WhyAll::First), all));
+        assert_eq!(plug(0), (Some(1), None, 0));
+        assert_eq!(plug(1), (Some(2), None, 0));
+        // Neither pushes out what there is of the other.
+        let mut store = Store::open_to_change(&*model.backup_directory(), false).unwrap();
+        let report = keep_newest(&mut store, 1, &mut Watcher::default()).unwrap();
+        assert_eq!(report.kept, [3, 4]);
+        drop(store);
+        check(&model.backup_directory(), &expected);
+    }
+}
+
+/// The earliest version noted no machine.
+#[test]
+fn restore_points_of_an_unknown_machine_are_taken_to_be_of_this_one() {
+    let (model, mut expected) = three_points();
+    let again = request(&model, &["/dev/a"], Mode::Incremental);
+    let mut back_up_again = || {
+        let mut watcher = Watcher::default();
+        let report = run(&model, &again, &mut watcher).unwrap();
+        note(&mut expected, &model, &report);
+        watcher.notes.retain(|note| note.contains("machine"));
+        (report.devices[0].base, watcher.notes)
+    };
+    // Nothing is known of this one either, nor noted.
+    assert_eq!(back_up_again(), (Some(3), Vec::new()));
+    model.machine.replace(machine("db1"));
+    let (base, notes) = back_up_again();
+    assert_eq!((base, notes.len()), (Some(4), 1));
+    for part in ["do not say of which machine", "taken to be of this one, db1"] {
+        assert!(notes[0].contains(part), "{notes:?}");
+    }
+    assert_eq!(back_up_again(), (Some(5), Vec::new()));
+    let store = Store::look(&*model.backup_directory()).unwrap();
+    assert_eq!(store.manifest().machines(), [&machine("db1")]);
+    drop(store);
+    let error = {
+        model.machine.replace(machine("db2"));
+        run(&model, &again, &mut Watcher::default()).unwrap_err()
+    };
+    assert!(error.to_string().contains("db1"), "{error}");
+    check(&model.backup_directory(), &expected);
 }
 
 #[test]

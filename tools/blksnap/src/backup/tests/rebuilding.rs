@@ -346,6 +346,7 @@ fn a_backup_writes_the_parts_that_are_missing() {
     for number in [1, 2] {
         fs::remove_file(directory.join(names::part(number))).unwrap();
     }
+    be_of_version_1(&directory);
     let report = back_up(&model, &["/dev/a"], Mode::Incremental);
     assert_eq!((report.point, report.devices[0].base), (4, Some(3)));
     note(&mut expected, &model, &report);
@@ -359,8 +360,103 @@ fn a_backup_writes_the_parts_that_are_missing() {
 
     // Where one cannot be written, the backup is as good.
     fs::remove_file(directory.join(names::part(1))).unwrap();
-    fs::create_dir(directory.join("000001/point.json.partial")).unwrap();
-    assert_eq!(back_up(&model, &["/dev/a"], Mode::Incremental).point, 5);
+    be_of_version_1(&directory);
+    let partial = directory.join("000001/point.json.partial");
+    fs::create_dir(&partial).unwrap();
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    note(&mut expected, &model, &report);
+    assert_eq!(report.point, 5);
+    assert!(!directory.join(names::part(1)).exists());
+    // The next one tries again.
+    fs::remove_dir(&partial).unwrap();
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    note(&mut expected, &model, &report);
+    assert!(directory.join(names::part(1)).exists());
+    let without = |directory: &Path| {
+        let store = Store::look(directory).unwrap();
+        store.manifest().without_part.clone()
+    };
+    assert!(without(&directory).is_empty());
+    check(&directory, &expected);
+
+    // A prune and a rebuild know of them, too.
+    be_of_version_1(&directory);
+    let mut store = Store::open_to_change(&*directory, false).unwrap();
+    forget(&mut store, &[1]);
+    drop(store);
+    assert_eq!(without(&directory), [3, 4, 5, 6].into());
+    fs::remove_file(directory.join(names::part(3))).unwrap();
+    assert_eq!(rebuild(&directory).parts, [3]);
+    assert!(without(&directory).is_empty());
+    check(&directory, &expected);
+}
+
+/// Makes the manifest one of the first version.
+fn be_of_version_1(directory: &Path) {
+    let path = directory.join(names::MANIFEST);
+    let text = fs::read_to_string(&path).unwrap();
+    let old = text.replacen("\"version\": 2", "\"version\": 1", 1);
+    assert_ne!(text, old);
+    fs::write(path, old).unwrap();
+}
+
+/// Which only those of version 1 need.
+#[test]
+fn a_backup_looks_for_no_parts_that_are_there() {
+    let (model, _) = three_points();
+    let directory = model.backup_directory();
+    let part = directory.join(names::part(1));
+    fs::remove_file(&part).unwrap();
+    back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert!(!part.exists());
+    be_of_version_1(&directory);
+    back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert!(part.exists());
+}
+
+/// The largest part that there can be is written and read, and a larger one neither.
+#[test]
+fn a_part_has_a_largest_size() {
+    let model = Model::new(UNIT, &[("/dev/a", UNIT)]);
+    back_up(&model, &["/dev/a"], Mode::Incremental);
+    let directory = model.backup_directory();
+    let store = Store::look(&*directory).unwrap();
+    let largest = |devices: usize| {
+        let mut part = store.manifest().part(1);
+        let point = part.point.as_mut().unwrap();
+        let mut device = point.devices.remove(0);
+        device.device = "x".repeat(4096);
+        let text = || Some("y".repeat(255));
+        device.disk = Some(Disk {
+            model: text(),
+            serial: text(),
+            wwid: text(),
+            dm_uuid: text(),
+            backing_file: Some("z".repeat(4096)),
+            names: vec!["n".repeat(255); 16],
+            ..Disk::default()
+        });
+        let mut image = part.images.remove(0);
+        image.size = image::MAX_SIZE;
+        image.unreadable = (0..manifest::MAX_UNREADABLE as u64)
+            .map(|at| Extent {
+                offset: image::MAX_SIZE - (2000 - at) * CLUSTER,
+                length: CLUSTER / 2,
+            })
+            .collect();
+        point.devices = vec![device; devices];
+        part.images = vec![image; devices];
+        part
+    };
+    let part = largest(128);
+    store.write_part("000001/most", &part).unwrap();
+    assert!(store.read_part("000001/most").unwrap() == Some(part));
+    let error = store.write_part("000001/more", &largest(200)).unwrap_err();
+    assert!(error.remedy().unwrap().contains("fewer devices"), "{error}");
+    let path = directory.join("000001/more");
+    fs::write(&path, vec![b' '; manifest::MAX_PART_BYTES as usize + 1]).unwrap();
+    let error = store.read_part("000001/more").unwrap_err();
+    assert!(error.reason().contains("larger than it can be"), "{error}");
 }
 
 #[test]
