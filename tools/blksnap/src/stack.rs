@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::fs::Metadata;
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::path::PathBuf;
@@ -15,6 +16,7 @@ use crate::device::DeviceNumber;
 use crate::mounts;
 use crate::mounts::Elsewhere;
 use crate::mounts::Mount;
+use crate::sys;
 
 /// Device and inode number of a file.
 pub type FileId = (u64, u64);
@@ -147,7 +149,9 @@ impl Stack {
         for name in self.btrfs_siblings(&directory) {
             self.add_named(&name, below);
         }
-        if let Some(path) = backing_file(&directory) {
+        if let Some(number) = self.backing_device(&directory) {
+            self.add_device(number, below);
+        } else if let Some(path) = backing_file(&directory) {
             if let Ok(metadata) = fs::metadata(&path) {
                 below.files.insert(file_id(&metadata));
                 self.add_file(&path, below);
@@ -198,8 +202,12 @@ impl Stack {
             }));
         }
         for name in names_in(&self.sys.join("block")) {
-            let file = backing_file(&self.sys.join("block").join(&name));
-            if file.is_some_and(|file| is_source(&file)) {
+            let directory = self.sys.join("block").join(&name);
+            let is_on_top = match self.backing_device(&directory) {
+                Some(number) => numbers.contains(&number),
+                None => backing_file(&directory).is_some_and(|file| is_source(&file)),
+            };
+            if is_on_top {
                 users.push(format!("the loop device {name} is on top of it"));
             }
         }
@@ -304,6 +312,24 @@ impl Stack {
         self.directory(number)
             .and_then(text)
             .is_some_and(|text| text.trim() == "1")
+    }
+
+    /// The block device that a loop device is on, wherever the node is that it was set up with;
+    /// none if that is a file, or cannot be asked for.
+    fn backing_device(&self, directory: &Path) -> Option<DeviceNumber> {
+        if !directory.join("loop/backing_file").exists() {
+            return None;
+        }
+        let node = self.dev.join(directory.file_name()?);
+        // A node left over from another device has another number.
+        if block_device(&node)? != number_in(directory)? {
+            return None;
+        }
+        let file = fs::File::open(node).ok()?;
+        match sys::loop_backing_device(file.as_fd()) {
+            Ok(0) | Err(_) => None,
+            Ok(number) => Some(DeviceNumber::from_raw(number)),
+        }
     }
 
     /// Where sysfs has a block device.

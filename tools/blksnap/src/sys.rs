@@ -272,6 +272,22 @@ pub(crate) fn discard(fd: BorrowedFd<'_>, offset: u64, length: u64) -> Result<()
     unsafe { update::<DISCARD, _>(fd, &mut range) }
 }
 
+/// The number of the block device that a loop device is on, as stat() tells it in whatever mount
+/// namespace; 0 if it is on a file.
+pub(crate) fn loop_backing_device(fd: BorrowedFd<'_>) -> Result<u64> {
+    // LOOP_GET_STATUS64, which has no size in its number, and fills a struct loop_info64.
+    const GET_STATUS: Opcode = ioctl::opcode::none(b'L', 5);
+    /// Numbers of 8 bytes that have the size of the struct.
+    const SIZE: usize = 29;
+    /// The place of lo_rdevice.
+    const DEVICE: usize = 2;
+    let mut info = [0u64; SIZE];
+    // SAFETY: the array has the size of the struct and no smaller alignment; any bytes are
+    // numbers.
+    unsafe { update::<GET_STATUS, _>(fd, &mut info)? };
+    Ok(info[DEVICE])
+}
+
 /// Lets signals reach this thread.
 pub(crate) fn unblock(signals: &[i32]) -> io::Result<()> {
     let mut set = MaybeUninit::uninit();

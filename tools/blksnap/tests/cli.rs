@@ -405,6 +405,10 @@ fn an_empty_name_is_said_to_be_empty() {
     ] {
         let outcome = blksnap(args);
         assert_eq!(outcome.code, 2, "{args:?}: {}", outcome.stderr);
-        assert!(outcome.stderr.contains("empty"), "{args:?}: {}", outcome.stderr);
+        assert!(
+            outcome.stderr.contains("empty"),
+            "{args:?}: {}",
+            outcome.stderr
+        );
     }
 }

@@ -27,6 +27,7 @@ use std::process::Stdio;
 use blksnap::backup;
 use blksnap::backup::Progress;
 use blksnap::backup::Watch;
+use blksnap::stack::Stack;
 use blksnap::Result;
 use rustix::fs::Mode as FileMode;
 use serde_json::Value;
@@ -606,6 +607,39 @@ fn what_the_backup_lies_on_is_never_a_target() {
         assert_has(&text, &["lies on it"]);
     }
     drop(mounted);
+}
+
+/// A loop device is known by the number of what it is on, not by the name of the node.
+#[test]
+fn a_loop_device_on_a_node_elsewhere_is_seen() {
+    let temp = tempfile::tempdir().unwrap();
+    let Some(below) = Loop::new(&temp.path().join("file"), 1 << 20, 512) else {
+        return;
+    };
+    let number = fs::metadata(below.path()).unwrap().rdev();
+    let node = temp.path().join("node");
+    let made = rustix::fs::mknodat(
+        rustix::fs::CWD,
+        &node,
+        rustix::fs::FileType::BlockDevice,
+        FileMode::RUSR | FileMode::WUSR,
+        number,
+    );
+    if made.is_err() {
+        return;
+    }
+    let Some(above) = Loop::on(&node, 512) else {
+        return;
+    };
+    let stack = Stack::default();
+    let number = blksnap::device::check(below.path()).unwrap();
+    let name = above.path().file_name().unwrap().to_str().unwrap();
+    let users = stack.users(number);
+    assert!(users.iter().any(|it| it.contains(name)), "{users:?}");
+    let top = blksnap::device::check(above.path()).unwrap();
+    assert!(stack.below_device(top).devices.contains(&number));
+    drop(above);
+    assert!(Stack::default().users(number).is_empty());
 }
 
 #[test]

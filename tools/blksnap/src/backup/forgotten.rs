@@ -32,9 +32,8 @@ pub fn mark(directory: &Directory, number: u64, manifest: &str) -> Result<()> {
     let name = names::forgotten(number);
     let write = || {
         unless_missing(directory.remove_file(&name))?;
-        let failed = |error| {
-            Error::from_io(Operation::WriteBackup, &error).on(&directory.path_of(&name))
-        };
+        let failed =
+            |error| Error::from_io(Operation::WriteBackup, &error).on(&directory.path_of(&name));
         let mut file = directory.create(&name)?;
         file.write_all(digest(manifest.as_bytes()).as_bytes())
             .and_then(|()| file.sync_all())

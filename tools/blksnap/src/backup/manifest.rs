@@ -395,8 +395,7 @@ impl Manifest {
     }
 
     fn parse(text: &str, is_checked: bool) -> Result<Self, String> {
-        let (mut manifest, version) =
-            Envelope::<Self>::parse(text, "its manifest", is_checked)?;
+        let (mut manifest, version) = Envelope::<Self>::parse(text, "its manifest", is_checked)?;
         if let Some(reason) = manifest.contradiction() {
             return Err(format!("its manifest is damaged: {reason}"));
         }

@@ -432,18 +432,16 @@ fn prepare(
     let mut why_read = None;
     let (base, changed, why_all) = match changes {
         Ok((base, changed)) => (Some(base), changed, None),
-        Err(why) => {
-            match plan::compared(store.manifest(), subject, source.size(), &why, mode) {
-                Ok(base) => match usable(store, base)? {
-                    Ok(base) => (Some(base), vec![all], Some(why)),
-                    Err(damaged) => (None, vec![all], Some(damaged)),
-                },
-                Err(full) => {
-                    why_read = Some(why).filter(|why| *why != full);
-                    (None, vec![all], Some(full))
-                }
+        Err(why) => match plan::compared(store.manifest(), subject, source.size(), &why, mode) {
+            Ok(base) => match usable(store, base)? {
+                Ok(base) => (Some(base), vec![all], Some(why)),
+                Err(damaged) => (None, vec![all], Some(damaged)),
+            },
+            Err(full) => {
+                why_read = Some(why).filter(|why| *why != full);
+                (None, vec![all], Some(full))
             }
-        }
+        },
     };
     Ok(Job {
         device: device.clone(),

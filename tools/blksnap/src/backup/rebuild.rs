@@ -309,7 +309,8 @@ impl Rebuilt {
             let is_marked = found.get(number).is_some_and(|it| it.is_forgotten);
             is_marked && known.point(*number).is_none()
         };
-        self.forgotten.extend(found.keys().copied().filter(is_forgotten));
+        self.forgotten
+            .extend(found.keys().copied().filter(is_forgotten));
         let manifest = &mut self.manifest;
         let points = manifest.points.iter().flat_map(|it| &it.devices);
         let needed = manifest.needed(points.map(|it| it.image.as_str()));
@@ -323,9 +324,8 @@ impl Rebuilt {
         manifest.images.retain(|_| used.next() == Some(true));
         let kept: HashSet<&str> = manifest.images.iter().map(|it| it.name.as_str()).collect();
         let todo = &mut manifest.todo;
-        todo.rename.retain(|(_, to)| {
-            names::image_of_file(to).is_none_or(|image| kept.contains(image))
-        });
+        todo.rename
+            .retain(|(_, to)| names::image_of_file(to).is_none_or(|image| kept.contains(image)));
         if !self.errors.is_empty() {
             self.incomplete.extend(&self.forgotten);
             return;
@@ -402,7 +402,9 @@ fn find(
             continue;
         }
         let to_remove = |image: &Image| {
-            let mut files = names::ENDS.iter().map(|end| format!("{}.{end}", image.name));
+            let mut files = names::ENDS
+                .iter()
+                .map(|end| format!("{}.{end}", image.name));
             files.any(|file| known.todo.remove.contains(&file))
         };
         for part in &mut parts {

@@ -37,10 +37,8 @@ impl<'a> Subject<'a> {
             .zip(other.machine)
             .is_some_and(|(a, b)| !a.is(b));
         let disks = self.disk.zip(other.disk);
-        let is_same = disks.and_then(|(a, b)| {
-            a.is(b)
-                .map(|is_same| is_same && !a.has_other_content(b))
-        });
+        let is_same =
+            disks.and_then(|(a, b)| a.is(b).map(|is_same| is_same && !a.has_other_content(b)));
         !is_elsewhere && is_same.unwrap_or(self.device == other.device)
     }
 }

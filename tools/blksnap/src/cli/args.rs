@@ -16,6 +16,8 @@ use blksnap::Error;
 use blksnap::Sectors;
 use blksnap::StorageRange;
 use blksnap::Uuid;
+use clap::builder::OsStringValueParser;
+use clap::builder::TypedValueParser;
 use clap::Parser;
 
 use super::grow::Plan;
@@ -522,6 +524,13 @@ pub struct Lock {
     pub wait: Duration,
 }
 
+fn not_empty(text: OsString) -> Result<OsString, String> {
+    match text.is_empty() {
+        true => Err("the name is empty".to_owned()),
+        false => Ok(text),
+    }
+}
+
 fn name(text: &str) -> Result<String, String> {
     match text.trim() {
         "" => Err("the name is empty".to_owned()),
@@ -848,6 +857,7 @@ pub struct Restore {
     /// out if there is only one.
     #[arg(
         value_name = "[DEV=]TARGET",
+        value_parser = OsStringValueParser::new().try_map(not_empty),
         required_unless_present = "in_place",
         conflicts_with = "in_place"
     )]

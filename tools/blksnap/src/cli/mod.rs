@@ -19,6 +19,8 @@ use blksnap::backup::prune::Which;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::Error;
+use clap::error::ContextKind;
+use clap::error::ContextValue;
 use clap::error::ErrorKind;
 use clap::Parser;
 use rustix::process::getrlimit;
@@ -150,11 +152,16 @@ fn refuse(error: &clap::Error) -> u8 {
             text = "no command given".to_owned();
         }
         let text = text.trim().trim_start_matches("error: ");
-        let reason = text.lines().next().unwrap_or(text);
+        let reason = text.lines().next().unwrap_or(text).to_owned();
+        let reason = empty(error).unwrap_or(reason);
         let error = Error::new(Operation::Arguments, reason)
             .remedied_by("run \"blksnap --help\" or \"blksnap COMMAND --help\"");
         Output::new(true).error(&error);
         return error.exit().code();
+    }
+    if let Some(reason) = empty(error) {
+        eprintln!("error: {reason}\n\nFor more information, try '--help'.");
+        return Exit::Usage.code();
     }
     let printed = error.print();
     if is_error {
@@ -167,6 +174,18 @@ fn refuse(error: &clap::Error) -> u8 {
             error.exit().code()
         }
     }
+}
+
+/// What is wrong if a value is missing or empty, which clap calls missing.
+fn empty(error: &clap::Error) -> Option<String> {
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    let is_empty =
+        error.kind() == ErrorKind::InvalidValue && text(ContextKind::InvalidValue) == Some("");
+    let argument = text(ContextKind::InvalidArg).filter(|_| is_empty)?;
+    Some(format!("the value of '{argument}' is missing or empty"))
 }
 
 /// Whether there is a --json that is not part of another command.

@@ -2,8 +2,10 @@
 
 //! "blksnap snapshot".
 
+use blksnap::error::Operation;
 use blksnap::kernel::Linux;
 use blksnap::run;
+use blksnap::Error;
 use blksnap::Result;
 
 use super::args::Snapshot;
@@ -13,6 +15,12 @@ use super::grow::Plan;
 use super::output::Output;
 
 pub fn snapshot(output: &Output, args: Snapshot) -> Result<u8> {
+    if args.command.first().is_some_and(|name| name.is_empty()) {
+        return Err(
+            Error::new(Operation::Arguments, "the name of COMMAND is empty")
+                .remedied_by("name a program behind \"--\""),
+        );
+    }
     check_devices(&args.devices)?;
     let plan = args.store.plan(&args.devices)?;
     let request = run::Request {

@@ -59,6 +59,11 @@ impl Loop {
         let file = File::create(backing).unwrap();
         file.set_len(size).unwrap();
         drop(file);
+        Self::on(backing, block_size)
+    }
+
+    /// The same on what there is.
+    pub fn on(backing: &Path, block_size: u32) -> Option<Self> {
         let output = Command::new(program("losetup")?)
             .args(["--find", "--show", "--sector-size"])
             .arg(block_size.to_string())

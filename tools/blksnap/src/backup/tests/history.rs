@@ -112,9 +112,17 @@ fn a_full_backup_for_a_long_chain_says_so() {
     let mut watcher = Watcher::default();
     let request = request(&model, &["/dev/a"], Mode::Incremental);
     let report = run(&model, &request, &mut watcher).unwrap();
-    assert_eq!(report.devices[0].full, Some(WhyAll::Long(manifest::MAX_CHAIN)));
+    assert_eq!(
+        report.devices[0].full,
+        Some(WhyAll::Long(manifest::MAX_CHAIN))
+    );
     let note = &watcher.notes[0];
-    for part in ["all of /dev/a is read", "tracking began after", "in full", "blksnap prune"] {
+    for part in [
+        "all of /dev/a is read",
+        "tracking began after",
+        "in full",
+        "blksnap prune",
+    ] {
         assert!(note.contains(part), "{note}");
     }
 }

@@ -156,7 +156,10 @@ fn restore_points_of_an_unknown_machine_are_taken_to_be_of_this_one() {
     model.machine.replace(machine("db1"));
     let (base, notes) = back_up_again();
     assert_eq!((base, notes.len()), (Some(4), 1));
-    for part in ["do not say of which machine", "taken to be of this one, db1"] {
+    for part in [
+        "do not say of which machine",
+        "taken to be of this one, db1",
+    ] {
         assert!(notes[0].contains(part), "{notes:?}");
     }
     assert_eq!(back_up_again(), (Some(5), Vec::new()));

@@ -166,7 +166,11 @@ fn a_prune_that_was_interrupted_loses_nothing_and_brings_nothing_back() {
             // It stays like that, and the next one finds nothing in its way.
             assert_eq!(rebuild(state.path()).points, *points);
             fs::remove_file(state.path().join(names::MANIFEST)).unwrap();
-            assert_eq!(rebuild(state.path()).points, *points, "{gone:?}, step {step}");
+            assert_eq!(
+                rebuild(state.path()).points,
+                *points,
+                "{gone:?}, step {step}"
+            );
             let mut store = Store::open_to_change(state.path(), false).unwrap();
             keep_newest(&mut store, 1, &mut Watcher::default()).unwrap();
             drop(store);
@@ -235,7 +239,11 @@ fn a_second_rebuild_takes_in_what_was_set_right() {
                 0 => &["/dev/a", "/dev/b"],
                 _ => &["/dev/a"],
             };
-            note(&mut expected, &model, &back_up(&model, devices, Mode::Incremental));
+            note(
+                &mut expected,
+                &model,
+                &back_up(&model, devices, Mode::Incremental),
+            );
         }
         let directory = model.backup_directory();
         let before = Store::look(&*directory).unwrap().manifest().clone();
