@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Backups and prunes that are stopped, or end with a power cut.
+
+use super::*;
+
+#[test]
+fn whoever_stops_a_backup_leaves_the_others_as_they_were() {
+    let (model, mut expected) = three_points();
+    for stop_at in 1.. {
+        model.write("/dev/a", 0, &[stop_at as u8; 512]);
+        model.write("/dev/b", 0, &[stop_at as u8; 512]);
+        let mut watcher = Watcher {
+            stop_at: Some(stop_at),
+            ..Watcher::default()
+        };
+        let request = request(&model, &["/dev/a", "/dev/b"], Mode::Incremental);
+        match run(&model, &request, &mut watcher) {
+            Ok(report) => {
+                assert!(stop_at > 5);
+                assert_eq!(report.devices[0].base, Some(3));
+                note(&mut expected, &model, &report);
+                break;
+            }
+            Err(error) => assert!(error.to_string().contains("stop")),
+        }
+        assert!(!model.is_held());
+        assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
+        assert!(!model.backup_directory().join("000004.partial").exists());
+    }
+    check(&model.backup_directory(), &expected);
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Copies a directory whenever something may have reached the medium: what a
+/// power cut would have left.
+struct Camera {
+    directory: PathBuf,
+    pictures: tempfile::TempDir,
+    count: Cell<usize>,
+}
+
+impl Camera {
+    fn new(directory: &Path) -> Rc<Self> {
+        Rc::new(Self {
+            directory: directory.to_owned(),
+            pictures: tempfile::tempdir().unwrap(),
+            count: Cell::new(0),
+        })
+    }
+
+    fn shoot(&self) {
+        copy(&self.directory, &self.picture(self.count.get()));
+        self.count.set(self.count.get() + 1);
+    }
+
+    fn picture(&self, number: usize) -> PathBuf {
+        self.pictures.path().join(number.to_string())
+    }
+
+    /// All pictures, and the restore points as a reader finds them there.
+    fn all(&self) -> Vec<(PathBuf, Vec<u64>)> {
+        (0..self.count.get())
+            .map(|number| (self.picture(number), points(&self.picture(number))))
+            .collect()
+    }
+}
+
+/// A backup to be changed, and a camera that shoots at every step and call.
+fn filmed(directory: &Path) -> (Rc<Camera>, Store, Watcher<'static>) {
+    let camera = Camera::new(directory);
+    let mut store = Store::open_to_change(directory, false).unwrap();
+    let at_step = Rc::clone(&camera);
+    store.at_step = Some(Box::new(move || at_step.shoot()));
+    let at_call = Rc::clone(&camera);
+    let watcher = Watcher {
+        at_call: Some(Box::new(move || at_call.shoot())),
+        ..Watcher::default()
+    };
+    (camera, store, watcher)
+}
+
+#[test]
+fn a_power_cut_loses_at_most_the_backup_at_work() {
+    let (model, mut expected) = three_points();
+    model.write("/dev/a", 0, &[5; 512]);
+    let (camera, mut store, mut watcher) = filmed(&model.backup_directory());
+    let request = request(&model, &["/dev/a", "/dev/b"], Mode::Incremental);
+    let report = run_in(&mut store, &model, &request, &mut watcher).unwrap();
+    note(&mut expected, &model, &report);
+
+    let pictures = camera.all();
+    assert!(pictures.len() > 10);
+    let with = pictures
+        .iter()
+        .filter(|(_, points)| points.len() == 4)
+        .count();
+    assert!(with > 2 && with < pictures.len() - 5);
+    for (picture, before) in pictures {
+        check(&picture, &expected);
+        let again = Request {
+            to: picture.clone(),
+            ..request.clone()
+        };
+        model.write("/dev/a", UNIT + 512, &[before.len() as u8; 512]);
+        let report = run(&model, &again, &mut Watcher::default()).unwrap();
+        assert_eq!(report.point, before.last().unwrap() + 1);
+        assert_eq!(report.devices[0].base, before.last().copied());
+        let mut expected = expected.clone();
+        note(&mut expected, &model, &report);
+        check(&picture, &expected);
+        assert!(all_files(&picture)
+            .iter()
+            .all(|name| !name.contains("partial")));
+    }
+}
+
+#[test]
+fn a_power_cut_while_pruning_loses_nothing_that_stays() {
+    for keep in [1, 2] {
+        let (model, mut expected) = three_points();
+        let report = back_up(&model, &["/dev/a"], Mode::Differential);
+        note(&mut expected, &model, &report);
+        let (camera, mut store, mut watcher) = filmed(&model.backup_directory());
+        let report = keep_newest(&mut store, keep, &mut watcher).unwrap();
+        assert_eq!(report.kept, [1, 2, 3, 4][4 - keep..]);
+        drop(store);
+        check(&model.backup_directory(), &expected);
+        check_with_qemu(&model.backup_directory(), &expected);
+
+        let pictures = camera.all();
+        assert!(pictures.len() > 5);
+        for (picture, before) in pictures {
+            check(&picture, &expected);
+            // Whatever was left is finished or undone, and then it goes on.
+            let mut store = Store::open_to_change(&picture, false).unwrap();
+            assert_eq!(points(&store_directory(&store)), before);
+            keep_newest(&mut store, keep, &mut Watcher::default()).unwrap();
+            drop(store);
+            assert_eq!(points(&picture), report.kept);
+            check(&picture, &expected);
+            check_with_qemu(&picture, &expected);
+            let files = all_files(&picture);
+            assert!(
+                files.iter().all(|name| !name.contains("partial")),
+                "{files:?}"
+            );
+            assert!(!picture.join("000002").exists());
+        }
+    }
+}
+
+fn store_directory(store: &Store) -> PathBuf {
+    // A copy, since the store is locked.
+    let copied = store.directory().with_extension("copy");
+    let _ = fs::remove_dir_all(&copied);
+    copy(store.directory(), &copied);
+    copied
+}
+
+#[test]
+fn whoever_stops_pruning_leaves_all_as_it_was() {
+    let (model, expected) = three_points();
+    let before = all_files(&model.backup_directory());
+    for stop_at in 1.. {
+        let mut store = Store::open_to_change(&model.backup_directory(), false).unwrap();
+        let mut watcher = Watcher {
+            stop_at: Some(stop_at),
+            ..Watcher::default()
+        };
+        if keep_newest(&mut store, 1, &mut watcher).is_ok() {
+            assert!(stop_at > 1);
+            break;
+        }
+        drop(store);
+        assert_eq!(all_files(&model.backup_directory()).len(), before.len());
+        assert_eq!(points(&model.backup_directory()), [1, 2, 3]);
+    }
+    assert_eq!(points(&model.backup_directory()), [3]);
+    check(&model.backup_directory(), &expected);
+    // The next backup builds on what was merged.
+    let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+    assert_eq!(report.devices[0].base, Some(3));
+}
