@@ -220,6 +220,36 @@ killed()
 	restores 1 "$work/copy"
 }
 
+# A "create" that is killed before its id is out leaves no snapshot.
+create_killed()
+{
+	local i command
+
+	begin
+	mkfifo "$work/pipe"
+	exec 9<>"$work/pipe"
+	# So that telling the id has to wait
+	dd if=/dev/zero of="$work/pipe" bs=4096 oflag=nonblock 2>/dev/null || true
+	for i in 1 2 3 4; do
+		setsid blksnap create "$dev" --store "$work" --limit 4M --grow 4M \
+			>"$work/pipe" 2>/dev/null 9>&- &
+		command=$!
+		undo stop "$command"
+		eventually eval '! no_snapshots'
+		case $i in
+		1) kill -KILL "$command" ;;
+		*) kill -KILL -- "-$command" ;;
+		esac
+		wait "$command" 2>/dev/null || true
+		eventually no_snapshots
+		put direct 0 65536 "$dev"
+	done
+	exec 9>&-
+	# And one whose id is out stays.
+	created --store "$work" --limit 4M
+	equal "$snapshot" "$(ctl collect)" "the snapshots"
+}
+
 # mounted_elsewhere DEV DIRECTORY [OPTION]...: a mount that only the process $holder sees
 mounted_elsewhere()
 {
@@ -1002,6 +1032,7 @@ run_cases \
 	"command: storage that is appended" append \
 	"command: snapshot that grows" snapshot_grows \
 	"command: killed" killed \
+	"command: create that is killed" create_killed \
 	"command: destroy of what is in use" destroy_used \
 	"command: backup" backup \
 	"command: backup that is interrupted" backup_interrupted \

@@ -32,8 +32,7 @@ Exit codes:
   4  a backup is damaged
   5  writes went past the change tracking; the restore point is right nevertheless
   6  something else has the backup locked; standard error says what
-  7  sectors could not be read, or what is left of a damaged backup was restored; the
-     rest is zeroes
+  7  something could not be read; the restore point, or the target, has zeroes for it
   128 + N  ended by signal N
   \"blksnap snapshot\" has more, see there.
 
@@ -444,6 +443,15 @@ pub enum Subcommand {
         /// Where to; it must be there
         #[arg(value_name = "DIR")]
         directory: PathBuf,
+    },
+
+    /// The process that creates a snapshot
+    #[command(hide = true)]
+    Guard {
+        store: PathBuf,
+
+        #[arg(long)]
+        sectors: u64,
     },
 
     /// The process that lets the storage of a snapshot grow

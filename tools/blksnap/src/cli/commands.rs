@@ -25,6 +25,7 @@ use serde_json::json;
 
 use super::args::Store;
 use super::grow;
+use super::guard::Guarded;
 use super::output::unseen;
 use super::output::Output;
 
@@ -101,11 +102,12 @@ pub fn detach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
 pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8> {
     check_devices(devices)?;
     let plan = store.plan(devices)?;
-    // A snapshot whose id nobody knows must not stay.
+    // A snapshot whose id nobody knows must not stay. Being killed is seen to by the guard.
     let mut signals =
         Signals::catch().map_err(|error| Error::from_io(Operation::Create, &error))?;
     let control = Control::open()?;
-    let id = control.create(&store.store, plan.limit)?;
+    let guarded = Guarded::create(&control, &store.store, plan.limit)?;
+    let id = guarded.id;
     let mut publish = || {
         plan.set_threshold(id)?;
         for path in devices {
@@ -137,8 +139,10 @@ pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8>
         if let Err(error) = control.destroy(id) {
             output.error(&error);
         }
+        guarded.release();
         return Err(error);
     }
+    guarded.release();
     Ok(0)
 }
 

@@ -7,6 +7,7 @@ mod commands;
 mod document;
 mod events;
 mod grow;
+mod guard;
 mod output;
 mod progress;
 mod restore;
@@ -19,6 +20,7 @@ use blksnap::backup::prune::Which;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::Error;
+use blksnap::Sectors;
 use clap::error::ContextKind;
 use clap::error::ContextValue;
 use clap::error::ErrorKind;
@@ -125,6 +127,7 @@ pub fn main() -> u8 {
         } => backup::changed(&device, since, take, generation),
         Subcommand::Completions { shell } => document::completions(shell),
         Subcommand::Man { directory } => document::man(&directory),
+        Subcommand::Guard { store, sectors } => guard::guard(&store, Sectors(sectors)),
         Subcommand::Grow { id, store, plan } => grow::grow(id, &store, &plan.into()),
     };
     result.unwrap_or_else(|error| {

@@ -209,7 +209,7 @@ fn places_are_known_without_tables() {
         match is_zero {
             true => writer.zero(cluster * CLUSTER, CLUSTER).unwrap(),
             false => writer
-                .write(cluster * CLUSTER, &[cluster as u8 + 1; CLUSTER as usize])
+                .write(cluster * CLUSTER, &[1; CLUSTER as usize])
                 .unwrap(),
         }
     }
