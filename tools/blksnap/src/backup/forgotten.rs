@@ -41,8 +41,17 @@ pub fn mark(directory: &Directory, number: u64, manifest: &str) -> Result<()> {
         directory.sync(&names::directory(number))
     };
     match write() {
-        // What cannot be read there will not be had again either.
-        Err(error) if error.errno() == Some(Errno::NOENT) || concerns_one_file(&error) => Ok(()),
+        // What cannot be read there will not be had again either. And where there is no space,
+        // it is made by the removal.
+        Err(error)
+            if concerns_one_file(&error)
+                || matches!(
+                    error.errno(),
+                    Some(Errno::NOENT | Errno::NOSPC | Errno::DQUOT)
+                ) =>
+        {
+            Ok(())
+        }
         result => result,
     }
 }

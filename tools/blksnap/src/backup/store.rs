@@ -12,6 +12,7 @@
 //! A reader goes by the manifest that it found. What is published meanwhile only adds files, as
 //! a backup does; what takes files away waits until no reader is left (see [`super::lock`]).
 
+use std::collections::HashSet;
 use std::fs::DirBuilder;
 use std::fs::File;
 use std::io;
@@ -468,11 +469,10 @@ impl Store {
                 Error::from_io(Operation::WriteBackup, &error).on(&path)
             })?;
         self.step();
+        let stay: HashSet<u64> = manifest.points.iter().map(|it| it.number).collect();
         let points = self.manifest.points.iter().map(|point| point.number);
-        let mut gone = points
-            .filter(|number| manifest.point(*number).is_none())
-            .peekable();
-        if gone.peek().is_some() {
+        let gone: Vec<u64> = points.filter(|number| !stay.contains(number)).collect();
+        if !gone.is_empty() {
             // Before the first mark, whatever the filesystem does with the order.
             self.directory.sync("")?;
         }
