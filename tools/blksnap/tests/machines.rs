@@ -191,7 +191,9 @@ fn a_lost_manifest_is_told_and_made_again() {
     printed(temp.path(), &["verify", "backup"]);
 
     fs::remove_file(&manifest).unwrap();
-    fs::remove_file(temp.path().join("backup/000005/disk.sums")).unwrap();
+    let sums = temp.path().join("backup/000005/disk.sums");
+    let aside = temp.path().join("aside");
+    fs::rename(&sums, &aside).unwrap();
     let error = refused(temp.path(), &["rebuild", "backup"], 4);
     assert!(error.contains("disk.sums"), "{error}");
     let text = String::from_utf8(blksnap(temp.path(), &["list", "backup"]).stdout).unwrap();
@@ -199,6 +201,16 @@ fn a_lost_manifest_is_told_and_made_again() {
     assert_eq!(points(temp.path()), [1, 2, 3, 4]);
     printed(temp.path(), &["verify", "backup"]);
     refused(temp.path(), &["rebuild", "nothing"], 1);
+
+    // It says so until that is set right, and takes it in then.
+    let error = refused(temp.path(), &["rebuild", "backup"], 4);
+    assert!(error.contains("disk.sums"), "{error}");
+    fs::rename(&aside, &sums).unwrap();
+    let text = printed(temp.path(), &["rebuild", "backup"]);
+    assert!(text.contains("can be had again: 5\n"), "{text}");
+    assert_eq!(printed(temp.path(), &["list", "backup", "--json"]), before);
+    let text = printed(temp.path(), &["rebuild", "backup"]);
+    assert!(text.contains("nothing of it is missing"), "{text}");
 }
 
 #[test]
