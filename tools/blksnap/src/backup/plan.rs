@@ -68,7 +68,7 @@ pub enum WhyAll {
     /// No image is of this generation, since all are from before the machine was restarted.
     Restarted,
     /// No image is of this generation, though the newest is of this boot.
-    TrackedAnew,
+    TrackedAgain,
     /// The device has another size.
     Resized,
     /// So many images are based on each other.
@@ -100,9 +100,9 @@ impl fmt::Display for WhyAll {
             Self::Restarted => {
                 f.write_str("the machine was restarted since its last backup here")
             }
-            Self::TrackedAnew => f.write_str(
-                "its change tracking began anew after its last backup here, without a restart: the \
-                 filter was detached or the driver loaded anew, the machine was resumed as a \
+            Self::TrackedAgain => f.write_str(
+                "its change tracking began again after its last backup here, without a restart: the \
+                 filter was detached or the driver loaded again, the machine was resumed as a \
                  copy, the device got another content or is another one, or 254 snapshots were \
                  taken",
             ),
@@ -230,9 +230,9 @@ fn why_other(newest: &Image, known: Known<'_>) -> WhyAll {
     let is_same_boot = newest.boot_id.zip(known.boot_id).map(|(a, b)| a == b);
     match is_same_boot {
         Some(false) => WhyAll::Restarted,
-        // Whatever else happened, that begins it anew.
+        // Whatever else happened, the tracking begins again with that.
         _ if newest.size != known.tracking.device_capacity => WhyAll::Resized,
-        Some(true) => WhyAll::TrackedAnew,
+        Some(true) => WhyAll::TrackedAgain,
         None => WhyAll::OtherGeneration,
     }
 }
@@ -345,11 +345,11 @@ mod tests {
         }
         assert_eq!(why(this, this, other), WhyAll::Resized);
         assert_eq!(why(None, this, other), WhyAll::Resized);
-        assert_eq!(why(this, this, same), WhyAll::TrackedAnew);
+        assert_eq!(why(this, this, same), WhyAll::TrackedAgain);
         for (noted, now) in [(None, this), (this, None), (None, None)] {
             assert_eq!(why(noted, now, same), WhyAll::OtherGeneration);
         }
-        assert!(!WhyAll::TrackedAnew.to_string().contains("was restarted"));
+        assert!(!WhyAll::TrackedAgain.to_string().contains("was restarted"));
     }
 
     #[test]

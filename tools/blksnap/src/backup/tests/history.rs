@@ -94,10 +94,10 @@ fn a_restart_is_told_as_what_it_is() {
     };
     boot(1);
     back_up_to(&model, "backup");
-    assert_eq!(why(), Some(WhyAll::TrackedAnew));
+    assert_eq!(why(), Some(WhyAll::TrackedAgain));
     boot(2);
     assert_eq!(why(), Some(WhyAll::Restarted));
-    assert_eq!(why(), Some(WhyAll::TrackedAnew));
+    assert_eq!(why(), Some(WhyAll::TrackedAgain));
 }
 
 /// That the longest chain is at its end, so that nothing is compared, is told beside why all is
