@@ -101,6 +101,12 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "the device is in a snapshot",
             "destroy the snapshot first with \"blksnap destroy ID\"",
         ),
+        (SnapshotAdd | AppendStorage, Errno::TIMEDOUT) => because(
+            "a write to the storage, to see where it comes to, did not end in the module's \
+             storage_timeout, which is 30 seconds by default",
+            "look into the kernel's log with \"dmesg\" for a device that does not answer, or \
+             choose another storage",
+        ),
         (Take, Errno::TIMEDOUT) => because(
             "writes that were on their way to a device did not end in the module's \
              freeze_timeout, which is 5 seconds by default",
@@ -534,6 +540,7 @@ mod tests {
             (SnapshotAdd, Errno::BUSY),
             (SnapshotAdd, Errno::OPNOTSUPP),
             (SnapshotAdd, Errno::DEADLK),
+            (SnapshotAdd, Errno::TIMEDOUT),
             (SnapshotInfo, Errno::NOSPC),
             (Create, Errno::TXTBSY),
             (Create, Errno::NOSPC),
@@ -619,8 +626,9 @@ mod tests {
         assert!(reason(Operation::SetLimit, Errno::INVAL).contains("lower"));
         assert!(reason(Operation::Watch, Errno::NOTTY).contains("too old"));
         assert!(reason(Operation::Collect, Errno::NOTTY).contains("does not know"));
-        assert!(reason(Operation::Detach, Errno::BUSY).contains("being attached"));
-        assert!(reason(Operation::SnapshotAdd, Errno::NOENT).contains("being attached"));
+        assert!(reason(Operation::SnapshotAdd, Errno::NOENT).contains("not attached"));
+        assert!(reason(Operation::SnapshotAdd, Errno::TIMEDOUT).contains("storage_timeout"));
+        assert!(reason(Operation::Take, Errno::TIMEDOUT).contains("freeze_timeout"));
         assert_eq!(reason(Operation::Print, Errno::NOSPC), "");
     }
 
