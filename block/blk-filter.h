@@ -15,6 +15,13 @@ int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 		     void __user *argp);
 ssize_t blk_filter_show(struct block_device *bdev, char *buf);
 
+/* Before anybody can find a new partition. */
+static inline void blk_filter_add_partition(struct block_device *bdev)
+{
+	if (bdev_test_flag(bdev->bd_disk->part0, BD_HAS_FILTER))
+		bdev_set_flag(bdev, BD_HAS_FILTER);
+}
+
 /*
  * The hook for bio-based drivers that have completed a write when ->submit_bio()
  * returns. The caller holds a reference on the queue's usage counter.
@@ -62,6 +69,10 @@ static inline void blk_filter_bypass(struct request *rq)
 }
 
 #else
+
+static inline void blk_filter_add_partition(struct block_device *bdev)
+{
+}
 
 static inline bool blk_filter_sync_bio(struct bio *bio)
 {

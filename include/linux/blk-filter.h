@@ -101,8 +101,6 @@ void blk_filter_unregister(const struct blk_filter_ops *ops);
 
 void blk_filter_submit_read(struct bio *bio);
 void blk_filter_resubmit_bio(struct bio *bio);
-int blk_filter_reaches(struct block_device *bdev, struct block_device *lower);
-int blk_filter_file_reaches(struct file *file, struct block_device *lower);
 int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
 		       unsigned long timeout, unsigned int *late);
 void blk_filter_unquiesce(struct block_device *const *bdevs,

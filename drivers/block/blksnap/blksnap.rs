@@ -40,6 +40,7 @@ mod params;
 mod saved_map;
 mod snapshot;
 mod storage;
+mod token;
 mod tracker;
 
 module! {

@@ -228,8 +228,7 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// Those of [`Tracker::join`], [`Links::add`] and [`BlockDevice::reaches`], [`EBUSY`] if it was
-    /// taken, and [`EOPNOTSUPP`] if the device has blocks that are larger than a page.
+    /// Those of [`Tracker::join`] and [`Links::add`], [`EBUSY`] if it was taken, and [`EOPNOTSUPP`] if the device has blocks that are larger than a page.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
         let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
         // It was removed, and another one has its number now.
@@ -253,17 +252,15 @@ impl Snapshot {
             State::Destroyed => Err(ESRCH),
         };
         fits?;
-        // What is stacked on others comes before them, as its file system must be frozen first.
-        // Those of one disk only overlap.
-        let mut at = 0;
-        for device in devices.list.iter() {
-            if !origin.has_disk_of(&device.origin) && origin.reaches(&device.origin)? {
-                break;
-            }
-            at += 1;
-        }
+        // A loop device's file system must be frozen before the one that its file is on. A disk
+        // that is made, or set up, later has a larger number.
+        let at = devices
+            .list
+            .iter()
+            .position(|device| device.origin.disk_seq() < origin.disk_seq())
+            .unwrap_or(devices.list.len());
         devices.list.reserve(1, GFP_KERNEL)?;
-        self.links.add(&origin, &self.storage)?;
+        self.links.add(&origin, &tracker, &self.storage)?;
         tracker
             .join(self.id)
             .inspect_err(|_| self.links.remove(&origin))?;

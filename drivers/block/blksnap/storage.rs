@@ -6,9 +6,15 @@
 //! of a block device; more can be added at any time. [`Logs`] decides where data goes, [`Ranges`]
 //! says where that is on the medium, and [`Storage`] does the I/O.
 
-use crate::event::{
-    Events,
-    What, //
+use crate::{
+    event::{
+        Events,
+        What, //
+    },
+    token::{
+        Prober,
+        Seen, //
+    }, //
 };
 use kernel::{
     block::{
@@ -42,6 +48,9 @@ const PART_BYTES: u64 = (1 << PART_SHIFT) - PAGE_SIZE as u64;
 
 /// How many parts there may be.
 const MAX_PARTS: usize = 1024;
+
+/// In so many places a device is tried out, before it is used.
+const MAX_SPOTS: u64 = 64;
 
 /// What a part has of space, in bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -232,6 +241,53 @@ impl Medium {
     }
 }
 
+/// Up to a page of a medium where nothing is kept.
+#[derive(Clone)]
+pub(crate) struct Spot {
+    medium: Arc<Medium>,
+    pos: u64,
+    len: usize,
+}
+
+impl Spot {
+    /// Writes the first page of `pages` to each of `spots`, and then what was there before, so that
+    /// a device that is refused keeps its content. What cannot be written is left out. Only in a
+    /// kernel thread. May sleep.
+    pub(crate) fn try_out(spots: &[Self], pages: &Pages) {
+        let Ok(mut old) = KVec::with_capacity(spots.len(), GFP_KERNEL) else {
+            return;
+        };
+        for (n, spot) in spots.iter().enumerate() {
+            // There is room for it.
+            let _ = old.push_within_capacity(spot.exchange(pages));
+            // It may be in a cache of what is below.
+            let next = spots.get(n + 1);
+            if next.is_none_or(|next| !Arc::ptr_eq(&next.medium, &spot.medium)) {
+                let _ = spot.medium.file.sync();
+            }
+        }
+        for (spot, old) in spots.iter().zip(&old) {
+            if let Some(old) = old {
+                let _ = spot.medium.file.write(spot.pos, &[old], 0, spot.len);
+            }
+        }
+    }
+
+    /// Writes a page, and returns what a device had there.
+    fn exchange(&self, pages: &Pages) -> Option<Pages> {
+        let file = &self.medium.file;
+        let old = if self.medium.device.is_some() {
+            let mut old = Pages::alloc(1, GFP_KERNEL).ok()?;
+            file.read(self.pos, &mut old, 0, self.len).ok()?;
+            Some(old)
+        } else {
+            None
+        };
+        let _ = file.write(self.pos, &[pages], 0, self.len);
+        old
+    }
+}
+
 /// What was handed over at once.
 struct Part {
     medium: Arc<Medium>,
@@ -246,6 +302,33 @@ impl Part {
             0 => Ok(self.ranges.len()),
             limit => Ok(limit.min(self.ranges.len())),
         }
+    }
+
+    /// The spot at byte `at`.
+    fn spot(&self, at: u64) -> Result<Spot> {
+        let (pos, run) = self.ranges.locate(at).ok_or(EIO)?;
+        Ok(Spot {
+            medium: self.medium.clone(),
+            pos,
+            len: run.min(PAGE_SIZE as u64) as usize,
+        })
+    }
+
+    /// Spots all over it, as long as nothing is kept in it: what it is on need not be one device. A
+    /// file has one only, since it would have holes.
+    fn spots(&self) -> Result<KVec<Spot>> {
+        let page = PAGE_SIZE as u64;
+        let step = match self.medium.device {
+            Some(_) => (self.ranges.len() / MAX_SPOTS).next_multiple_of(page).max(page),
+            None => u64::MAX,
+        };
+        let mut spots = KVec::new();
+        let mut at = 0;
+        while at < self.ranges.len() {
+            spots.push(self.spot(at)?, GFP_KERNEL)?;
+            at = at.saturating_add(step);
+        }
+        Ok(spots)
     }
 
     /// Allocates what the log is going to need.
@@ -358,8 +441,8 @@ impl Storage {
         Ok(storage)
     }
 
-    /// Adds sectors of a device, or all of it if there are no ranges. What `agree` returns is kept
-    /// while they are added, but not while the device is opened, which may take long. May sleep.
+    /// Adds sectors of a device, or all of it if there are no ranges, if `agree`, which gets spots
+    /// of them, does not object. What it returns is kept while they are added. May sleep.
     ///
     /// # Errors
     ///
@@ -370,16 +453,13 @@ impl Storage {
         &self,
         bdev: &BlockDevice,
         sectors: &[SectorRange],
-        agree: impl Fn() -> Result<T>,
+        agree: impl FnOnce(&[Spot]) -> Result<T>,
     ) -> Result {
-        // A device that it may not be on is not even opened.
-        drop(agree()?);
         let _extending = self.extending.lock();
         let medium = match self.parts().find(|part| part.medium.is(bdev)) {
             Some(part) => part.medium.clone(),
             None => Medium::new(DirectFile::open_bdev(bdev)?)?,
         };
-        let _agreed = agree()?;
         let size = medium.file.size();
         let mut ranges = Ranges::new();
         for range in sectors {
@@ -411,10 +491,12 @@ impl Storage {
             limit: ranges.len(),
             step: 0,
         };
+        let part = Part { medium, ranges };
+        let _agreed = agree(&part.spots()?)?;
         // Reclaim could wait for a write that is waiting for this lock.
         noio::scope(|| {
             let mut logs = self.logs.lock();
-            self.add(&mut logs, Part { medium, ranges }, log)?;
+            self.add(&mut logs, part, log)?;
             self.tell(logs.low());
             Ok(())
         })
@@ -449,18 +531,65 @@ impl Storage {
         self.events.clear();
     }
 
-    /// Whether writes to it may come to `lower`. May sleep.
+    /// Whether one of its media is `bdev`, or overlaps it.
+    pub(crate) fn is_on(&self, bdev: &BlockDevice) -> bool {
+        self.parts().any(|part| {
+            let device = part.medium.device.as_ref();
+            device.is_some_and(|device| device.overlaps(bdev))
+        })
+    }
+
+    /// Which trackers see what is written to it. Its snapshot is not taken, and cannot be now. May
+    /// sleep.
     ///
     /// # Errors
     ///
-    /// Those of [`DirectFile::reaches`].
-    pub(crate) fn reaches(&self, lower: &BlockDevice) -> Result<bool> {
+    /// Those of [`Prober::seen_from`].
+    pub(crate) fn unused_seen_by(&self, prober: &Prober) -> Result<Seen> {
+        let mut spots = KVec::new();
         for part in self.parts() {
-            if part.medium.file.reaches(lower)? {
-                return Ok(true);
+            for spot in part.spots()? {
+                spots.push(spot, GFP_KERNEL)?;
             }
         }
-        Ok(false)
+        prober.seen_from(spots)
+    }
+
+    /// The same while it is in use: of what is written to it from now on.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Prober::seen_from`].
+    pub(crate) fn seen_by(&self, prober: &Prober) -> Result<Seen> {
+        let page = PAGE_SIZE as u64;
+        let mut spots = KVec::new();
+        let mut places = KVec::new();
+        // Reclaim could wait for a write that is waiting for this lock.
+        noio::scope(|| -> Result {
+            let mut logs = self.logs.lock();
+            let current = logs.current;
+            for (number, log) in logs.list.iter_mut().enumerate().skip(current) {
+                // A full one is not written any more.
+                if log.room() < page {
+                    continue;
+                }
+                let spot = self.part(number)?.spot(log.next)?;
+                spots.push(spot, GFP_KERNEL)?;
+                places.push((number, log.next), GFP_KERNEL)?;
+                log.next += page;
+            }
+            Ok(())
+        })?;
+        // After an error it may still be written, so the places are lost.
+        let seen = prober.seen_from(spots)?;
+        let mut logs = self.logs.lock();
+        for (number, at) in places {
+            // Unless something was appended behind it.
+            if let Some(log) = logs.list.get_mut(number).filter(|l| l.next == at + page) {
+                log.next = at;
+            }
+        }
+        Ok(seen)
     }
 
     /// What is to be told about the snapshot.

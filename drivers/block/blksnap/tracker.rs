@@ -16,7 +16,8 @@ use crate::{
     compat,
     event::What,
     params,
-    snapshot::Snapshot, //
+    snapshot::Snapshot,
+    token, //
 };
 use kernel::{
     block::{
@@ -397,6 +398,7 @@ impl Filter for Tracker {
         if !bio.op().changes_media() {
             return bio.pass();
         }
+        token::look_at(&bio, &this);
         let guard = rcu::read_lock();
         if let Some(map) = this.map.get(&guard) {
             map.mark(range);

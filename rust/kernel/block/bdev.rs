@@ -241,21 +241,23 @@ impl BlockDevice {
         unsafe { bindings::bdev_is_partition(self.as_raw()) }
     }
 
-    /// Whether I/O to this device may reach `lower`: they overlap, or this one is stacked on that
-    /// one by partitions, loop devices, device-mapper, MD and the like. What of a device a stacked
-    /// one uses is not known, so it counts as a whole.
-    ///
-    /// May sleep.
-    ///
-    /// # Errors
-    ///
-    /// [`E2BIG`] if there are too many devices to tell, and [`ENOMEM`].
-    #[cfg(CONFIG_BLK_FILTER)]
-    pub fn reaches(&self, lower: &BlockDevice) -> Result<bool> {
-        // SAFETY: Both are valid by the type invariant.
-        let ret = unsafe { bindings::blk_filter_reaches(self.as_raw(), lower.as_raw()) };
-        to_result(ret)?;
-        Ok(ret != 0)
+    /// Whether this and `other` have sectors of the disk in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let range = |bdev: &Self| {
+            // SAFETY: The device is valid by the type invariant. The start never changes.
+            let start = unsafe { (*bdev.as_raw()).bd_start_sect };
+            (start, start + bdev.nr_sectors())
+        };
+        let ((start, end), (other_start, other_end)) = (range(self), range(other));
+        self.has_disk_of(other) && start < other_end && other_start < end
+    }
+
+    /// The disk's sequence number: a disk gets a larger one than all others have when it is made,
+    /// and when it gets another content.
+    #[inline]
+    pub fn disk_seq(&self) -> u64 {
+        // SAFETY: The device is valid by the type invariant, and so is its disk.
+        unsafe { (*self.disk()).diskseq }
     }
 
     /// Opens partition `number` of the disk that this device is on for reading. Number 0 is the

@@ -287,21 +287,14 @@ impl DirectFile {
         Some(unsafe { BlockDevice::from_raw(bindings::file_bdev(self.file.as_ptr())) })
     }
 
-    /// Whether I/O to this may reach `lower`: this is on it or on what is stacked on it, as
-    /// [`BlockDevice::reaches`] tells. A file is on all devices of its file system; where that has
-    /// none, like in memory or on a network, it reaches nothing.
-    ///
-    /// May sleep.
+    /// Writes back what was written, down to the medium, and waits for it. May sleep.
     ///
     /// # Errors
     ///
-    /// [`E2BIG`] if there are too many devices to tell, and [`ENOMEM`].
-    #[cfg(CONFIG_BLK_FILTER)]
-    pub fn reaches(&self, lower: &BlockDevice) -> Result<bool> {
-        // SAFETY: By the type invariants the file is open, and the device is valid.
-        let ret = unsafe { bindings::blk_filter_file_reaches(self.file.as_ptr(), lower.as_raw()) };
-        to_result(ret)?;
-        Ok(ret != 0)
+    /// What the file system or device says.
+    pub fn sync(&self) -> Result {
+        // SAFETY: By the type invariant the file is open.
+        to_result(unsafe { bindings::vfs_fsync(self.file.as_ptr(), 0) })
     }
 
     /// Makes sure that the file has `len` bytes from byte `start` on, allocated on its file system

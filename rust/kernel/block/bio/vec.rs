@@ -35,6 +35,26 @@ impl Segment<'_> {
         self.len
     }
 
+    /// Copies from byte `at` of the segment on to `to`. Does not sleep. Whoever has submitted the
+    /// bio may change the data at any time.
+    ///
+    /// # Panics
+    ///
+    /// If the segment has fewer bytes.
+    pub fn copy_to_slice(&self, at: usize, to: &mut [u8]) {
+        assert!(at + to.len() <= self.len);
+        // SAFETY: By the type invariants the page is valid, and the bytes are in it by the check
+        // above. C code copies them, whoever changes them meanwhile.
+        unsafe {
+            bindings::memcpy_from_page(
+                to.as_mut_ptr().cast(),
+                self.page,
+                self.offset + at,
+                to.len(),
+            );
+        }
+    }
+
     /// Copies from a page to the segment.
     ///
     /// # Panics

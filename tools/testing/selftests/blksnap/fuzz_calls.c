@@ -9,13 +9,13 @@
 #include "fuzz.h"
 
 const struct command_info commands[NR_COMMANDS] = {
-	[ATTACH] = { "attach", 6, false, { EALREADY, ENOENT, EINVAL, ENOMEM } },
+	[ATTACH] = { "attach", 6, false, { EALREADY, ENOENT, EINVAL, EOPNOTSUPP, ENOMEM } },
 	[DETACH] = { "detach", 3, false, { EBUSY, ENOENT, EINVAL } },
 	[CBTINFO] = { "cbtinfo", 14, false, { ENOENT, EINVAL } },
 	[CBTMAP] = { "cbtmap", 18, false, { ENOENT, EINVAL, ENODATA, EAGAIN } },
 	[CBTDIRTY] = { "cbtdirty", 16, false, { ENOENT, EINVAL, ERANGE, EINTR } },
 	[SNAPSHOTADD] = { "snapshotadd", 14, false,
-		{ ENOENT, EINVAL, ESRCH, EALREADY, EBUSY, EDEADLK, ENODEV, ENOMEM } },
+		{ ENOENT, EINVAL, ESRCH, EALREADY, EBUSY, EDEADLK, EINTR, ENODEV, ENOMEM } },
 	[SNAPSHOTINFO] = { "snapshotinfo", 12, false, { ENOENT, EINVAL, ESRCH } },
 	[CBTTAKES] = { "cbttakes", 8, false,
 		{ ENOENT, EINVAL, E2BIG, ENODATA, ENOMEM } },
@@ -31,7 +31,7 @@ const struct command_info commands[NR_COMMANDS] = {
 	[WAIT_EVENT] = { "wait event", 8, false, { ENOENT, EINTR, ESRCH } },
 	[CREATE_EMPTY] = { "create empty", 1, false, { EINVAL, ENOMEM } },
 	[APPEND] = { "append", 10, false,
-		{ EINVAL, ESRCH, EBADF, ENOTBLK, EBUSY, EDEADLK, E2BIG, EROFS, ENOMEM } },
+		{ EINVAL, ESRCH, EBADF, ENOTBLK, EBUSY, EDEADLK, E2BIG, EINTR, EROFS, ENOMEM } },
 	[LIMIT] = { "limit", 4, false, { EINVAL, ESRCH } },
 	[LOW_SPACE] = { "low space", 4, false, { EINVAL, ESRCH } },
 	[SPACE] = { "space", 4, false, { ESRCH } },

@@ -442,29 +442,18 @@ storage_by_loop()
 	refused_storage "$REPLY" 2048 "$dev" "${dev}p1"
 }
 
-# A file may be on each device of a file system.
-storage_on_btrfs()
+# A device that is refused keeps what it has.
+storage_keeps_content()
 {
-	local one two where
+	local dev
 
-	null_blk 256; one=$REPLY
-	null_blk 256; two=$REPLY
-	attach "$one"
-	attach "$two"
-	make_fs btrfs "$one" "$two"
-	mounted "$one" -o "device=$two"; where=$REPLY
-	: >"$where/storage"
-	refused_storage "$where/storage" 2048 "$one" "$two"
-	refused_storage "$where" 2048 "$one" "$two"
-	truncate -s 8M "$where/file"
-	loop_on "$where/file"
-	refused_storage "$REPLY" 0 "$one" "$two"
-	# For another device it may be there.
-	null_blk 1
-	attach "$REPLY"
-	create "$where/storage" 2048
-	ctl add "$REPLY" "$snapshot"
-	ctl destroy "$snapshot"
+	null_blk 16; dev=$REPLY
+	filled "$dev" 16 "$scratch/old"
+	attach "$dev"
+	dm_linear blksnap-above "$dev" 0 32768
+	refused_storage "$REPLY" 0 "$dev"
+	dmsetup remove --noudevsync blksnap-above
+	same "$dev" "$scratch/old"
 }
 
 storage_by_dm()
@@ -580,7 +569,7 @@ run_cases \
 	"storage that is in use" storage_in_use \
 	"storage on a device of the snapshot" storage_on_origin \
 	"storage on a loop device on a device of the snapshot" storage_by_loop \
-	"storage on a btrfs on devices of the snapshot" storage_on_btrfs \
+	"storage that is refused keeps its content" storage_keeps_content \
 	"storage on a dm device on a device of the snapshot" storage_by_dm \
 	"storage on an md device on a device of the snapshot" storage_by_md \
 	"storages in a circle" storage_in_a_circle \
