@@ -72,7 +72,7 @@ module! {
         },
         freeze_timeout: u32 {
             default: 5,
-            description: "Seconds that I/O may be held back for a take, whose writes are waited for",
+            description: "Seconds that a take may hold I/O back, to wait for writes",
             perm: 0o444,
         },
         storage_timeout: u32 {

@@ -112,8 +112,8 @@ impl Links {
         Ok((search, list.changes))
     }
 
-    /// What is overwritten on `origin` may go to `storage` from now on, which is not in use yet. May
-    /// sleep.
+    /// What is overwritten on `origin` may go to `storage` from now on, which is not in use yet.
+    /// May sleep.
     ///
     /// # Errors
     ///

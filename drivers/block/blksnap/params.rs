@@ -44,7 +44,8 @@ pub(crate) fn storage_step() -> u64 {
 
 /// For so long the I/O of devices may be stopped for a take.
 pub(crate) fn freeze_timeout() -> Delta {
-    Delta::from_secs(module_parameters::freeze_timeout.value().clamp(1, 30).into())
+    let seconds = module_parameters::freeze_timeout.value().clamp(1, 30);
+    Delta::from_secs(seconds.into())
 }
 
 /// For so long writers wait for one write to the difference storage.

@@ -228,7 +228,8 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// Those of [`Tracker::join`] and [`Links::add`], [`EBUSY`] if it was taken, and [`EOPNOTSUPP`] if the device has blocks that are larger than a page.
+    /// Those of [`Tracker::join`] and [`Links::add`], [`EBUSY`] if it was taken, and [`EOPNOTSUPP`]
+    /// if the device has blocks that are larger than a page.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
         let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
         // It was removed, and another one has its number now.

@@ -319,7 +319,9 @@ impl Part {
     fn spots(&self) -> Result<KVec<Spot>> {
         let page = PAGE_SIZE as u64;
         let step = match self.medium.device {
-            Some(_) => (self.ranges.len() / MAX_SPOTS).next_multiple_of(page).max(page),
+            Some(_) => (self.ranges.len() / MAX_SPOTS)
+                .next_multiple_of(page)
+                .max(page),
             None => u64::MAX,
         };
         let mut spots = KVec::new();
