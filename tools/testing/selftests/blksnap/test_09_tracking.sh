@@ -292,7 +292,8 @@ request_based()
 {
 	local dev path generation
 
-	null_blk 4; dev=$REPLY
+	# Not null_blk, whose driver may sleep, which device-mapper does not know of.
+	scsi_disk 4; dev=$REPLY
 	filled "$dev" 4 "$scratch/old"
 	dm blksnap-path "0 8192 multipath 0 0 1 1 round-robin 0 1 1 $dev 1000"; path=$REPLY
 	attach "$dev"
