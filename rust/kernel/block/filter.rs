@@ -272,9 +272,9 @@ pub trait Filter: Send + Sync + Sized + 'static {
     /// device and are cut to it. The bio itself may be for the whole disk or for another partition.
     ///
     /// Process context, but must not sleep, nor submit I/O but by [`Verdict::read_behind`]: the
-    /// caller holds the RCU read lock, and what stopping the device waits for. A bio may come again,
-    /// whole or in pieces: when it was resubmitted or [was to](FilteredBio::again), and what remains
-    /// of it when it was split to the limits of the device.
+    /// caller holds the RCU read lock, and what stopping the device waits for. A bio may come
+    /// again, whole or in pieces: when it was resubmitted or [was to](FilteredBio::again), and what
+    /// remains of it when it was split to the limits of the device.
     fn submit_bio<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
