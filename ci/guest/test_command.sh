@@ -187,6 +187,20 @@ no_snapshots()
 	[ -z "$(ctl collect)" ]
 }
 
+# usage: kill_command ROUND PID
+# In round 1 the command alone, which the programs that it runs outlive; else its process group.
+# Nothing is left of its snapshot, and $dev can be written.
+kill_command()
+{
+	case $1 in
+	1) kill -KILL "$2" ;;
+	*) kill -KILL -- "-$2" 2>/dev/null || kill -KILL "$2" ;;
+	esac
+	wait "$2" 2>/dev/null || true
+	eventually no_snapshots
+	put direct 0 65536 "$dev"
+}
+
 # Whatever is killed at whatever time, no snapshot stays.
 killed()
 {
@@ -204,14 +218,7 @@ killed()
 		[123]) eventually test -e "$work/ready" ;;
 		*) sleep "0.0$((i * 2))" ;;
 		esac
-		case $i in
-		# The command alone, which "sh" then outlives
-		1) kill -KILL "$command" ;;
-		*) kill -KILL -- "-$command" 2>/dev/null || kill -KILL "$command" ;;
-		esac
-		wait "$command" 2>/dev/null || true
-		eventually no_snapshots
-		put direct 0 65536 "$dev"
+		kill_command "$i" "$command"
 	done
 	start_backup "$work/copy"
 	kill -KILL $!
@@ -236,13 +243,7 @@ create_killed()
 		command=$!
 		undo stop "$command"
 		eventually eval '! no_snapshots'
-		case $i in
-		1) kill -KILL "$command" ;;
-		*) kill -KILL -- "-$command" ;;
-		esac
-		wait "$command" 2>/dev/null || true
-		eventually no_snapshots
-		put direct 0 65536 "$dev"
+		kill_command "$i" "$command"
 	done
 	exec 9>&-
 	# And one whose id is out stays.

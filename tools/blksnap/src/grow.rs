@@ -145,8 +145,8 @@ impl fmt::Display for News {
     }
 }
 
-/// Before [`serve`] is started in a process of its own: whoever waits for the end
-/// of what this process inherited does not wait for that one.
+/// Before [`serve`] is started in a process of its own: marks all inherited
+/// descriptors close-on-exec, so that the reader of a pipe does not wait for that process.
 pub fn close_on_exec() -> Result<()> {
     sys::close_on_exec().map_err(|error| Error::from_io(Operation::Grow, &error))
 }
@@ -299,7 +299,7 @@ pub fn serve(
     growth: Growth,
     tell: &dyn Fn(&News),
 ) -> Result<()> {
-    // It outlives its terminal, but whoever asks it in person ends it.
+    // It outlives its terminal, but a signal that is sent to it alone ends it.
     signals::outlive_terminal().map_err(|error| Error::from_io(Operation::Grow, &error))?;
     // Best effort: the snapshot breaks without it.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");

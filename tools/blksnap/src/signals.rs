@@ -36,8 +36,8 @@ pub struct Stop {
 pub struct Signals(SignalsInfo<WithOrigin>);
 
 impl Signals {
-    /// A signal that is ignored, as SIGHUP under nohup, stays so. One that whoever
-    /// started this process has blocked does not, as it would be waited for in vain.
+    /// A signal that is ignored, as SIGHUP under nohup, stays so. One that the
+    /// parent process has blocked does not, as it would be waited for in vain.
     pub fn catch() -> io::Result<Self> {
         let ignored = ignored();
         let wanted: Vec<i32> = STOP

@@ -761,7 +761,7 @@ fn a_write_protected_device_is_named_as_such() {
     };
     assert!(loops::run("blockdev", &["--setro"], device.path()));
     let output = place.run(&[device.name()]);
-    // It would stay so for whoever uses the loop device next.
+    // The next user of the loop device would find it read-only.
     assert!(loops::run("blockdev", &["--setrw"], device.path()));
     let text = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(1), "{text}");

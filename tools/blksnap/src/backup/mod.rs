@@ -169,8 +169,8 @@ pub struct DeviceReport {
 
 /// Takes a snapshot of all devices and makes a restore point of it.
 ///
-/// Whatever goes wrong or whoever stops it: the restore points there were stay
-/// as they were, and the snapshot is released.
+/// If it fails or is stopped, existing restore points stay as they are, and the
+/// snapshot is released.
 pub fn run(kernel: &dyn Kernel, request: &Request, watch: &mut dyn Watch) -> Result<Report> {
     let place = Place::new(&request.to, request.is_trusted).waiting(request.lock_wait);
     let store = Store::open_to_change_watched(place, !request.existing, watch);

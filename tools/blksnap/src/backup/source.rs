@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_waits_can_be_stopped() {
+    fn a_wait_can_be_stopped() {
         let mut throttle = Throttle::new(Some(1));
         let start = Instant::now();
         let error = throttle.pass(1 << 20, &mut || Err(Error::new(Operation::BackUp, "stop")));

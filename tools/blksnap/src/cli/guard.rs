@@ -28,7 +28,7 @@ use rustix::io::Errno;
 
 use super::grow::role;
 
-/// What such a process is told when the id is known, or the snapshot is destroyed.
+/// Sent to that process once the id is known or the snapshot is destroyed.
 const KNOWN: &[u8] = b"known\n";
 
 /// A snapshot that is destroyed if this process is killed before [`Self::release`].

@@ -312,7 +312,7 @@ fn writes_past_the_tracking_are_found() {
     check(&model.backup_directory(), &expected);
 }
 
-/// However often a machine is put back, and whoever takes snapshots between.
+/// Any number of reverts of a machine, with snapshots of others in between.
 #[test]
 fn no_history_makes_a_wrong_restore_point() {
     for seed in 0..10 {

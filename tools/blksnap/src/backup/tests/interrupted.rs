@@ -5,7 +5,7 @@
 use super::*;
 
 #[test]
-fn whoever_stops_a_backup_leaves_the_others_as_they_were() {
+fn a_stopped_backup_leaves_the_others_as_they_were() {
     let (model, mut expected) = three_points();
     for stop_at in 1.. {
         model.write("/dev/a", 0, &[stop_at as u8; 512]);
@@ -171,7 +171,7 @@ fn store_directory(store: &Store) -> PathBuf {
 }
 
 #[test]
-fn whoever_stops_pruning_leaves_all_as_it_was() {
+fn a_stopped_prune_leaves_all_as_it_was() {
     let (model, expected) = three_points();
     let before = all_files(&model.backup_directory());
     for stop_at in 1.. {
