@@ -21,7 +21,7 @@
 #include "blk.h"
 #include "blk-filter.h"
 
-/* Never off again once a filter driver was registered. */
+/* Enabled when the first filter driver is registered, and never disabled. */
 DEFINE_STATIC_KEY_FALSE(blk_filter_enabled);
 EXPORT_SYMBOL_GPL(blk_filter_enabled);
 
@@ -74,8 +74,8 @@ bool __blk_filter_bio(struct bio *bio)
 EXPORT_SYMBOL_GPL(__blk_filter_bio);
 
 /*
- * Whether all that writes to a device passes its filters, and can be waited for.
- * Zone write plugging and DAX have ways past them.
+ * Whether filters see all writes to a device and can wait for those in flight.
+ * Zone write plugging and DAX bypass the hook.
  */
 static bool blk_filter_supports(struct block_device *bdev)
 {
@@ -88,8 +88,8 @@ static bool blk_filter_supports(struct block_device *bdev)
 }
 
 /*
- * The freeze is not one that lockdep follows: that takes two of the 48 locks
- * that a task can hold for each device.
+ * Use the freeze without an owner: lockdep tracks 48 held locks per task, and
+ * an owned freeze takes two of them.
  */
 static void blk_filter_start_quiesce(struct gendisk *disk)
 {
@@ -104,8 +104,7 @@ static int blk_filter_wait_quiesced(struct gendisk *disk,
 
 	if (disk->fops->quiesce_bios)
 		return disk->fops->quiesce_bios(disk, deadline);
-	/* With 0 it would look once, and miss what has only just come to rest. */
-	if (!blk_mq_freeze_queue_wait_timeout(disk->queue, max(left, 1L)))
+	if (!blk_mq_freeze_queue_wait_timeout(disk->queue, max(left, 0L)))
 		return -ETIMEDOUT;
 	return 0;
 }
@@ -123,21 +122,21 @@ static void blk_filter_end_quiesce(struct gendisk *disk, bool quiesced)
  * @bdevs: the devices, which the caller has open; some may be on the same disk
  * @count: how many
  * @timeout: how long to wait, in jiffies
- * @late: on error, filled with the index of the device that is to blame
+ * @late: on error, set to the index of the device that caused it
  *
- * On return each write that the filters of the devices' disks have let pass is
- * on the media, and no filter's ->submit_bio() runs. New bios wait outside.
+ * On return all writes that passed the filters of the devices' disks are
+ * completed, and no filter's ->submit_bio() runs. New bios are held back.
  * Until blk_filter_unquiesce() the caller must not wait for I/O to the disks,
  * and its allocations are GFP_NOIO.
  *
- * If one of the devices is stacked on another one, I/O of the upper one may be
- * stuck in the lower one, and this times out with @late as the upper one. What
- * is stacked is to be quiesced first, by a call of its own.
+ * If one of the devices is stacked on another one, I/O of the upper device can
+ * block in the lower one, and this times out with @late set to the upper one.
+ * Quiesce stacked devices first, by a separate call.
  *
  * Context: May sleep.
- * Return: 0, -EOPNOTSUPP if filters do not see all that is written to a device,
- * -EBUSY if its driver is just being suspended or resumed, -ETIMEDOUT if the I/O
- * that is on its way was not done in time. After an error no device is quiesced.
+ * Return: 0, -EOPNOTSUPP if filters do not see all writes to a device, -EBUSY
+ * if the device is being suspended or resumed, -ETIMEDOUT if the I/O in flight
+ * did not complete in time. On error no device is quiesced.
  */
 int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
 		       unsigned long timeout, unsigned int *late)
@@ -153,7 +152,7 @@ int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
 		}
 	}
 
-	/* All at once: a freeze takes the time of an RCU grace period. */
+	/* Start all freezes first: each takes an RCU grace period. */
 	for (i = 0; i < count; i++)
 		blk_filter_start_quiesce(bdevs[i]->bd_disk);
 	for (i = 0; i < count; i++) {
@@ -235,7 +234,7 @@ static const struct blk_filter_ops *blk_filter_get_driver(const char *name)
 	return driver->ops;
 }
 
-/* The list has changed. */
+/* Update BD_HAS_FILTER after a change of the list. */
 static void blk_filter_set_flags(struct gendisk *disk)
 {
 	struct block_device *bdev;

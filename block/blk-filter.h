@@ -15,7 +15,7 @@ int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 		     void __user *argp);
 ssize_t blk_filter_show(struct block_device *bdev, char *buf);
 
-/* Before anybody can find a new partition. */
+/* Called before a new partition is visible. */
 static inline void blk_filter_add_partition(struct block_device *bdev)
 {
 	if (bdev_test_flag(bdev->bd_disk->part0, BD_HAS_FILTER))
@@ -23,7 +23,7 @@ static inline void blk_filter_add_partition(struct block_device *bdev)
 }
 
 /*
- * The hook for bio-based drivers that have completed a write when ->submit_bio()
+ * The hook for bio-based drivers that complete writes before ->submit_bio()
  * returns. The caller holds a reference on the queue's usage counter.
  */
 static inline bool blk_filter_sync_bio(struct bio *bio)
@@ -58,8 +58,8 @@ static inline void blk_filter_change_media(struct gendisk *disk)
 }
 
 /*
- * A request is about to be issued that was not made from a bio for its disk. What
- * it writes was not shown to the filters, so for them it is another medium.
+ * Called before a request is issued that was not created from a bio of its disk.
+ * Filters have not seen what it writes, so report it like a change of the medium.
  */
 static inline void blk_filter_bypass(struct request *rq)
 {

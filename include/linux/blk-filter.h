@@ -116,9 +116,9 @@ bool __blk_filter_bio(struct bio *bio);
  * blk_filter_bio - show a bio to the filters of its disk
  * @bio: a bio that was submitted to the disk
  *
- * For the block layer, and for bio-based drivers that have ->quiesce_bios().
- * These call it where they have taken what ->quiesce_bios() waits for, and
- * before they do anything with the bio that is seen elsewhere.
+ * For the block layer and for bio-based drivers with ->quiesce_bios(). Such a
+ * driver calls it with the reference held that ->quiesce_bios() waits for, and
+ * before the bio is visible to anything else.
  *
  * Context: Process context, in ->submit_bio(). Does not sleep.
  * Return: %true if a filter has taken the bio.

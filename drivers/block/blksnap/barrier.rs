@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The barrier of a take: no device has I/O on its way.
+//! The barrier of a take: no device has I/O in flight.
 //!
-//! What is stacked on another device has to be stopped before that one, or its I/O is stuck there.
-//! Which device is stacked on which is not known here. So it is tried: all at once, then those that
-//! did not come to rest ahead of the others, and so on. Between two trials I/O goes on.
+//! A stacked device must be quiesced before the device below it, or its I/O blocks there. The
+//! driver does not know the stacking, so it finds a working order by trial: all devices at once,
+//! then those that timed out before the others, and so on. I/O continues between two trials.
 
 use kernel::{
     block::bdev::{
@@ -22,16 +22,16 @@ use kernel::{
     }, //
 };
 
-/// The first trial gets this part of the time, and each one after it twice as much as the last.
+/// Fraction of the timeout that the first trial gets; each further trial gets twice as much.
 const FIRST_TRIAL: i64 = 64;
 
-/// For so long a driver that is just suspending or resuming is left alone.
+/// Delay before the next trial if a driver was being suspended or resumed.
 const BUSY: Delta = Delta::from_millis(10);
 
-/// Things in groups, of which one comes after the other.
+/// Items in an ordered list of groups.
 struct Groups<T> {
     things: KVec<T>,
-    /// Of each thing, in falling order. Those with the same rank are a group.
+    /// Rank of each item, in descending order. Items of the same rank are a group.
     ranks: KVec<u32>,
 }
 
@@ -42,7 +42,7 @@ impl<T> Groups<T> {
         Ok(Self { things, ranks })
     }
 
-    /// From now on the thing that is at `index` comes before those that it was in a group with.
+    /// Moves the item at `index` ahead of the others of its group.
     fn raise(&mut self, index: usize) {
         let Some(rank) = self.ranks.get(index).map(|rank| rank + 1) else {
             return;
@@ -51,18 +51,19 @@ impl<T> Groups<T> {
         if let Some(things) = self.things.get_mut(to..=index) {
             things.rotate_right(1);
         }
-        // The others have the rank that this one had.
+        // All items from `to` to `index` had the same rank.
         if let Some(raised) = self.ranks.get_mut(to) {
             *raised = rank;
         }
     }
 }
 
-/// Quiesces `devices` group by group, at most `patience` milliseconds for each, and runs `f`.
+/// Quiesces `devices` group by group, within `patience` milliseconds after `begin`, and runs `f`.
 fn try_once(
     devices: &[&BlockDevice],
     ranks: &[u32],
-    patience: u32,
+    begin: Instant<Monotonic>,
+    patience: i64,
     f: &mut impl FnMut(),
 ) -> Result<(), Late> {
     let Some(rank) = ranks.first() else {
@@ -71,15 +72,16 @@ fn try_once(
     };
     let count = ranks.iter().take_while(|r| *r == rank).count();
     let (group, others) = devices.split_at(count);
-    let _quiesced = Quiesced::new(group, msecs_to_jiffies(patience))?;
+    let left = patience.saturating_sub(begin.elapsed().as_millis()).max(1);
+    let _quiesced = Quiesced::new(group, msecs_to_jiffies(left as u32))?;
     // There are no more groups than trials.
-    try_once(others, &ranks[count..], patience, f).map_err(|late| Late {
+    try_once(others, &ranks[count..], begin, patience, f).map_err(|late| Late {
         device: late.device + count,
         ..late
     })
 }
 
-/// What is needed to stop the I/O of devices.
+/// The devices of a barrier, and the order in which they are quiesced.
 pub(crate) struct Barrier<'a>(Groups<&'a BlockDevice>);
 
 impl<'a> Barrier<'a> {
@@ -89,7 +91,7 @@ impl<'a> Barrier<'a> {
     }
 
     /// Runs `f` while no I/O goes on to any of the devices; see [`Quiesced`] for what it must not
-    /// do. May sleep, for twice `timeout` at the most. Does not allocate.
+    /// do. May sleep, for hardly longer than `timeout`. Does not allocate.
     ///
     /// # Errors
     ///
@@ -101,7 +103,8 @@ impl<'a> Barrier<'a> {
             let left = timeout.as_millis() - begin.elapsed().as_millis();
             let trial = patience.clamp(1, left.max(1));
             let Groups { things, ranks } = &self.0;
-            let late = match try_once(things, ranks, trial as u32, &mut f) {
+            let now = Instant::<Monotonic>::now();
+            let late = match try_once(things, ranks, now, trial, &mut f) {
                 Ok(()) => return Ok(()),
                 Err(late) => late,
             };

@@ -36,6 +36,7 @@ mod event;
 mod extent_map;
 mod image;
 mod links;
+mod log;
 mod params;
 mod saved_map;
 mod snapshot;

@@ -35,7 +35,7 @@ struct Link {
 
 struct List {
     links: KVec<Link>,
-    /// How often links or media were added.
+    /// Number of links and media added so far.
     changes: u64,
 }
 
@@ -48,19 +48,19 @@ pub(crate) struct Links {
     prober: Prober,
 }
 
-/// Looks where writes come in the end, by way of snapshots. The links are those of one moment,
-/// since nothing is locked while it is tried.
+/// Finds the devices that writes finally reach through other snapshots' storages. Works on a copy
+/// of the links, since probing must not hold the lock.
 struct Search<'a> {
     prober: &'a Prober,
     links: KVec<(Arc<Tracker>, Arc<Storage>)>,
-    /// Where they must not come.
+    /// Trackers that writes must not reach.
     origins: KVec<Arc<Tracker>>,
-    /// The storages that they come to.
+    /// Storages that writes reach.
     reached: KVec<Arc<Storage>>,
 }
 
 impl Search<'_> {
-    /// What comes after writes that trackers have seen.
+    /// Adds the storages of trackers that have seen a write. [`EDEADLK`] if an origin has.
     fn visit(&mut self, seen: &Seen) -> Result {
         if self.origins.iter().any(|origin| seen.by(origin)) {
             return Err(EDEADLK);
@@ -73,7 +73,7 @@ impl Search<'_> {
         Ok(())
     }
 
-    /// What comes after that.
+    /// Visits all storages that are reached.
     fn follow(&mut self) -> Result {
         let mut next = 0;
         while let Some(storage) = self.reached.get(next).cloned() {
@@ -96,7 +96,7 @@ impl Links {
         })
     }
 
-    /// A search in the links as they are now, and how often they have changed.
+    /// Returns a search over a copy of the links, and their change count.
     fn search(&self) -> Result<(Search<'_>, u64)> {
         let list = self.list.lock();
         let mut links = KVec::with_capacity(list.links.len(), GFP_KERNEL)?;
@@ -125,7 +125,7 @@ impl Links {
         tracker: &Arc<Tracker>,
         storage: &Arc<Storage>,
     ) -> Result {
-        // Before anything is written there.
+        // Before the probe writes to it.
         if storage.is_on(origin) {
             return Err(EDEADLK);
         }
@@ -164,27 +164,22 @@ impl Links {
         bdev: &BlockDevice,
         sectors: &[SectorRange],
     ) -> Result {
-        let is_saved_there = |link: &&Link| Arc::ptr_eq(&link.storage, storage);
-        let is_origin = |list: &List| {
-            let mut links = list.links.iter().filter(is_saved_there);
-            links.any(|link| link.origin.overlaps(bdev))
-        };
+        let is_origin =
+            |link: &Link| Arc::ptr_eq(&link.storage, storage) && link.origin.overlaps(bdev);
         // It is not even opened.
-        if is_origin(&self.list.lock()) {
+        if self.list.lock().links.iter().any(is_origin) {
             return Err(EDEADLK);
         }
-        storage.extend(bdev, sectors, |spots| loop {
+        storage.extend(bdev, sectors, |part| loop {
             let (mut search, changes) = self.search()?;
             for (tracker, other) in &search.links {
                 if Arc::ptr_eq(other, storage) {
                     search.origins.push(tracker.clone(), GFP_KERNEL)?;
                 }
             }
-            let mut to_try = KVec::with_capacity(spots.len(), GFP_KERNEL)?;
-            for spot in spots {
-                to_try.push(spot.clone(), GFP_KERNEL)?;
-            }
-            let seen = self.prober.seen_from(to_try)?;
+            let mut spots = KVec::new();
+            part.spots(part.len(), &mut spots)?;
+            let seen = self.prober.seen_from(storage, spots)?;
             search.visit(&seen)?;
             search.follow()?;
             let mut list = self.list.lock();

@@ -42,7 +42,7 @@ pub(crate) fn storage_step() -> u64 {
     u64::from(module_parameters::diff_storage_minimum.value()) << SECTOR_SHIFT
 }
 
-/// For so long the I/O of devices may be stopped for a take.
+/// Upper limit of the time that a take holds I/O back.
 pub(crate) fn freeze_timeout() -> Delta {
     let seconds = module_parameters::freeze_timeout.value().clamp(1, 30);
     Delta::from_secs(seconds.into())

@@ -253,8 +253,8 @@ impl Snapshot {
             State::Destroyed => Err(ESRCH),
         };
         fits?;
-        // A loop device's file system must be frozen before the one that its file is on. A disk
-        // that is made, or set up, later has a larger number.
+        // Freeze the file system of a loop device before the one with its backing file. The loop
+        // device was set up later, so its diskseq is larger.
         let at = devices
             .list
             .iter()
@@ -282,14 +282,17 @@ impl Snapshot {
     ///
     /// # Errors
     ///
-    /// [`ENODATA`] without devices, [`ENOSPC`] without storage, [`EALREADY`] if it was taken, and
-    /// others of freezing and of making the images; then no device is in a snapshot that was taken.
+    /// [`ENODATA`] without devices, [`ENOSPC`] without storage, [`EALREADY`] if it was taken,
+    /// [`EBUSY`] while a write of a probe is in flight, and others of freezing and of making the
+    /// images; then no device is in a snapshot that was taken.
     pub(crate) fn take(&self) -> Result {
         let mut guard = self.devices.lock();
         let devices = &mut *guard;
         match devices.state {
             State::New if devices.list.is_empty() => return Err(ENODATA),
             State::New if self.storage.space().total == 0 => return Err(ENOSPC),
+            // A probe of an interrupted add is still writing.
+            State::New if self.storage.is_on_trial() => return Err(EBUSY),
             State::New => {}
             State::Taken => return Err(EALREADY),
             State::Destroyed => return Err(ESRCH),

@@ -3,13 +3,18 @@
 //! The difference storage: a log that old data is appended to.
 //!
 //! It is shared by the devices of a snapshot, and made of parts, each of which is a file or ranges
-//! of a block device; more can be added at any time. [`Logs`] decides where data goes, [`Ranges`]
-//! says where that is on the medium, and [`Storage`] does the I/O.
+//! of a block device; more can be added at any time. [`Logs`] says where data goes, and [`Storage`]
+//! does the I/O.
 
 use crate::{
     event::{
         Events,
         What, //
+    },
+    log::{
+        Log,
+        Logs,
+        Ranges, //
     },
     token::{
         Prober,
@@ -34,6 +39,12 @@ use kernel::{
     },
     prelude::*,
     sync::{
+        atomic::{
+            Acquire,
+            Atomic,
+            Full,
+            Release, //
+        },
         Arc,
         Mutex,
         SetOnce, //
@@ -49,168 +60,8 @@ const PART_BYTES: u64 = (1 << PART_SHIFT) - PAGE_SIZE as u64;
 /// How many parts there may be.
 const MAX_PARTS: usize = 1024;
 
-/// In so many places a device is tried out, before it is used.
+/// Upper limit of the places of a device that are probed before it is used.
 const MAX_SPOTS: u64 = 64;
-
-/// What a part has of space, in bytes.
-#[derive(Debug, PartialEq, Eq)]
-struct Log {
-    /// Where the next data goes.
-    next: u64,
-    /// Up to where the file is allocated.
-    allocated: u64,
-    /// What it may not exceed.
-    limit: u64,
-    /// By how much the file grows at a time.
-    step: u64,
-}
-
-impl Log {
-    fn room(&self) -> u64 {
-        self.limit - self.next
-    }
-
-    /// The start and length of what must be allocated so that half a step is free.
-    fn growth(&self) -> Option<(u64, u64)> {
-        let wanted = self.next.saturating_add(self.step / 2).min(self.limit);
-        if self.allocated >= wanted {
-            return None;
-        }
-        let end = self
-            .allocated
-            .max(self.next)
-            .saturating_add(self.step)
-            .min(self.limit);
-        Some((self.allocated, end - self.allocated))
-    }
-}
-
-/// The space of all parts.
-struct Logs {
-    list: KVec<Log>,
-    /// The part that is appended to. Those ahead of it are full.
-    current: usize,
-    /// With fewer bytes than that, the owner is told.
-    low_space: u64,
-    told: bool,
-}
-
-impl Logs {
-    const fn new() -> Self {
-        Self {
-            list: KVec::new(),
-            current: 0,
-            low_space: 0,
-            told: false,
-        }
-    }
-
-    /// Goes on to the first part that has room for `len` bytes, or to the last one. Returns how
-    /// much room it has.
-    fn seek(&mut self, len: u64) -> u64 {
-        loop {
-            let room = self.list.get(self.current).map_or(0, Log::room);
-            if room >= len || self.current + 1 >= self.list.len() {
-                return room;
-            }
-            self.current += 1;
-        }
-    }
-
-    /// Appends `len` bytes and returns the number of the part and its log; the bytes are the last
-    /// ones in it.
-    ///
-    /// # Errors
-    ///
-    /// [`ENOSPC`] if no part has room for them.
-    fn append(&mut self, len: u64) -> Result<(usize, &mut Log)> {
-        if self.seek(len) < len {
-            return Err(ENOSPC);
-        }
-        let log = self.list.get_mut(self.current).ok_or(ENOSPC)?;
-        log.next += len;
-        Ok((self.current, log))
-    }
-
-    /// Everything is free again. Files stay as large as they have become.
-    fn reset(&mut self) {
-        self.list.iter_mut().for_each(|log| log.next = 0);
-        self.current = 0;
-        self.told = false;
-    }
-
-    fn total(&self) -> u64 {
-        self.list.iter().map(|log| log.limit).sum()
-    }
-
-    fn used(&self) -> u64 {
-        self.list.iter().map(|log| log.next).sum()
-    }
-
-    /// What can still be appended.
-    fn left(&self) -> u64 {
-        let rest = self.list.get(self.current..).unwrap_or_default();
-        rest.iter().map(Log::room).sum()
-    }
-
-    /// How many bytes are left, if that is little and the owner does not know.
-    fn low(&mut self) -> Option<u64> {
-        let left = self.left();
-        let low = left < self.low_space;
-        let tell = low && !self.told;
-        self.told = low;
-        tell.then_some(left)
-    }
-}
-
-/// A part's bytes on its medium.
-#[derive(Debug, PartialEq, Eq)]
-struct Range {
-    /// The first byte in the part.
-    at: u64,
-    /// The first byte on the medium.
-    start: u64,
-    len: u64,
-}
-
-/// The ranges of a part, one behind the other.
-struct Ranges(KVVec<Range>);
-
-impl Ranges {
-    fn new() -> Self {
-        Self(KVVec::new())
-    }
-
-    /// The number of bytes.
-    fn len(&self) -> u64 {
-        self.0.last().map_or(0, |range| range.at + range.len)
-    }
-
-    fn push(&mut self, start: u64, len: u64) -> Result {
-        let at = self.len();
-        Ok(self.0.push(Range { at, start, len }, GFP_KERNEL)?)
-    }
-
-    /// Where the byte `at` of the part is on the medium, and how many of the following ones are
-    /// there too.
-    fn locate(&self, at: u64) -> Option<(u64, u64)> {
-        let index = self.0.partition_point(|range| range.at + range.len <= at);
-        let range = self.0.get(index)?;
-        let skip = at - range.at;
-        Some((range.start + skip, range.len - skip))
-    }
-
-    /// Whether a byte of the medium is in two ranges of these and of `others`, which are on the
-    /// same one.
-    fn overlap<'a>(&'a self, others: impl Iterator<Item = &'a Self>) -> Result<bool> {
-        let mut sorted: KVVec<(u64, u64)> = KVVec::new();
-        for range in Iterator::chain(self.0.iter(), others.flat_map(|ranges| &ranges.0)) {
-            sorted.push((range.start, range.start + range.len), GFP_KERNEL)?;
-        }
-        sorted.sort_unstable();
-        Ok(sorted.windows(2).any(|pair| pair[0].1 > pair[1].0))
-    }
-}
 
 /// What data is kept on.
 struct Medium {
@@ -241,8 +92,7 @@ impl Medium {
     }
 }
 
-/// Up to a page of a medium where nothing is kept.
-#[derive(Clone)]
+/// An unused part of a medium, of up to a page.
 pub(crate) struct Spot {
     medium: Arc<Medium>,
     pos: u64,
@@ -250,9 +100,9 @@ pub(crate) struct Spot {
 }
 
 impl Spot {
-    /// Writes the first page of `pages` to each of `spots`, and then what was there before, so that
-    /// a device that is refused keeps its content. What cannot be written is left out. Only in a
-    /// kernel thread. May sleep.
+    /// Writes the first page of `pages` to each of `spots` and then restores the old content, so
+    /// that a device that is refused keeps it. Skips spots that cannot be read or written. Only in
+    /// a kernel thread. May sleep.
     pub(crate) fn try_out(spots: &[Self], pages: &Pages) {
         let Ok(mut old) = KVec::with_capacity(spots.len(), GFP_KERNEL) else {
             return;
@@ -260,7 +110,7 @@ impl Spot {
         for (n, spot) in spots.iter().enumerate() {
             // There is room for it.
             let _ = old.push_within_capacity(spot.exchange(pages));
-            // It may be in a cache of what is below.
+            // A lower layer may have cached it.
             let next = spots.get(n + 1);
             if next.is_none_or(|next| !Arc::ptr_eq(&next.medium, &spot.medium)) {
                 let _ = spot.medium.file.sync();
@@ -273,7 +123,7 @@ impl Spot {
         }
     }
 
-    /// Writes a page, and returns what a device had there.
+    /// Writes a page, and returns the old content of a device.
     fn exchange(&self, pages: &Pages) -> Option<Pages> {
         let file = &self.medium.file;
         let old = if self.medium.device.is_some() {
@@ -289,7 +139,7 @@ impl Spot {
 }
 
 /// What was handed over at once.
-struct Part {
+pub(crate) struct Part {
     medium: Arc<Medium>,
     ranges: Ranges,
 }
@@ -314,23 +164,26 @@ impl Part {
         })
     }
 
-    /// Spots all over it, as long as nothing is kept in it: what it is on need not be one device. A
-    /// file has one only, since it would have holes.
-    fn spots(&self) -> Result<KVec<Spot>> {
+    /// Adds spots spread over the first `limit` bytes, all of which are unused: parts of a device
+    /// can lie on different disks. A file has only one spot, as others would make it sparse.
+    pub(crate) fn spots(&self, limit: u64, spots: &mut KVec<Spot>) -> Result {
         let page = PAGE_SIZE as u64;
         let step = match self.medium.device {
-            Some(_) => (self.ranges.len() / MAX_SPOTS)
-                .next_multiple_of(page)
-                .max(page),
+            Some(_) => (limit / MAX_SPOTS).next_multiple_of(page).max(page),
             None => u64::MAX,
         };
-        let mut spots = KVec::new();
-        let mut at = 0;
-        while at < self.ranges.len() {
+        let mut at = 0_u64;
+        // Less than a page is never used.
+        while at.saturating_add(page) <= limit {
             spots.push(self.spot(at)?, GFP_KERNEL)?;
             at = at.saturating_add(step);
         }
-        Ok(spots)
+        Ok(())
+    }
+
+    /// The number of bytes of its ranges.
+    pub(crate) fn len(&self) -> u64 {
+        self.ranges.len()
     }
 
     /// Allocates what the log is going to need.
@@ -378,6 +231,29 @@ pub(crate) struct Space {
     pub(crate) low: u64,
 }
 
+/// Writes to spots of a storage can be in flight while this exists: the storage must not be used,
+/// and no other probe can start.
+pub(crate) struct Trial(Arc<Storage>);
+
+impl Trial {
+    /// # Errors
+    ///
+    /// [`EBUSY`] if there is one.
+    pub(crate) fn begin(storage: &Arc<Storage>) -> Result<Self> {
+        match storage.on_trial.xchg(true, Full) {
+            true => Err(EBUSY),
+            false => Ok(Self(storage.clone())),
+        }
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        // Pairs with the acquire in is_on_trial().
+        self.0.on_trial.store(false, Release);
+    }
+}
+
 /// The difference storage of a snapshot.
 #[pin_data]
 pub(crate) struct Storage {
@@ -390,6 +266,8 @@ pub(crate) struct Storage {
     extending: Mutex<()>,
     /// The first part is what the snapshot was created with.
     has_limit: bool,
+    /// A [`Trial`] exists.
+    on_trial: Atomic<bool>,
     events: Arc<Events>,
 }
 
@@ -406,6 +284,7 @@ impl Storage {
                 logs <- new_mutex!(Logs::new(), "blksnap_logs"),
                 extending <- new_mutex!((), "blksnap_extending"),
                 has_limit,
+                on_trial: Atomic::new(false),
                 events,
             }),
             GFP_KERNEL,
@@ -443,8 +322,8 @@ impl Storage {
         Ok(storage)
     }
 
-    /// Adds sectors of a device, or all of it if there are no ranges, if `agree`, which gets spots
-    /// of them, does not object. What it returns is kept while they are added. May sleep.
+    /// Adds sectors of a device, or all of it if there are no ranges, unless `agree` objects. What
+    /// it returns is kept while they are added. May sleep.
     ///
     /// # Errors
     ///
@@ -455,7 +334,7 @@ impl Storage {
         &self,
         bdev: &BlockDevice,
         sectors: &[SectorRange],
-        agree: impl FnOnce(&[Spot]) -> Result<T>,
+        agree: impl FnOnce(&Part) -> Result<T>,
     ) -> Result {
         let _extending = self.extending.lock();
         let medium = match self.parts().find(|part| part.medium.is(bdev)) {
@@ -494,7 +373,7 @@ impl Storage {
             step: 0,
         };
         let part = Part { medium, ranges };
-        let _agreed = agree(&part.spots()?)?;
+        let _agreed = agree(&part)?;
         // Reclaim could wait for a write that is waiting for this lock.
         noio::scope(|| {
             let mut logs = self.logs.lock();
@@ -533,7 +412,7 @@ impl Storage {
         self.events.clear();
     }
 
-    /// Whether one of its media is `bdev`, or overlaps it.
+    /// Returns whether one of its media is `bdev` or overlaps it.
     pub(crate) fn is_on(&self, bdev: &BlockDevice) -> bool {
         self.parts().any(|part| {
             let device = part.medium.device.as_ref();
@@ -541,28 +420,26 @@ impl Storage {
         })
     }
 
-    /// Which trackers see what is written to it. Its snapshot is not taken, and cannot be now. May
-    /// sleep.
+    /// Returns the trackers that writes to the storage reach. Its snapshot is not taken, and cannot
+    /// be taken during the call. May sleep.
     ///
     /// # Errors
     ///
     /// Those of [`Prober::seen_from`].
-    pub(crate) fn unused_seen_by(&self, prober: &Prober) -> Result<Seen> {
+    pub(crate) fn unused_seen_by(self: &Arc<Self>, prober: &Prober) -> Result<Seen> {
         let mut spots = KVec::new();
-        for part in self.parts() {
-            for spot in part.spots()? {
-                spots.push(spot, GFP_KERNEL)?;
-            }
+        for (part, log) in self.parts().zip(&self.logs.lock().list) {
+            part.spots(log.limit, &mut spots)?;
         }
-        prober.seen_from(spots)
+        prober.seen_from(self, spots)
     }
 
-    /// The same while it is in use: of what is written to it from now on.
+    /// Returns the trackers that further writes to a storage in use reach. May sleep.
     ///
     /// # Errors
     ///
     /// Those of [`Prober::seen_from`].
-    pub(crate) fn seen_by(&self, prober: &Prober) -> Result<Seen> {
+    pub(crate) fn seen_by(self: &Arc<Self>, prober: &Prober) -> Result<Seen> {
         let page = PAGE_SIZE as u64;
         let mut spots = KVec::new();
         let mut places = KVec::new();
@@ -571,7 +448,7 @@ impl Storage {
             let mut logs = self.logs.lock();
             let current = logs.current;
             for (number, log) in logs.list.iter_mut().enumerate().skip(current) {
-                // A full one is not written any more.
+                // A full part gets no more writes.
                 if log.room() < page {
                     continue;
                 }
@@ -582,16 +459,21 @@ impl Storage {
             }
             Ok(())
         })?;
-        // After an error it may still be written, so the places are lost.
-        let seen = prober.seen_from(spots)?;
+        // On error writes can still be in flight, so the places stay reserved.
+        let seen = prober.seen_from(self, spots)?;
         let mut logs = self.logs.lock();
         for (number, at) in places {
-            // Unless something was appended behind it.
+            // Unless data was appended after it.
             if let Some(log) = logs.list.get_mut(number).filter(|l| l.next == at + page) {
                 log.next = at;
             }
         }
         Ok(seen)
+    }
+
+    /// Returns whether writes of a probe can be in flight.
+    pub(crate) fn is_on_trial(&self) -> bool {
+        self.on_trial.load(Acquire)
     }
 
     /// What is to be told about the snapshot.
@@ -696,156 +578,6 @@ impl Storage {
         // It may have been full, and the next one in use.
         logs.current = 0;
         self.tell(logs.low());
-        Ok(())
-    }
-}
-
-#[kunit_tests(blksnap_storage)]
-mod tests {
-    use super::*;
-
-    fn log(limit: u64, step: u64) -> Log {
-        Log {
-            next: 0,
-            allocated: 0,
-            limit,
-            step,
-        }
-    }
-
-    fn logs(limits: &[u64]) -> Result<Logs> {
-        let mut logs = Logs::new();
-        for limit in limits {
-            logs.list.push(log(*limit, 0), GFP_KERNEL)?;
-        }
-        Ok(logs)
-    }
-
-    /// Appends, and returns the part and where the bytes are in it.
-    fn append(logs: &mut Logs, len: u64) -> Result<(usize, u64)> {
-        let (number, log) = logs.append(len)?;
-        Ok((number, log.next - len))
-    }
-
-    #[test]
-    fn appends_up_to_the_limit() -> Result {
-        let mut logs = logs(&[100])?;
-        assert_eq!(append(&mut logs, 60), Ok((0, 0)));
-        assert_eq!(append(&mut logs, 41), Err(ENOSPC));
-        assert_eq!(append(&mut logs, u64::MAX), Err(ENOSPC));
-        // What did not fit has taken nothing.
-        assert_eq!(append(&mut logs, 40), Ok((0, 60)));
-        assert_eq!(append(&mut logs, 1), Err(ENOSPC));
-        assert_eq!((logs.total(), logs.used(), logs.left()), (100, 100, 0));
-        assert_eq!(append(&mut Logs::new(), 1), Err(ENOSPC));
-        Ok(())
-    }
-
-    #[test]
-    fn goes_on_to_the_next_part() -> Result {
-        let mut logs = logs(&[100, 10, 200])?;
-        assert_eq!(append(&mut logs, 90), Ok((0, 0)));
-        assert_eq!(logs.seek(5), 10);
-        // What is left of the first part is too small, and so is the second.
-        assert_eq!(append(&mut logs, 50), Ok((2, 0)));
-        assert_eq!(logs.left(), 150);
-        assert_eq!(append(&mut logs, 151), Err(ENOSPC));
-        assert_eq!(append(&mut logs, 150), Ok((2, 50)));
-        assert_eq!(logs.seek(1), 0);
-        logs.list.push(log(30, 0), GFP_KERNEL)?;
-        assert_eq!(logs.seek(1), 30);
-        assert_eq!(append(&mut logs, 1), Ok((3, 0)));
-        Ok(())
-    }
-
-    #[test]
-    fn low_space_is_told_once() -> Result {
-        let mut logs = logs(&[100])?;
-        assert_eq!(logs.low(), None);
-        logs.low_space = 50;
-        append(&mut logs, 50)?;
-        assert_eq!(logs.low(), None);
-        append(&mut logs, 1)?;
-        assert_eq!(logs.low(), Some(49));
-        append(&mut logs, 1)?;
-        assert_eq!(logs.low(), None);
-        logs.list.push(log(10, 0), GFP_KERNEL)?;
-        assert_eq!(logs.low(), None);
-        append(&mut logs, 20)?;
-        assert_eq!(logs.low(), Some(38));
-        Ok(())
-    }
-
-    #[test]
-    fn all_is_free_after_a_reset() -> Result {
-        let mut logs = logs(&[100, 50])?;
-        logs.low_space = 100;
-        append(&mut logs, 90)?;
-        append(&mut logs, 40)?;
-        assert_eq!(logs.low(), Some(10));
-        logs.reset();
-        assert_eq!((logs.used(), logs.left(), logs.low()), (0, 150, None));
-        assert_eq!(append(&mut logs, 100), Ok((0, 0)));
-        assert_eq!(logs.low(), Some(50));
-        Ok(())
-    }
-
-    #[test]
-    fn grows_ahead() {
-        let mut log = log(100, 40);
-        assert_eq!(log.growth(), Some((0, 40)));
-        log.allocated = 40;
-        assert_eq!(log.growth(), None);
-        log.next = 20;
-        assert_eq!(log.growth(), None);
-        log.next = 21;
-        assert_eq!(log.growth(), Some((40, 40)));
-        log.allocated = 80;
-        log.next = 91;
-        assert_eq!(log.growth(), Some((80, 20)));
-        log.allocated = 100;
-        assert_eq!(log.growth(), None);
-    }
-
-    #[test]
-    fn growth_covers_a_large_append() {
-        let mut log = log(1000, 10);
-        log.next = 500;
-        assert_eq!(log.growth(), Some((0, 510)));
-    }
-
-    #[test]
-    fn ranges_are_one_behind_the_other() -> Result {
-        let mut ranges = Ranges::new();
-        assert_eq!(ranges.locate(0), None);
-        ranges.push(1000, 10)?;
-        ranges.push(0, 5)?;
-        ranges.push(2000, 100)?;
-        assert_eq!(ranges.len(), 115);
-        assert_eq!(ranges.locate(0), Some((1000, 10)));
-        assert_eq!(ranges.locate(9), Some((1009, 1)));
-        assert_eq!(ranges.locate(10), Some((0, 5)));
-        assert_eq!(ranges.locate(15), Some((2000, 100)));
-        assert_eq!(ranges.locate(114), Some((2099, 1)));
-        assert_eq!(ranges.locate(115), None);
-        Ok(())
-    }
-
-    #[test]
-    fn overlapping_ranges() -> Result {
-        let mut ranges = Ranges::new();
-        ranges.push(100, 10)?;
-        ranges.push(90, 10)?;
-        ranges.push(110, 1)?;
-        assert!(!ranges.overlap([].iter())?);
-        let mut others = [Ranges::new(), Ranges::new()];
-        others[1].push(0, 90)?;
-        assert!(!ranges.overlap(others.iter())?);
-        others[0].push(200, 1)?;
-        others[0].push(109, 1)?;
-        assert!(ranges.overlap(others.iter())?);
-        ranges.push(99, 1)?;
-        assert!(ranges.overlap([].iter())?);
         Ok(())
     }
 }

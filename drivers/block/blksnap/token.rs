@@ -1,14 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Whether what is written to a medium comes to a device that has the filter, be it by way of a
-//! partition, a file system, a loop device or device-mapper. That is tried: a page with a random
-//! token is written, and the filters look for it in the writes that they see meanwhile.
+//! Finds the tracked devices that writes to a storage reach through partitions, file systems, loop
+//! devices or device-mapper. The prober writes a page with a random token to the storage, and the
+//! filters check the writes that they see for this token.
 //!
-//! What changes the data on its way, as encryption does, hides the token.
+//! A layer that changes the data, as dm-crypt does, hides the token.
 
 use crate::{
     params,
-    storage::Spot,
+    storage::{
+        Spot,
+        Storage,
+        Trial, //
+    },
     tracker::Tracker, //
 };
 use kernel::{
@@ -40,13 +44,13 @@ use kernel::{
     workqueue::OwnedQueue, //
 };
 
-/// What the filters look for; nothing, almost always.
+/// The token that the filters check writes for; empty unless a storage is being probed.
 static WANTED: RcuArc<Token> = RcuArc::empty();
 
-/// More devices than a write comes to.
+/// Upper bound of the tracked devices that one write reaches.
 const MAX_SEEN: usize = 64;
 
-/// Which trackers a token came to, by their addresses.
+/// Addresses of the trackers that have seen a token. They are compared, not dereferenced.
 pub(crate) struct Seen(KVec<usize>);
 
 impl Seen {
@@ -78,7 +82,8 @@ impl Token {
         )
     }
 
-    /// A page that begins with the token. The rest is random too, so that nobody compresses it.
+    /// Returns a page that begins with the token. The rest is random, too, so that the page cannot
+    /// be compressed.
     fn page(&self) -> Result<Pages> {
         let mut page = Pages::alloc(1, GFP_KERNEL)?;
         page.copy_from_slice(0, 0, self.id.as_bytes())?;
@@ -93,7 +98,7 @@ impl Token {
         let sector = SECTOR_SIZE as usize;
         let mut start = 0_usize;
         for segment in bio.segments() {
-            // Where in the segment the next sector begins
+            // Offset of the next sector in the segment
             let mut at = start.next_multiple_of(sector) - start;
             let mut bytes = [0; size_of::<Uuid>()];
             while at + bytes.len() <= segment.len() {
@@ -109,22 +114,21 @@ impl Token {
     }
 }
 
-/// A device that has the filter is written. Does not sleep.
+/// Checks a write to the device of `tracker` for the token. Does not sleep.
 #[inline]
-pub(crate) fn look_at(bio: &Bio, tracker: &Tracker) {
-    let guard = rcu::read_lock();
-    if let Some(token) = WANTED.get(&guard) {
+pub(crate) fn check(guard: &rcu::Guard, bio: &Bio, tracker: &Tracker) {
+    if let Some(token) = WANTED.get(guard) {
         if token.is_in(bio) {
             let mut seen = token.seen.lock();
             if !seen.by(tracker) {
-                // Whether there was room is looked at in the end.
+                // seen_from() checks for overflow.
                 let _ = seen.0.push_within_capacity(address_of(tracker));
             }
         }
     }
 }
 
-/// Somebody who waits for the token to be written.
+/// Signals that the token was written.
 #[pin_data]
 struct Waiter {
     #[pin]
@@ -151,7 +155,7 @@ impl Waiter {
     }
 }
 
-/// Tries where writes come to, one after the other.
+/// Probes storages, one at a time.
 #[pin_data]
 pub(crate) struct Prober {
     #[pin]
@@ -167,14 +171,16 @@ impl Prober {
         })
     }
 
-    /// Which trackers see what is written to one of `spots`, where nothing is kept. What cannot be
-    /// written comes to none. May sleep.
+    /// Writes a token to each of `spots`, which are unused parts of a storage, and returns the
+    /// trackers that have seen it. Failed writes reach no tracker. May sleep.
     ///
     /// # Errors
     ///
-    /// [`EINTR`] for a signal, [`ETIMEDOUT`] if the writes take too long; then they may still go
-    /// on. [`ENOMEM`], and [`E2BIG`] for more trackers than make sense.
-    pub(crate) fn seen_from(&self, spots: KVec<Spot>) -> Result<Seen> {
+    /// - [`EINTR`] on a signal, [`ETIMEDOUT`] after `storage_timeout`; the writes then continue,
+    /// - [`EBUSY`] while such writes of an earlier call are in flight,
+    /// - [`E2BIG`] if more than [`MAX_SEEN`] trackers have seen the token,
+    /// - [`ENOMEM`].
+    pub(crate) fn seen_from(&self, storage: &Arc<Storage>, spots: KVec<Spot>) -> Result<Seen> {
         let token = Token::new()?;
         let page = token.page()?;
         let waiter = Arc::pin_init(
@@ -185,10 +191,12 @@ impl Prober {
             GFP_KERNEL,
         )?;
         let _one = self.one.lock();
+        let trial = Trial::begin(storage)?;
         WANTED.replace(Some(token.clone()));
         let signal = waiter.clone();
         let spawned = self.queue.try_spawn(GFP_KERNEL, move || {
             Spot::try_out(&spots, &page);
+            drop(trial);
             *signal.written.lock() = true;
             signal.changed.notify_all();
         });

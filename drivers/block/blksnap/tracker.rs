@@ -398,8 +398,8 @@ impl Filter for Tracker {
         if !bio.op().changes_media() {
             return bio.pass();
         }
-        token::look_at(&bio, &this);
         let guard = rcu::read_lock();
+        token::check(&guard, &bio, &this);
         if let Some(map) = this.map.get(&guard) {
             map.mark(range);
         }

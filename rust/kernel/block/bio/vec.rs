@@ -35,8 +35,8 @@ impl Segment<'_> {
         self.len
     }
 
-    /// Copies from byte `at` of the segment on to `to`. Does not sleep. Whoever has submitted the
-    /// bio may change the data at any time.
+    /// Copies the bytes from `at` on to `to`. Does not sleep. The submitter of the bio can change
+    /// the data concurrently.
     ///
     /// # Panics
     ///
@@ -44,7 +44,7 @@ impl Segment<'_> {
     pub fn copy_to_slice(&self, at: usize, to: &mut [u8]) {
         assert!(at + to.len() <= self.len);
         // SAFETY: By the type invariants the page is valid, and the bytes are in it by the check
-        // above. C code copies them, whoever changes them meanwhile.
+        // above. C code copies them, so that concurrent changes are no data race in Rust.
         unsafe {
             bindings::memcpy_from_page(
                 to.as_mut_ptr().cast(),

@@ -456,6 +456,54 @@ storage_keeps_content()
 	same "$dev" "$scratch/old"
 }
 
+# What a storage may not use of a device is not written.
+storage_beside_origin()
+{
+	local dev
+
+	null_blk 16; dev=$REPLY
+	filled "$dev" 16 "$scratch/old"
+	attach "$dev"
+	null_blk 16
+	dm blksnap-beside "0 2048 linear $REPLY 0
+		2048 32768 linear $dev 0"
+	refused_storage "$REPLY" 0 "$dev"
+	create "$REPLY" 2048
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+	put direct 0 65536 "$dev"
+	same "$(image_of "$dev")" "$scratch/old"
+}
+
+# What is written to try a storage out may end much later.
+storage_given_up()
+{
+	local one two
+
+	null_blk 16; one=$REPLY
+	null_blk 16; two=$REPLY
+	filled "$one" 16 "$scratch/old"
+	attach "$one"
+	attach "$two"
+	null_blk 16
+	dm_linear blksnap-stuck "$REPLY" 0 32768
+	create "$REPLY" 0
+	ctl add "$one" "$snapshot"
+	dmsetup suspend --noudevsync blksnap-stuck
+	undo dmsetup resume --noudevsync blksnap-stuck
+	background blksnap_ctl add "$two" "$snapshot"
+	sleep 0.5
+	kill "$!"
+	wait "$!" 2>/dev/null || true
+	expect EBUSY ctl add "$two" "$snapshot"
+	expect EBUSY ctl take "$snapshot"
+	dmsetup resume --noudevsync blksnap-stuck
+	eventually blksnap_ctl add "$two" "$snapshot" >/dev/null 2>&1
+	ctl take "$snapshot"
+	put direct 0 $((4 << 20)) "$one"
+	same "$(image_of "$one")" "$scratch/old"
+}
+
 storage_by_dm()
 {
 	local dev dm
@@ -570,6 +618,8 @@ run_cases \
 	"storage on a device of the snapshot" storage_on_origin \
 	"storage on a loop device on a device of the snapshot" storage_by_loop \
 	"storage that is refused keeps its content" storage_keeps_content \
+	"storage beside a device of the snapshot" storage_beside_origin \
+	"storage that is given up while it is tried out" storage_given_up \
 	"storage on a dm device on a device of the snapshot" storage_by_dm \
 	"storage on an md device on a device of the snapshot" storage_by_md \
 	"storages in a circle" storage_in_a_circle \

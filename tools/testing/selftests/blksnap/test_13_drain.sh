@@ -156,7 +156,7 @@ waits()
 	grep -q '^State:.D' "/proc/$1/status"
 }
 
-# What md holds back is later than the snapshot, be it there before the filter or not.
+# A write that md holds back is later than the snapshot, also if it is older than the filter.
 attach_to_holding_md()
 {
 	local dev writer
@@ -326,7 +326,7 @@ chained()
 	cmp -n $((size << 20)) "$dev" /dev/zero
 }
 
-# Flushes of whoever may read the device have no end.
+# Any user who can read the device can flush it in a loop.
 flushed()
 {
 	local dev since i
