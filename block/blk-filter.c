@@ -33,8 +33,8 @@ struct blk_filter_driver {
 static LIST_HEAD(blk_filter_drivers);
 static DEFINE_MUTEX(blk_filter_drivers_lock);
 
-static enum blk_filter_verdict blk_filter_show_bio(struct blk_filter *filter,
-						   struct bio *bio)
+static bool blk_filter_show_bio(struct blk_filter *filter, struct bio *bio,
+				struct bio_list *own)
 {
 	struct block_device *bdev = filter->bdev;
 	sector_t start, end;
@@ -43,33 +43,34 @@ static enum blk_filter_verdict blk_filter_show_bio(struct blk_filter *filter,
 	end = min(bio_end_sector(bio),
 		  bdev->bd_start_sect + bdev_nr_sectors(bdev));
 	if (start >= end)
-		return BLK_FILTER_PASS;
+		return false;
 
 	return filter->ops->submit_bio(filter, bio, start - bdev->bd_start_sect,
-				       end - start);
+				       end - start, own);
 }
 
 bool __blk_filter_bio(struct bio *bio)
 {
 	struct gendisk *disk = bio->bi_bdev->bd_disk;
-	enum blk_filter_verdict verdict = BLK_FILTER_PASS;
+	struct bio_list own = BIO_EMPTY_LIST;
 	struct blk_filter *filter;
+	bool taken = false;
 
 	if (!bio_sectors(bio))
 		return false;
 
 	rcu_read_lock();
 	hlist_for_each_entry_rcu(filter, &disk->filters, node) {
-		verdict = blk_filter_show_bio(filter, bio);
-		if (verdict != BLK_FILTER_PASS)
+		taken = blk_filter_show_bio(filter, bio, &own);
+		if (taken)
 			break;
 	}
 	rcu_read_unlock();
 
-	/* There is a list as long as a bio is being submitted. */
-	if (verdict == BLK_FILTER_AGAIN)
-		bio_list_add(&current->bio_list[0], bio);
-	return verdict != BLK_FILTER_PASS;
+	/* In ->submit_bio() these are only queued, to current->bio_list. */
+	while ((bio = bio_list_pop(&own)))
+		submit_bio_noacct(bio);
+	return taken;
 }
 EXPORT_SYMBOL_GPL(__blk_filter_bio);
 

@@ -56,6 +56,7 @@ PLANS = [
     Plan("test_20", ALL, None, "on dm-crypt", SMOKE),
     Plan("test_21", ALL, ALL, "again and again", SMOKE),
     Plan("test_22", ALL, ALL, None, "", {"BLKSNAP_ROUNDS": "2000"}),
+    Plan("test_23", ALL, None, None, ""),
     Plan("test_command", ALL, None, "events$|grows$|killed|destroy|backup$|interrupted|restore|changed",
          "partitions, mounts and signals on two processors"),
     Plan("test_proof", ALL, None, None, "", {"BLKSNAP_BACKUPS": "4"}),

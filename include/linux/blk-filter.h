@@ -16,22 +16,6 @@ struct blk_filter;
 struct module;
 
 /**
- * enum blk_filter_verdict - what a filter did with a bio
- * @BLK_FILTER_PASS: nothing; the bio goes on to the device
- * @BLK_FILTER_TAKEN: the filter owns the bio now. It either ends it or, later
- *	and from a context that may sleep, gives it to
- *	blk_filter_resubmit_bio().
- * @BLK_FILTER_AGAIN: the bio is to come again, in the same task and behind the
- *	reads that were submitted for it. Those that their device has served at
- *	once are done by then; for others it is not waited.
- */
-enum blk_filter_verdict {
-	BLK_FILTER_PASS,
-	BLK_FILTER_TAKEN,
-	BLK_FILTER_AGAIN,
-};
-
-/**
  * struct blk_filter_ops - a filter driver
  * @name: what user space calls it, shorter than BLKFILTER_NAME_LENGTH
  * @owner: the module, which cannot be unloaded while the filter is attached
@@ -57,10 +41,13 @@ enum blk_filter_verdict {
  * @submit_bio: a bio that touches the sectors from @sector on, @nr_sectors of
  *	them, counted from the start of the filter's device and cut to it. The
  *	bio itself may be for the whole disk or for another partition, and
- *	bi_sector counts from the start of the disk. Called under
- *	rcu_read_lock(): it must not sleep, nor submit I/O but reads by
- *	blk_filter_submit_read(). A bio can come again, whole or in pieces that
- *	the block layer or the device's driver has split it in.
+ *	bi_sector counts from the start of the disk. Returns true if the filter
+ *	has taken the bio: it then completes it or, later and from a context
+ *	that may sleep, calls blk_filter_resubmit_bio(). Called under
+ *	rcu_read_lock(), so it must not sleep or submit bios. Bios of the
+ *	filter that it adds to @own are submitted after it has returned. A bio
+ *	can come again, whole or in pieces that the block layer or the device's
+ *	driver has split it in.
  * @free: the instance has left its device, no other callback runs or will
  *	run. What it has taken it must still end or resubmit. Process context;
  *	may sleep, but the disk's open_mutex may be held: it must not wait for
@@ -76,9 +63,9 @@ struct blk_filter_ops {
 	void (*truncated)(struct blk_filter *filter, sector_t nr_sectors);
 	int (*ctl)(struct blk_filter *filter, unsigned int cmd,
 		   void __user *opt, u32 optlen);
-	enum blk_filter_verdict (*submit_bio)(struct blk_filter *filter,
-					      struct bio *bio, sector_t sector,
-					      sector_t nr_sectors);
+	bool (*submit_bio)(struct blk_filter *filter, struct bio *bio,
+			   sector_t sector, sector_t nr_sectors,
+			   struct bio_list *own);
 	void (*free)(struct blk_filter *filter);
 };
 
@@ -99,7 +86,6 @@ struct blk_filter {
 int blk_filter_register(const struct blk_filter_ops *ops);
 void blk_filter_unregister(const struct blk_filter_ops *ops);
 
-void blk_filter_submit_read(struct bio *bio);
 void blk_filter_resubmit_bio(struct bio *bio);
 int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
 		       unsigned long timeout, unsigned int *late);

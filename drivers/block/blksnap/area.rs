@@ -3,12 +3,15 @@
 //! The difference area: what keeps the content that one device had when its snapshot was taken.
 //!
 //! The chunks of a write that are not saved are claimed, which makes an extent of them, and their
-//! old data is read from the origin: right in the filter, after which the write comes again, or by
-//! a worker if the write is large, memory is short or there are too many copies. When the read is
-//! done the chunks count as saved. A write that comes before that is taken, and a worker releases
-//! it. The data goes from memory to the difference storage afterwards, gathered into large writes.
-//! So chunks are a [`Claim`] first, then an extent whose old data is in memory, [`Old::Memory`],
-//! and at last on the storage, [`Old::Stored`].
+//! old data is read from the origin: submitted in the filter, or by a worker if the write is large,
+//! memory is short or there are too many copies. The write is taken. When the read is done the
+//! chunks are saved, and a worker resubmits the write. The data goes from memory to the difference
+//! storage afterwards, gathered into large writes. So chunks are a [`Claim`] first, then an extent
+//! whose old data is in memory, [`Old::Memory`], and at last on the storage, [`Old::Stored`].
+//!
+//! Reads are accounted to the control group of the write, and throttled with it. If a write of
+//! another group has to wait for such a claim, its chunks are read a second time without a limit,
+//! so that a slow group does not delay others.
 //!
 //! A write is released only when all of its chunks are saved. So as long as a chunk is not saved,
 //! the origin has its old data. An image read from the origin is looked at again when it is done:
@@ -38,6 +41,11 @@ use crate::{
         Piece,
         Place, //
     },
+    lanes::{
+        Key,
+        Lanes,
+        Step, //
+    },
     params,
     saved_map::{
         NewLeaves,
@@ -57,6 +65,7 @@ use kernel::{
             BioList,
             BioRead,
             BioSet,
+            Cgroup,
             EndIo,
             Op,
             OwnedBio, //
@@ -130,14 +139,21 @@ const REGION_TOUCHES: u64 = 4;
 /// The most that is copied then at a time, and what it is aligned to.
 const GROWN_BYTES: u64 = 256 << 10;
 
-/// Where reads take time, one of so many is given the chance to be done at once.
-const AT_ONCE_TRIES: u8 = 64;
+/// A control group with so many bytes of reads in flight starts no more. Enough to read 1 GB/s from
+/// a device with a latency of 4 ms.
+const GROUP_BYTES: usize = 4 << 20;
 
-/// Chunks whose old data is on its way from the origin.
+/// Chunks whose old data is being read from the origin.
 struct Claim {
-    /// These writes wait for it.
+    /// Tells it from a later claim of the same chunks.
+    id: u64,
+    /// Writes that wait for it.
     waiting: BioList,
-    /// For when it is there.
+    /// The group that the read is accounted to.
+    group: Cgroup,
+    /// There is a second read, without a limit.
+    urgent: bool,
+    /// Memory for the extent that it becomes.
     extent: NewExtent<Old>,
 }
 
@@ -165,10 +181,10 @@ struct State {
     claims: ExtentMap<Claim>,
     /// What is saved.
     map: ExtentMap<Old>,
-    /// Writes that were taken and not looked at yet.
-    taken: BioList,
-    /// Writes that were taken and may pass now.
-    ready: BioList,
+    /// The id of the next claim.
+    next_claim: u64,
+    /// Writes that were taken and are not behind a claim.
+    lanes: Lanes,
     /// First chunks of the extents in memory that are to be stored, in order, so that neighbours
     /// can become one extent. Has room for all copies.
     read: KVVec<u64>,
@@ -192,17 +208,9 @@ struct State {
     storing: bool,
     /// Writes wait until there are fewer copies.
     starved: bool,
-    /// The last read by a writer that could be done at once was: a device that is memory has done
-    /// it before the write comes again, and nobody has to wait.
-    at_once: bool,
-    /// Counts the reads by writers.
-    behind: u8,
-    /// Such reads that have failed before their writes came again: so many are left to the worker.
-    /// They would read again.
-    failed_reads: usize,
     /// Image reads that need more than the origin.
     images: BioList,
-    /// Writes, copies and batches that have to end before the area can be closed.
+    /// Writes, copies and second reads that have to end before the area can be closed.
     active: usize,
 }
 
@@ -233,9 +241,7 @@ pub(crate) struct Area {
     reads: BioSet<OriginRead>,
     forwards: BioSet<ImageRead>,
     #[pin]
-    claim_work: Work<Area, CLAIM>,
-    #[pin]
-    release_work: Work<Area, RELEASE>,
+    lanes_work: Work<Area, LANES>,
     #[pin]
     store_work: Work<Area, STORE>,
     #[pin]
@@ -245,16 +251,14 @@ pub(crate) struct Area {
     store_timer: HrTimer<Area>,
 }
 
-const CLAIM: u64 = 0;
-const RELEASE: u64 = 1;
-const STORE: u64 = 2;
-const IMAGE: u64 = 3;
+const LANES: u64 = 0;
+const STORE: u64 = 1;
+const IMAGE: u64 = 2;
 
 impl_has_work! {
-    impl HasWork<Self, 0> for Area { self.claim_work }
-    impl HasWork<Self, 1> for Area { self.release_work }
-    impl HasWork<Self, 2> for Area { self.store_work }
-    impl HasWork<Self, 3> for Area { self.image_work }
+    impl HasWork<Self, 0> for Area { self.lanes_work }
+    impl HasWork<Self, 1> for Area { self.store_work }
+    impl HasWork<Self, 2> for Area { self.image_work }
 }
 
 impl_has_hr_timer! {
@@ -280,16 +284,6 @@ impl Queues {
             stores: OwnedQueue::new_mem_reclaim(c"blksnap_stores")?,
             images: OwnedQueue::new_mem_reclaim(c"blksnap_images")?,
         })
-    }
-
-    /// Lets a worker look at the writes that were taken. Does not sleep.
-    fn claim(&self, area: Arc<Area>) {
-        let _ = self.writers.enqueue::<Arc<Area>, CLAIM>(area);
-    }
-
-    /// Lets a worker release the writes that may pass. Does not sleep.
-    fn release(&self, area: Arc<Area>) {
-        let _ = self.writers.enqueue::<Arc<Area>, RELEASE>(area);
     }
 
     /// Waits until the work that is queued now is done. May sleep.
@@ -323,6 +317,7 @@ impl Area {
         let saved = SavedMap::new(geometry.nr_chunks())?;
         let read = KVVec::with_capacity(max_copies, GFP_KERNEL)?;
         let ahead_room = params::ahead_room(&config.storage.space());
+        let lanes = Lanes::new()?;
         let reads = BioSet::new(Self::RESERVE)?;
         let forwards = BioSet::new(Self::RESERVE)?;
         Arc::pin_init(
@@ -335,8 +330,8 @@ impl Area {
                 state <- new_spinlock_irq!(State {
                     claims: ExtentMap::new(),
                     map: ExtentMap::new(),
-                    taken: BioList::new(),
-                    ready: BioList::new(),
+                    next_claim: 0,
+                    lanes,
                     read,
                     copies: 0,
                     copy_bytes: 0,
@@ -349,9 +344,6 @@ impl Area {
                     peak_parked: 0,
                     storing: false,
                     starved: false,
-                    at_once: true,
-                    behind: 0,
-                    failed_reads: 0,
                     images: BioList::new(),
                     active: 0,
                 }, "blksnap_area"),
@@ -364,8 +356,7 @@ impl Area {
                 queues: config.queues,
                 reads,
                 forwards,
-                claim_work <- new_work!("blksnap_claim"),
-                release_work <- new_work!("blksnap_release"),
+                lanes_work <- new_work!("blksnap_lanes"),
                 store_work <- new_work!("blksnap_store"),
                 image_work <- new_work!("blksnap_image"),
                 store_timer <- HrTimer::new(),
@@ -426,25 +417,30 @@ impl Area {
         self.saved.first_unsaved(chunks).is_none() || self.error() != 0
     }
 
-    /// Decides on a write that may not pass right away: claims what it overwrites, and lets it wait
-    /// for the copy, or come again where the origin has read at once what the last one needed. What
-    /// cannot be had without sleeping is left to the worker. Does not sleep.
+    /// Decides on a write that may not pass right away: claims what it overwrites and lets it wait
+    /// for the copy. What cannot be had without sleeping is left to a worker. Does not sleep.
     pub(crate) fn intercept<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
         range: SectorRange,
     ) -> Verdict<'a> {
         let chunks = this.geometry.chunks_of(range);
+        let group = bio.cgroup();
         let mut prepared: Option<Copy<'_>> = None;
         loop {
             let mut state = this.state.lock();
             let run = match this.look_at(&state, chunks) {
                 Look::Passes => return bio.pass(),
-                Look::Waits(found) => return state.park_behind(found.start, bio),
+                Look::Waits(found) => {
+                    let (bio, verdict) = bio.take();
+                    state.park();
+                    Self::wait_for(this, &mut state, found.start, bio);
+                    return verdict;
+                }
                 Look::Claims(run) => run,
             };
             // A large one keeps the worker busy, not the writer.
-            if chunks.end > run.end || state.is_full(&this, run) || state.must_not_read() {
+            if chunks.end > run.end || state.is_full(&this, group, run) {
                 break;
             }
             // That `run` is free, and that there is room for it, has just been found.
@@ -452,101 +448,95 @@ impl Area {
                 copy.run == run
                     || copy.run.contains(run)
                         && this.is_free(&state, copy.run)
-                        && !state.is_full(&this, copy.run)
+                        && !state.is_full(&this, group, copy.run)
             };
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
-                state.claim(&this, copy.claim, copy.run, copy.bytes);
+                let reading = Self::claim(this, &mut state, group, copy.claim, copy.run);
                 state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
-                state.behind = state.behind.wrapping_add(1);
-                let verdict = if state.at_once || state.behind % AT_ONCE_TRIES == 0 {
-                    bio.again()
-                } else {
-                    state.park_behind(start, bio)
-                };
+                let (bio, verdict) = bio.take();
+                state.park();
+                Self::wait_for(this, &mut state, start, bio);
                 drop(state);
-                verdict.read_behind(copy.read, OriginRead::Behind(this.into(), start));
+                verdict.submit_read(copy.read, OriginRead::Writer(reading));
                 return verdict;
             }
             let grown = this.grown(&state, run);
             drop(state);
-            // Who swaps could empty the reserves, of which the worker needs some.
+            // A PF_MEMALLOC writer could drain the reserves that the worker relies on.
             let flags = GFP_NOWAIT | __GFP_NOMEMALLOC;
-            prepared = Copy::new(&this, grown, flags)
-                .or_else(|_| Copy::new(&this, run, flags))
+            prepared = Copy::new(&this, &bio, grown, flags)
+                .or_else(|_| Copy::new(&this, &bio, run, flags))
                 .ok();
             if prepared.is_none() {
                 break;
             }
         }
         let (bio, verdict) = bio.take();
-        Self::park(this, bio);
+        let mut state = this.state.lock();
+        state.park();
+        state.lanes.push_taken(bio);
+        Self::start_workers(this, &mut state);
         verdict
     }
 
-    /// Takes a write over until it may pass. Does not sleep.
-    fn park(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
-        let mut state = this.state.lock();
-        state.taken.push(bio);
-        state.park();
-        drop(state);
-        this.queues.claim(this.into());
+    /// Starts a worker for each lane that has work and none. The area must not be closed as long as
+    /// the caller has the lock. Does not sleep.
+    fn start_workers(this: ArcBorrow<'_, Self>, state: &mut State) {
+        while let Some(key) = state.lanes.start() {
+            let area: Arc<Self> = this.into();
+            let serve = move || Self::serve(&area, key);
+            if this.queues.writers.try_spawn(GFP_NOWAIT, serve).is_err() {
+                // This one serves all lanes without a worker, one after the other.
+                state.lanes.not_started(key);
+                let area: Arc<Self> = this.into();
+                let _ = this.queues.writers.enqueue::<Arc<Self>, LANES>(area);
+                return;
+            }
+        }
     }
 
-    /// Looks at the writes that were taken.
-    fn claim_all(this: &Arc<Self>) {
+    /// The work of one lane.
+    fn serve(this: &Arc<Self>, key: Key) {
         loop {
-            let mut bios = {
-                let mut state = this.state.lock();
-                // Those that waited are looked at now.
-                state.starved = false;
-                state.taken.take()
+            let step = this.state.lock().lanes.next(key);
+            match step {
+                None => return,
+                Some(Step::Resubmit(bios)) => this.resubmit(bios),
+                Some(Step::Claim(bios)) => Self::claim_all(this, key, bios),
+            }
+        }
+    }
+
+    /// Claims chunks for writes that were taken, as long as there is room for the copies.
+    fn claim_all(this: &Arc<Self>, key: Key, mut bios: BioList) {
+        while let Some(bio) = bios.pop() {
+            let group = bio.cgroup();
+            let Err(bio) = Self::claim_for(this, bio) else {
+                continue;
             };
-            if bios.is_empty() {
-                return;
+            bios.push_front(bio);
+            let mut state = this.state.lock();
+            // All copies may have been stored in the meantime.
+            if state.copies == 0 {
+                continue;
             }
-            while let Some(bio) = bios.pop() {
-                let Err(bio) = Self::claim(this, bio) else {
-                    continue;
-                };
-                // Too many copies. The rest waits until one of them is stored.
-                let mut state = this.state.lock();
-                bios.push_front(bio);
-                bios.append(&mut state.taken);
-                state.taken = bios;
-                if state.copies > 0 {
-                    state.starved = true;
-                    drop(state);
-                    this.gathered.notify_all();
-                    return;
-                }
-                break;
-            }
+            state.lanes.stall(key, bios);
+            // Without its share the group waits for its own reads only.
+            state.starved |= state.has_share(this, group);
+            drop(state);
+            this.gathered.notify_all();
+            return;
         }
     }
 
-    /// Lets the writes go whose chunks are saved.
-    fn release_all(&self) {
-        loop {
-            let mut bios = self.state.lock().ready.take();
-            if bios.is_empty() {
-                return;
-            }
-            let mut count = 0;
-            while let Some(bio) = bios.pop() {
-                bio.resubmit();
-                count += 1;
-            }
-            self.released(count);
+    /// Lets writes go whose chunks are saved.
+    fn resubmit(&self, mut bios: BioList) {
+        let mut count = 0;
+        while let Some(bio) = bios.pop() {
+            bio.resubmit();
+            count += 1;
         }
-    }
-
-    fn release(&self, bio: OwnedBio) {
-        bio.resubmit();
-        self.released(1);
-    }
-
-    fn released(&self, count: usize) {
         let mut state = self.state.lock();
         state.parked -= count;
         self.done(&mut state, count);
@@ -625,14 +615,95 @@ impl Area {
         hole
     }
 
-    /// Claims what `bio` is going to overwrite, and releases it or lets it wait for a copy. Gives
-    /// it back if there are too many copies.
-    fn claim(this: &Arc<Self>, bio: OwnedBio) -> Result<(), OwnedBio> {
+    /// Claims free chunks, which are going to be read on behalf of `group`. Returns what the read
+    /// needs.
+    fn claim(
+        this: ArcBorrow<'_, Self>,
+        state: &mut State,
+        group: Cgroup,
+        claim: NewClaim,
+        chunks: ChunkRange,
+    ) -> Reading {
+        let NewClaim {
+            claim,
+            extent,
+            leaves,
+        } = claim;
+        let id = state.next_claim;
+        state.next_claim += 1;
+        let bytes = this.geometry.bytes_of(chunks);
+        this.saved.reserve(leaves);
+        state.claims.insert(
+            claim,
+            chunks,
+            Claim {
+                id,
+                waiting: BioList::new(),
+                group,
+                urgent: false,
+                extent,
+            },
+        );
+        state.copies += 1;
+        state.copy_bytes += bytes;
+        state.peak_copy_bytes = state.peak_copy_bytes.max(state.copy_bytes);
+        state.active += 1;
+        Reading {
+            area: this.into(),
+            start: chunks.start,
+            id,
+            lane: state.lanes.begin_read(group, bytes),
+            bytes,
+        }
+    }
+
+    /// Lets a write wait for the claim that starts at `start`. That of another group may be
+    /// throttled: then a worker reads the chunks once more.
+    fn wait_for(this: ArcBorrow<'_, Self>, state: &mut State, start: u64, bio: OwnedBio) {
+        let Some((_, claim)) = state.claims.get_mut(start) else {
+            // Saved in the meantime, which the lock does not allow.
+            state.lanes.push_taken(bio);
+            return;
+        };
+        if claim.group != bio.cgroup() && !claim.urgent {
+            let area: Arc<Self> = this.into();
+            let id = claim.id;
+            let read = move || Self::read_again(&area, start, id);
+            claim.urgent = this.queues.writers.try_spawn(GFP_NOWAIT, read).is_ok();
+            state.active += usize::from(claim.urgent);
+        }
+        claim.waiting.push(bio);
+    }
+
+    /// Reads the chunks of a claim for a second time.
+    fn read_again(this: &Arc<Self>, start: u64, id: u64) {
+        let chunks = match this.state.lock().claims.get_mut(start) {
+            Some((chunks, claim)) if claim.id == id => Some(chunks),
+            _ => None,
+        };
+        let flags = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN;
+        match chunks.map(|chunks| this.read_of(chunks, flags)) {
+            Some(Ok(read)) => read.submit(OriginRead::Again(Reading {
+                area: this.clone(),
+                start,
+                id,
+                lane: None,
+                bytes: 0,
+            })),
+            // The first read will do.
+            _ => this.done(&mut this.state.lock(), 1),
+        }
+    }
+
+    /// Claims what `bio` is going to overwrite, and lets it wait for the copies or resubmits it.
+    /// Gives it back if there is no room for more copies.
+    fn claim_for(this: &Arc<Self>, bio: OwnedBio) -> Result<(), OwnedBio> {
         let Some(range) = this.origin.range_of(&bio) else {
-            this.release(bio);
+            this.resubmit_one(bio);
             return Ok(());
         };
         let chunks = this.geometry.chunks_of(range);
+        let group = bio.cgroup();
 
         // All of it is read at once, as far as there may be copies.
         let mut rest = chunks;
@@ -645,11 +716,11 @@ impl Area {
                         rest.start = found.end;
                         continue;
                     }
-                    Look::Claims(run) if state.is_full(this, run) => break,
+                    Look::Claims(run) if state.is_full(this, group, run) => break,
                     Look::Claims(run) => run,
                 }
             };
-            let copy = match this.prepare(run) {
+            let copy = match this.prepare(&bio, run) {
                 Ok(Some(copy)) => copy,
                 Ok(None) => break,
                 Err(e) => {
@@ -660,10 +731,11 @@ impl Area {
             let run = copy.run;
             let mut state = this.state.lock();
             // A writer may have been faster.
-            if this.is_free(&state, run) && !state.is_full(this, run) {
-                state.claim(this, copy.claim, run, copy.bytes);
+            if this.is_free(&state, run) && !state.is_full(this, group, run) {
+                let area = this.as_arc_borrow();
+                let reading = Self::claim(area, &mut state, group, copy.claim, run);
                 drop(state);
-                copy.read.submit(OriginRead::Copy(this.clone(), run.start));
+                copy.read.submit(OriginRead::Worker(reading));
                 rest.start = run.end;
             }
         }
@@ -672,23 +744,29 @@ impl Area {
         match this.look_at(&state, chunks) {
             Look::Passes => {
                 drop(state);
-                this.release(bio);
+                this.resubmit_one(bio);
                 Ok(())
             }
             Look::Waits(found) => {
-                state.wait_for(found.start, bio);
+                Self::wait_for(this.as_arc_borrow(), &mut state, found.start, bio);
                 Ok(())
             }
             Look::Claims(_) => Err(bio),
         }
     }
 
+    fn resubmit_one(&self, bio: OwnedBio) {
+        let mut bios = BioList::new();
+        bios.push(bio);
+        self.resubmit(bios);
+    }
+
     /// Allocates what is needed to copy the chunks of a run, or the first one of them. None if
     /// there is no memory for that until others are stored.
     ///
     /// Reclaim may need the write that waits for this, so it must not depend on reclaim.
-    fn prepare(&self, run: ChunkRange) -> Result<Option<Copy<'_>>> {
-        match Copy::new(self, run, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN) {
+    fn prepare(&self, bio: &Bio, run: ChunkRange) -> Result<Option<Copy<'_>>> {
+        match Copy::new(self, bio, run, GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN) {
             Err(e) if e == ENOMEM => {}
             other => return other.map(Some),
         }
@@ -700,7 +778,23 @@ impl Area {
             ..run
         };
         let flags = GFP_NOIO | __GFP_MEMALLOC | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
-        Copy::new(self, first, flags).map(Some)
+        Copy::new(self, bio, first, flags).map(Some)
+    }
+
+    /// A read of chunks, ready to be submitted. Sleeps only if `flags` allow it.
+    fn read_of(&self, run: ChunkRange, flags: Flags) -> Result<BioRead<'_, OriginRead>> {
+        let bytes = self.geometry.bytes_of(run);
+        let sectors = self.geometry.sectors_of(run);
+        let len = (sectors.len << SECTOR_SHIFT) as usize;
+        // What the last chunk has past the end of the device goes to the storage, too.
+        let page_flags = if len < bytes {
+            flags | __GFP_ZERO
+        } else {
+            flags
+        };
+        let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, page_flags)?, flags)?;
+        self.reads
+            .prepare_read(&self.origin, sectors.start, pages, len, flags)
     }
 
     /// Whether all that `bio` is going to overwrite is saved.
@@ -710,40 +804,41 @@ impl Area {
             .is_none_or(|range| self.may_pass(range))
     }
 
-    /// The old data of the claim at `start` was read, for a writer or by a worker, or the area has
-    /// failed. Does not sleep.
-    fn copied(this: Arc<Self>, start: u64, pages: UniqueArc<Pages>, for_writer: bool) {
+    /// The old data of a claim was read, or the area has failed. Does not sleep.
+    fn copied(reading: Reading, pages: UniqueArc<Pages>) {
+        let Reading {
+            area: this,
+            start,
+            id,
+            lane,
+            bytes,
+        } = reading;
         let mut state = this.state.lock();
-        if let Some((chunks, mut claim)) = state.claims.remove(start) {
-            if for_writer {
-                state.at_once = claim.waiting.is_empty();
+        state.lanes.end_read(lane, bytes);
+        let Some((chunks, mut claim)) = state.take_claim(start, id) else {
+            // The other read was faster. What this one got may be newer.
+            Self::start_workers(this.as_arc_borrow(), &mut state);
+            this.done(&mut state, 1);
+            return;
+        };
+        let old = Old::Memory(pages.into());
+        state.map.insert(claim.extent, chunks, old);
+        this.saved.set(chunks);
+        while let Some(bio) = claim.waiting.pop() {
+            if this.is_saved(&bio) {
+                state.lanes.push_ready(bio);
+            } else {
+                state.lanes.push_taken(bio);
             }
-            let old = Old::Memory(pages.into());
-            state.map.insert(claim.extent, chunks, old);
-            this.saved.set(chunks);
-            while let Some(bio) = claim.waiting.pop() {
-                if this.is_saved(&bio) {
-                    state.ready.push(bio);
-                } else {
-                    state.taken.push(bio);
-                }
-            }
-            state.read_bytes += this.geometry.bytes_of(chunks);
-            // There is room for all copies, so this cannot fail.
-            let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
-            let _ = state.read.insert_within_capacity(at, start);
         }
+        state.read_bytes += this.geometry.bytes_of(chunks);
+        // There is room for all copies, so this cannot fail.
+        let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
+        let _ = state.read.insert_within_capacity(at, start);
         let storing = core::mem::replace(&mut state.storing, true);
         let enough = state.read_bytes >= GATHER_BYTES;
-        let ready = !state.ready.is_empty();
-        let waiting = !state.taken.is_empty();
         // Before what was read can be stored and the area be closed, since the queues may go then.
-        if ready {
-            this.queues.release(this.clone());
-        }
-        if waiting {
-            this.queues.claim(this.clone());
-        }
+        Self::start_workers(this.as_arc_borrow(), &mut state);
         drop(state);
         if !storing {
             let _ = this.queues.stores.enqueue::<Arc<Self>, STORE>(this.clone());
@@ -752,21 +847,30 @@ impl Area {
         }
     }
 
-    /// The old data of the extent at `start` could not be read without waiting, which its writer
-    /// must not, or there was an error, which may be that of a chunk that nobody writes: for what
-    /// waits for it the worker claims it anew. Does not sleep.
-    fn not_copied(this: Arc<Self>, start: u64) {
-        let mut guard = this.state.lock();
-        let state = &mut *guard;
-        if let Some((chunks, mut claim)) = state.claims.remove(start) {
-            state.failed_reads += usize::from(claim.waiting.is_empty());
-            state.taken.append(&mut claim.waiting);
+    /// The old data of a claim could not be read without waiting, which its writer must not, or
+    /// there was an error, which may be that of a chunk that nobody writes: a worker claims again
+    /// what the waiting writes need. Does not sleep.
+    fn not_copied(reading: Reading) {
+        let this = reading.area;
+        let mut state = this.state.lock();
+        state.lanes.end_read(reading.lane, reading.bytes);
+        if let Some((chunks, mut claim)) = state.take_claim(reading.start, reading.id) {
+            while let Some(bio) = claim.waiting.pop() {
+                state.lanes.push_taken(bio);
+            }
             state.copies -= 1;
             state.copy_bytes -= this.geometry.bytes_of(chunks);
         }
         // Before the area can be closed, since the queues may go then.
-        this.queues.claim(this.clone());
-        this.done(state, 1);
+        Self::unstall(this.as_arc_borrow(), &mut state);
+        this.done(&mut state, 1);
+    }
+
+    /// There may be room for more copies, or the area has failed: the workers go on.
+    fn unstall(this: ArcBorrow<'_, Self>, state: &mut State) {
+        state.starved = false;
+        state.lanes.unstall();
+        Self::start_workers(this, state);
     }
 
     /// Moves what is in memory to the storage.
@@ -793,10 +897,8 @@ impl Area {
                 this.forget_copies();
             }
             let mut state = this.state.lock();
-            let starved = core::mem::take(&mut state.starved);
-            drop(state);
-            if starved {
-                this.queues.claim(this.clone());
+            if state.starved {
+                Self::unstall(this.as_arc_borrow(), &mut state);
             }
         }
     }
@@ -1104,8 +1206,8 @@ impl Area {
         // With the full order in `end_image`: it sees that, or its read is seen to have ended.
         smp_mb(Full);
         this.gathered.notify_all();
-        this.queues.claim(this.clone());
         let mut state = this.state.lock();
+        Self::unstall(this.as_arc_borrow(), &mut state);
         while state.active > 0 || this.reading.load(Relaxed) > 0 {
             this.idle.wait(&mut state);
         }
@@ -1113,20 +1215,12 @@ impl Area {
 }
 
 impl State {
-    /// Claims chunks that are going to be read. They are free.
-    fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange, bytes: usize) {
-        let NewClaim {
-            claim,
-            extent,
-            leaves,
-        } = claim;
-        let waiting = BioList::new();
-        area.saved.reserve(leaves);
-        self.claims.insert(claim, chunks, Claim { waiting, extent });
-        self.copies += 1;
-        self.copy_bytes += bytes;
-        self.peak_copy_bytes = self.peak_copy_bytes.max(self.copy_bytes);
-        self.active += 1;
+    /// Removes a claim, unless it is gone.
+    fn take_claim(&mut self, start: u64, id: u64) -> Option<(ChunkRange, Claim)> {
+        match self.claims.get(start) {
+            Some(claim) if claim.id == id => self.claims.remove(start),
+            _ => None,
+        }
     }
 
     /// There is one more write that was taken.
@@ -1136,33 +1230,16 @@ impl State {
         self.active += 1;
     }
 
-    /// Takes a write over until the claim that starts at `start` is saved.
-    fn park_behind<'a>(&mut self, start: u64, bio: FilteredBio<'a>) -> Verdict<'a> {
-        let (bio, verdict) = bio.take();
-        self.park();
-        self.wait_for(start, bio);
-        verdict
-    }
-
-    /// Lets a write wait for the claim that starts at `start`.
-    fn wait_for(&mut self, start: u64, bio: OwnedBio) {
-        match self.claims.get_mut(start) {
-            Some((_, claim)) => claim.waiting.push(bio),
-            // Saved in the meantime, which the lock does not allow.
-            None => self.taken.push(bio),
-        }
-    }
-
-    /// Whether the worker is to read what the next write needs.
-    fn must_not_read(&mut self) -> bool {
-        let must_not = self.failed_reads > 0;
-        self.failed_reads -= usize::from(must_not);
-        must_not
-    }
-
-    fn is_full(&self, area: &Area, run: ChunkRange) -> bool {
+    /// Whether there is no room for a copy of `run` now.
+    fn is_full(&self, area: &Area, group: Cgroup, run: ChunkRange) -> bool {
         let bytes = area.geometry.bytes_of(run);
-        self.copies > 0 && self.copy_bytes + bytes > area.max_copy_bytes
+        self.copies > 0
+            && (self.copy_bytes + bytes > area.max_copy_bytes || !self.has_share(area, group))
+    }
+
+    /// Whether a group can have one more read in flight.
+    fn has_share(&self, area: &Area, group: Cgroup) -> bool {
+        self.lanes.reading(group) < GROUP_BYTES.min(area.max_copy_bytes / 2)
     }
 }
 
@@ -1192,28 +1269,16 @@ struct Copy<'a> {
 }
 
 impl<'a> Copy<'a> {
-    fn new(area: &'a Area, run: ChunkRange, flags: Flags) -> Result<Self> {
-        let bytes = area.geometry.bytes_of(run);
-        let sectors = area.geometry.sectors_of(run);
-        let len = (sectors.len << SECTOR_SHIFT) as usize;
-        // What the last chunk has past the end of the device goes to the storage too.
-        let page_flags = if len < bytes {
-            flags | __GFP_ZERO
-        } else {
-            flags
-        };
-        let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, page_flags)?, flags)?;
+    fn new(area: &'a Area, bio: &Bio, run: ChunkRange, flags: Flags) -> Result<Self> {
         Ok(Self {
             run,
-            bytes,
+            bytes: area.geometry.bytes_of(run),
             claim: NewClaim {
                 claim: NewExtent::new(flags)?,
                 extent: NewExtent::new(flags)?,
                 leaves: area.saved.prepare(run, flags)?,
             },
-            read: area
-                .reads
-                .prepare_read(&area.origin, sectors.start, pages, len, flags)?,
+            read: area.read_of(run, flags)?.on_behalf_of(bio),
         })
     }
 }
@@ -1243,12 +1308,25 @@ impl Waiter {
     }
 }
 
+/// A read of the chunks of a claim.
+struct Reading {
+    area: Arc<Area>,
+    /// The first chunk, and the id of the claim.
+    start: u64,
+    id: u64,
+    /// The lane that it is counted in, and its bytes there.
+    lane: Key,
+    bytes: usize,
+}
+
 /// A read from the origin into memory of ours.
 enum OriginRead {
-    /// Of the claim that starts at this chunk, by the task that writes.
-    Behind(Arc<Area>, u64),
-    /// The same, by a worker.
-    Copy(Arc<Area>, u64),
+    /// Submitted by the task that writes.
+    Writer(Reading),
+    /// Submitted by a worker.
+    Worker(Reading),
+    /// The second one.
+    Again(Reading),
     Wait(Arc<Waiter>),
 }
 
@@ -1258,14 +1336,20 @@ impl EndIo for OriginRead {
 
     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
         match self {
-            OriginRead::Behind(area, start) if result.is_err() => Area::not_copied(area, start),
-            OriginRead::Behind(area, start) => Area::copied(area, start, pages, true),
-            OriginRead::Copy(area, start) => {
+            OriginRead::Writer(reading) if result.is_err() => Area::not_copied(reading),
+            OriginRead::Again(reading) if result.is_err() => {
+                let mut state = reading.area.state.lock();
+                reading.area.done(&mut state, 1);
+            }
+            OriginRead::Writer(reading) | OriginRead::Again(reading) => {
+                Area::copied(reading, pages)
+            }
+            OriginRead::Worker(reading) => {
                 // Ahead of the release of the writes, so that no image read misses it.
                 if let Err(e) = result {
-                    area.fail_io(e);
+                    reading.area.fail_io(e);
                 }
-                Area::copied(area, start, pages, false)
+                Area::copied(reading, pages)
             }
             OriginRead::Wait(waiter) => {
                 *waiter.result.lock() = Some((pages, result));
@@ -1295,19 +1379,17 @@ impl EndIo for ImageRead {
     }
 }
 
-impl WorkItem<CLAIM> for Area {
+impl WorkItem<LANES> for Area {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        Self::claim_all(&this);
-    }
-}
-
-impl WorkItem<RELEASE> for Area {
-    type Pointer = Arc<Self>;
-
-    fn run(this: Arc<Self>) {
-        this.release_all();
+        loop {
+            let key = this.state.lock().lanes.start();
+            match key {
+                Some(key) => Self::serve(&this, key),
+                None => return,
+            }
+        }
     }
 }
 
@@ -1332,7 +1414,7 @@ impl HrTimerCallback for Area {
             return HrTimerRestart::Restart;
         }
         this.fail_io(ETIMEDOUT);
-        this.queues.claim(this.into());
+        Self::unstall(this, &mut this.state.lock());
         HrTimerRestart::NoRestart
     }
 }

@@ -35,6 +35,7 @@ mod debug;
 mod event;
 mod extent_map;
 mod image;
+mod lanes;
 mod links;
 mod log;
 mod params;

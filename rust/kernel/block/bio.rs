@@ -162,11 +162,25 @@ impl Bio {
         (self.size() >> super::SECTOR_SHIFT) as u64
     }
 
+    /// The control group that the I/O is accounted to.
+    #[inline]
+    pub fn cgroup(&self) -> Cgroup {
+        // SAFETY: By the type invariant the bio is valid.
+        Cgroup(unsafe { bindings::bio_blkcg_css(self.as_raw()) }.addr())
+    }
+
     /// The memory that the bio's data is in, piece by piece. Empty for operations without data.
     pub fn segments(&self) -> BioSegmentIterator<'_> {
         BioSegmentIterator::new(self)
     }
 }
+
+/// Identifies a control group, as seen by the I/O controllers.
+///
+/// Two bios that are not completed have the same value if and only if they are accounted to the
+/// same group. A value can be used again for another group once there is no bio of the former one.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Cgroup(usize);
 
 /// A [`Bio`] that has to be completed by its owner.
 ///

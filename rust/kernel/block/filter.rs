@@ -111,11 +111,14 @@ use core::{
 /// # Invariants
 ///
 /// - `bio` points to a bio that is valid and not completed, and whose `bi_next` is not in use.
+/// - `own` points to the list of the filter's own bios, which is valid and used by no other task
+///   during `'a`.
 /// - `'a` is that of one call of [`Filter::submit_bio`], which `bio` was made for, and this is the
 ///   only object with it until it is turned into a verdict. The block layer gives the bio away if
 ///   that says so.
 pub struct FilteredBio<'a> {
     bio: *mut bindings::bio,
+    own: *mut bindings::bio_list,
     // Invariant in 'a, so that a verdict on one bio cannot be given on another one.
     _call: PhantomData<fn(&'a ()) -> &'a ()>,
 }
@@ -124,27 +127,29 @@ pub struct FilteredBio<'a> {
 ///
 /// # Invariants
 ///
-/// - `raw` says whether the bio was made an [`OwnedBio`], and is one of the verdicts of C.
-/// - `nowait` is the bio's `REQ_NOWAIT`.
+/// - `taken` says whether the bio was made an [`OwnedBio`].
+/// - `nowait` is the bio's `REQ_NOWAIT`, and `own` is that of [`FilteredBio`].
 /// - It stays in the task that the call of [`Filter::submit_bio`] with the lifetime `'a` runs in.
 #[must_use]
 pub struct Verdict<'a> {
-    raw: bindings::blk_filter_verdict,
+    taken: bool,
     nowait: bindings::blk_opf_t,
+    own: *mut bindings::bio_list,
     // Invariant in 'a, as the bio, and not to be sent to other tasks.
     _call: PhantomData<*mut &'a ()>,
 }
 
 impl<'a> FilteredBio<'a> {
     #[inline]
-    fn verdict(&self, raw: bindings::blk_filter_verdict) -> Verdict<'a> {
+    fn verdict(&self, taken: bool) -> Verdict<'a> {
         // SAFETY: By the type invariants the bio is valid.
         let flags = unsafe { (*self.bio).bi_opf };
         // INVARIANT: The callers do with the bio what they say. It is made in the call with that
         // lifetime, and no type with a raw pointer is `Send`.
         Verdict {
-            raw,
+            taken,
             nowait: flags & (1 << bindings::req_flag_bits___REQ_NOWAIT),
+            own: self.own,
             _call: PhantomData,
         }
     }
@@ -152,17 +157,7 @@ impl<'a> FilteredBio<'a> {
     /// Lets the bio go on, to the next filter that it concerns and to the device.
     #[inline]
     pub fn pass(self) -> Verdict<'a> {
-        self.verdict(bindings::blk_filter_verdict_BLK_FILTER_PASS)
-    }
-
-    /// Lets the bio come again, to all filters, in the same task and behind what was submitted by
-    /// [`Verdict::read_behind`]. A read that the device has served at once is done then; others are
-    /// not waited for.
-    ///
-    /// That there is an end to this is up to the filter.
-    #[inline]
-    pub fn again(self) -> Verdict<'a> {
-        self.verdict(bindings::blk_filter_verdict_BLK_FILTER_AGAIN)
+        self.verdict(false)
     }
 
     /// Takes the bio over, to be ended or, later, given back by [`OwnedBio::resubmit`].
@@ -171,7 +166,7 @@ impl<'a> FilteredBio<'a> {
     /// It must not be resubmitted in the hook, since that may sleep.
     #[inline]
     pub fn take(self) -> (OwnedBio, Verdict<'a>) {
-        let verdict = self.verdict(bindings::blk_filter_verdict_BLK_FILTER_TAKEN);
+        let verdict = self.verdict(true);
         // SAFETY: By the type invariants the bio is valid, and the verdict that is returned here
         // is the only one that there can be for it. It says that the block layer has given the bio
         // away.
@@ -181,19 +176,19 @@ impl<'a> FilteredBio<'a> {
 }
 
 impl Verdict<'_> {
-    /// Submits a read of the filter's own, from the filter's device. It goes there right behind the
-    /// bio that the verdict is on, or ahead of it if that comes again, in the same task. It is not
-    /// throttled. Does not sleep.
+    /// Submits a read of the filter's own. It goes to its device when [`Filter::submit_bio`] has
+    /// returned, in the same task, and is throttled as any other bio. Does not sleep.
     ///
-    /// Where the submitter of the bio does not want to wait it does not for the read either: if
-    /// that had to wait, for a request for example, [`EndIo::end_io`] gets [`EAGAIN`].
-    pub fn read_behind<T: EndIo<Held = UniqueArc<Pages>>>(&self, read: BioRead<'_, T>, data: T) {
+    /// If the submitter of the filtered bio does not want to wait, the read does not wait either:
+    /// [`EndIo::end_io`] gets [`EAGAIN`] if it would have to, for example for a request.
+    pub fn submit_read<T: EndIo<Held = UniqueArc<Pages>>>(&self, read: BioRead<'_, T>, data: T) {
         let read = read.into_bio(data);
         // SAFETY: The read is ours as long as it is not submitted.
         unsafe { (*read).bi_opf |= self.nowait };
-        // SAFETY: The bio is complete, and its end frees it. By the type invariants the filter's
-        // `submit_bio` is running in this task.
-        unsafe { bindings::blk_filter_submit_read(read) };
+        // SAFETY: The bio is complete and in no list; its end frees it. By the type invariants this
+        // is the task of the call that the list is for, and the call has not returned, as it
+        // returns this verdict.
+        unsafe { bindings::bio_list_add(self.own, read) };
     }
 }
 
@@ -271,10 +266,10 @@ pub trait Filter: Send + Sync + Sized + 'static {
     /// A bio that touches the sectors of `range`, which count from the start of the filter's
     /// device and are cut to it. The bio itself may be for the whole disk or for another partition.
     ///
-    /// Process context, but must not sleep, nor submit I/O but by [`Verdict::read_behind`]: the
+    /// Process context, but must not sleep, nor submit I/O but by [`Verdict::submit_read`]: the
     /// caller holds the RCU read lock, and what stopping the device waits for. A bio may come
-    /// again, whole or in pieces: when it was resubmitted or [was to](FilteredBio::again), and what
-    /// remains of it when it was split to the limits of the device.
+    /// again, whole or in pieces: when it was resubmitted, and what remains of it when it was split
+    /// to the limits of the device.
     fn submit_bio<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
@@ -394,13 +389,15 @@ impl<T: Filter> Instance<T> {
     ///
     /// `filter` was returned by [`Self::attach`] and is not freed. `bio` points to a bio that is
     /// valid, not completed and in no list. If the filter says that it was taken it is not the
-    /// caller's any more.
+    /// caller's any more. `own` points to a list that only this call uses, and whose bios are
+    /// submitted when it has returned.
     unsafe extern "C" fn submit_bio(
         filter: *mut bindings::blk_filter,
         bio: *mut bindings::bio,
         sector: bindings::sector_t,
         nr_sectors: bindings::sector_t,
-    ) -> bindings::blk_filter_verdict {
+        own: *mut bindings::bio_list,
+    ) -> bool {
         // SAFETY: `attach` has made the filter, and the RCU read lock, which the block layer
         // holds, keeps it during this call.
         let this = unsafe { Self::from_raw(filter) };
@@ -409,13 +406,15 @@ impl<T: Filter> Instance<T> {
             len: nr_sectors,
         };
         // INVARIANT: The block layer gives a valid bio that is in no list, and does not use it
-        // before this returns, nor afterwards if that is to say that it was taken. `T::submit_bio`
-        // is generic over the lifetime, so it cannot tell it from those of other calls.
+        // before this returns, nor afterwards if that is to say that it was taken. The list is this
+        // call's. `T::submit_bio` is generic over the lifetime, so it cannot tell it from those of
+        // other calls.
         let bio = FilteredBio {
             bio,
+            own,
             _call: PhantomData,
         };
-        T::submit_bio(this.data.as_arc_borrow(), bio, range).raw
+        T::submit_bio(this.data.as_arc_borrow(), bio, range).taken
     }
 
     /// # Safety
@@ -506,7 +505,7 @@ mod tests {
 
     static DROPPED: Atomic<u32> = Atomic::new(0);
 
-    /// Takes writes, ends discards, and lets zeroes come again.
+    /// Takes writes, and ends discards.
     #[pin_data(PinnedDrop)]
     struct Probe {
         #[pin]
@@ -557,7 +556,6 @@ mod tests {
                     verdict
                 }
                 Op::Discard => bio.take().1,
-                Op::WriteZeroes => bio.again(),
                 _ => bio.pass(),
             }
         }
@@ -607,9 +605,6 @@ mod tests {
     /// What the block layer does, to a filter that it has not got.
     #[test]
     fn calls_reach_the_filter() -> Result {
-        const PASS: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_PASS;
-        const TAKEN: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_TAKEN;
-        const AGAIN: bindings::blk_filter_verdict = bindings::blk_filter_verdict_BLK_FILTER_AGAIN;
         type Probed = Instance<Probe>;
 
         let (disk, _store) = memory_disk()?;
@@ -631,14 +626,15 @@ mod tests {
         let this = unsafe { Probed::from_raw(filter) }.data.clone();
 
         let submit = |bio: &TestBio, sector, sectors| {
+            let mut own = bindings::bio_list::default();
             // SAFETY: The filter and the bio are valid, the bio is not completed and in no list,
-            // and it is submitted once.
-            unsafe { Probed::submit_bio(filter, bio.as_raw(), sector, sectors) }
+            // and it is submitted once. The list is empty, and stays so.
+            unsafe { Probed::submit_bio(filter, bio.as_raw(), sector, sectors, &mut own) }
         };
-        assert_eq!(submit(&read, 1, 2), PASS);
-        assert_eq!(submit(&write, 3, 4), TAKEN);
-        assert_eq!(submit(&discard, 7, 1), TAKEN);
-        assert_eq!(submit(&zeroes, 8, 1), AGAIN);
+        assert!(!submit(&read, 1, 2));
+        assert!(submit(&write, 3, 4));
+        assert!(submit(&discard, 7, 1));
+        assert!(!submit(&zeroes, 8, 1));
         assert_eq!(this.sectors.load(Relaxed), 8);
         // The one that was dropped in the hook has ended.
         assert_eq!(read.ended(), (0, 0));

@@ -10,6 +10,7 @@
 
 use super::{
     status,
+    Bio,
     Op,
     OwnedBio, //
 };
@@ -412,6 +413,16 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioRead<'_, T> {
             unsafe { self.set.complete(bio, (self.bdev.clone(), pages, data)) };
         }
         bio
+    }
+
+    /// Accounts the read to the control group of `bio`, and gives it the priority of `bio`.
+    pub fn on_behalf_of(self, bio: &Bio) -> Self {
+        // SAFETY: By the type invariants the read is not submitted; `bio` is a valid bio.
+        unsafe {
+            (*self.bio.as_ptr()).bi_ioprio = (*bio.as_raw()).bi_ioprio;
+            bindings::bio_clone_blkg_association(self.bio.as_ptr(), bio.as_raw());
+        }
+        self
     }
 
     /// Submits the read. [`EndIo::end_io`] is called when it is done, possibly before this returns.

@@ -1,0 +1,159 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+# shellcheck disable=SC2317,SC2329
+#
+# Control groups: what a snapshot reads on behalf of a group counts as I/O of the group, and a
+# group that is slow does not delay the writes of others.
+
+# shellcheck source=blksnap_lib.sh
+. "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
+
+readonly CHUNK=65536 MIB=1048576
+
+# begin SHIFT [ATTRIBUTE=VALUE]...: a disk of 64 MiB for snapshots with chunks of 2^SHIFT bytes, and
+# a tree of groups at $tree
+begin()
+{
+	reloaded "chunk_minimum_shift=$1"
+	tree=$scratch/group
+	mkdir "$tree"
+	undo rmdir "$tree"
+	mount -t cgroup2 none "$tree" || skip "no cgroup2"
+	undo umount "$tree"
+	echo +io 2>/dev/null >"$tree/cgroup.subtree_control" || skip "no groups for I/O"
+	null_blk 64 "${@:2}"; dev=$REPLY
+	filled "$dev" 64 "$scratch/old"
+	number=$(<"/sys/class/block/${dev#/dev/}/dev")
+}
+
+# group NAME FILE VALUE: a group, with the value in one of its files
+group()
+{
+	mkdir "$tree/$1"
+	undo eventually rmdir "$tree/$1"
+	undo eval "echo 1 >'$tree/$1/cgroup.kill'"
+	echo "$3" 2>/dev/null >"$tree/$1/$2" || skip "no $2"
+}
+
+# in_group NAME COMMAND...: in a shell of its own
+in_group()
+{
+	echo "$BASHPID" >"$tree/$1/cgroup.procs"
+	"${@:2}"
+}
+
+# touch_chunks FIRST COUNT: writes 4 KiB to each of so many chunks
+touch_chunks()
+{
+	local i
+
+	for ((i = $1; i < $1 + $2; i++)); do
+		ctl put direct $((i * CHUNK)) 4096 "$dev"
+	done
+}
+
+milliseconds()
+{
+	echo $((${EPOCHREALTIME/./} / 1000))
+}
+
+# read_by NAME: the bytes that the group has read from the disk
+read_by()
+{
+	sed -n "s/^$number .*rbytes=\([0-9]*\).*/\1/p" "$tree/$1/io.stat"
+}
+
+# Each write of 4 KiB needs a read of 64 KiB, which counts as the group's.
+throttled()
+{
+	local begin
+
+	begin 16
+	group slow io.max "$number rbps=$MIB"
+	snapshot_of "$dev"
+	begin=$(milliseconds)
+	(in_group slow touch_chunks 0 48)
+	begin=$(($(milliseconds) - begin))
+	result "48 writes of 4 KiB took $begin ms, and read $(read_by slow) bytes"
+	[ "$(read_by slow)" -ge $((48 * CHUNK)) ] || wrong "reads are not the group's"
+	# 3 MiB at 1 MiB/s; the kernel grants what was saved up in a slice of 100 ms.
+	[ "$begin" -ge 2000 ] || wrong "reads are not throttled"
+	same "$(image_of "$dev")" "$scratch/old"
+}
+
+# What a slow group has claimed, others can write.
+overtaken()
+{
+	local begin pids=() i
+
+	begin 16
+	group slow io.max "$number rbps=$((MIB / 4))"
+	snapshot_of "$dev"
+	# 2 MiB at 256 KiB/s are 8 seconds.
+	for ((i = 0; i < 32; i++)); do
+		in_group slow ctl put direct $((i * CHUNK)) 4096 "$dev" &
+		pids+=($!)
+	done
+	sleep 1
+	begin=$(milliseconds)
+	for ((i = 0; i < 32; i++)); do
+		ctl put direct $((i * CHUNK + 8192)) 4096 "$dev"
+	done
+	begin=$(($(milliseconds) - begin))
+	result "32 writes of another group took $begin ms"
+	[ "$begin" -le 4000 ] || wrong "a slow group delays another one"
+	# Its writes had to wait for the same chunks.
+	wait "${pids[@]}"
+	same "$(image_of "$dev")" "$scratch/old"
+}
+
+# iocost delays the task that submits. That must not be one that others wait for.
+weighed()
+{
+	local without with i
+
+	begin 12 irqmode=2 completion_nsec=100000
+	[ -e "$tree/io.cost.qos" ] || skip "no iocost"
+	echo "$number enable=1 ctrl=user rpct=0 rlat=2000 wpct=0 wlat=2000 min=100 max=100" \
+		>"$tree/io.cost.qos"
+	undo eval "echo '$number enable=0' >'$tree/io.cost.qos'"
+	echo "$number ctrl=user model=linear rbps=100000000 rseqiops=500 rrandiops=500" \
+		"wbps=100000000 wseqiops=500 wrandiops=500" >"$tree/io.cost.model"
+	group heavy io.weight 1000
+	group light io.weight 10
+	for ((i = 1; i <= 8; i++)); do
+		in_group light over_and_over $((i * 1024)) &
+	done
+	sleep 2
+	without=$(timed 0)
+	snapshot_of "$dev"
+	with=$(timed 0)
+	result "128 writes of the heavy group took $without ms, and $with ms with a snapshot"
+	[ "$with" -le $((without * 2 + 200)) ] || wrong "a light group delays a heavy one"
+}
+
+# over_and_over BLOCK: writes 1024 blocks of 4 KiB from there on
+over_and_over()
+{
+	trap - ERR EXIT
+	while :; do
+		dd if=/dev/zero of="$dev" bs=4k count=1024 seek="$1" oflag=direct conv=notrunc \
+			status=none
+	done
+}
+
+# timed BLOCK: how long the heavy group takes to write 128 blocks of 4 KiB from there on
+timed()
+{
+	local begin
+
+	begin=$(milliseconds)
+	(in_group heavy dd if=/dev/zero of="$dev" bs=4k count=128 seek="$1" oflag=direct \
+		conv=notrunc status=none)
+	echo $(($(milliseconds) - begin))
+}
+
+run_cases \
+	"a group's reads are throttled" throttled \
+	"chunks of a slow group" overtaken \
+	"weights of groups" weighed
