@@ -111,6 +111,38 @@ grow()
 	eventually no_watcher
 }
 
+# What is mounted from a device on top of the one in the snapshot, as a logical volume is, is
+# frozen, too.
+stacked()
+{
+	local dev volume where loop
+
+	null_blk 64; dev=$REPLY
+	dm_linear blksnap-volume "$dev" 2048 90112; volume=$REPLY
+	make_fs ext4 "$volume"
+	mounted "$volume"; where=$REPLY
+	truncate -s 16M "$where/file"
+	loop_on "$where/file"; loop=$REPLY
+	make_fs ext4 "$loop"
+	mounted "$loop"
+	# Only in memory so far
+	echo before >"$where/before"
+	echo inside >"$REPLY/inside"
+	mkdir "$scratch/a" "$scratch/b"
+	undo rm -rf "$scratch/a" "$scratch/b"
+	blksnap snapshot "$dev" --store "$scratch" --limit 32M -- sh -ec '
+		dd if="$BLKSNAP_IMAGE_1" of="$0/fs" bs=1M skip=1 count=44 status=none
+		e2fsck -fn "$0/fs"
+		mount -o ro,noload,loop "$0/fs" "$0/a"
+		e2fsck -fn "$0/a/file"
+		mount -o ro,noload,loop "$0/a/file" "$0/b"
+		cat "$0/a/before" "$0/b/inside" >"$0/found"
+		umount "$0/b" "$0/a"' "$scratch"
+	equal "before inside" "$(tr '\n' ' ' <"$scratch/found" | sed 's/ $//')" "the files' content"
+	# And goes on.
+	timeout 10 sync -f "$where"
+}
+
 no_watcher()
 {
 	local process name
@@ -1032,6 +1064,7 @@ run_cases \
 	"command: storage that grows to its end" grow_to_the_end \
 	"command: storage that is appended" append \
 	"command: snapshot that grows" snapshot_grows \
+	"command: file systems on stacked devices" stacked \
 	"command: killed" killed \
 	"command: create that is killed" create_killed \
 	"command: destroy of what is in use" destroy_used \

@@ -9,9 +9,8 @@
 //! storage afterwards, gathered into large writes. So chunks are a [`Claim`] first, then an extent
 //! whose old data is in memory, [`Old::Memory`], and at last on the storage, [`Old::Stored`].
 //!
-//! Reads are accounted to the control group of the write, and throttled with it. If a write of
-//! another group has to wait for such a claim, its chunks are read a second time without a limit,
-//! so that a slow group does not delay others.
+//! Reads are accounted to the control group of the write, but not delayed by its limits: writes of
+//! other groups may wait for the same chunks, or for memory.
 //!
 //! A write is released only when all of its chunks are saved. So as long as a chunk is not saved,
 //! the origin has its old data. An image read from the origin is looked at again when it is done:
@@ -65,7 +64,6 @@ use kernel::{
             BioList,
             BioRead,
             BioSet,
-            Cgroup,
             EndIo,
             Op,
             OwnedBio, //
@@ -139,20 +137,10 @@ const REGION_TOUCHES: u64 = 4;
 /// The most that is copied then at a time, and what it is aligned to.
 const GROWN_BYTES: u64 = 256 << 10;
 
-/// A control group with so many bytes of reads in flight starts no more. Enough to read 1 GB/s from
-/// a device with a latency of 4 ms.
-const GROUP_BYTES: usize = 4 << 20;
-
 /// Chunks whose old data is being read from the origin.
 struct Claim {
-    /// Tells it from a later claim of the same chunks.
-    id: u64,
     /// Writes that wait for it.
     waiting: BioList,
-    /// The group that the read is accounted to.
-    group: Cgroup,
-    /// There is a second read, without a limit.
-    urgent: bool,
     /// Memory for the extent that it becomes.
     extent: NewExtent<Old>,
 }
@@ -181,8 +169,6 @@ struct State {
     claims: ExtentMap<Claim>,
     /// What is saved.
     map: ExtentMap<Old>,
-    /// The id of the next claim.
-    next_claim: u64,
     /// Writes that were taken and are not behind a claim.
     lanes: Lanes,
     /// First chunks of the extents in memory that are to be stored, in order, so that neighbours
@@ -210,7 +196,7 @@ struct State {
     starved: bool,
     /// Image reads that need more than the origin.
     images: BioList,
-    /// Writes, copies and second reads that have to end before the area can be closed.
+    /// Writes and copies that have to end before the area can be closed.
     active: usize,
 }
 
@@ -243,6 +229,8 @@ pub(crate) struct Area {
     #[pin]
     lanes_work: Work<Area, LANES>,
     #[pin]
+    as_root_work: Work<Area, AS_ROOT>,
+    #[pin]
     store_work: Work<Area, STORE>,
     #[pin]
     image_work: Work<Area, IMAGE>,
@@ -252,13 +240,15 @@ pub(crate) struct Area {
 }
 
 const LANES: u64 = 0;
-const STORE: u64 = 1;
-const IMAGE: u64 = 2;
+const AS_ROOT: u64 = 1;
+const STORE: u64 = 2;
+const IMAGE: u64 = 3;
 
 impl_has_work! {
     impl HasWork<Self, 0> for Area { self.lanes_work }
-    impl HasWork<Self, 1> for Area { self.store_work }
-    impl HasWork<Self, 2> for Area { self.image_work }
+    impl HasWork<Self, 1> for Area { self.as_root_work }
+    impl HasWork<Self, 2> for Area { self.store_work }
+    impl HasWork<Self, 3> for Area { self.image_work }
 }
 
 impl_has_hr_timer! {
@@ -330,7 +320,6 @@ impl Area {
                 state <- new_spinlock_irq!(State {
                     claims: ExtentMap::new(),
                     map: ExtentMap::new(),
-                    next_claim: 0,
                     lanes,
                     read,
                     copies: 0,
@@ -357,6 +346,7 @@ impl Area {
                 reads,
                 forwards,
                 lanes_work <- new_work!("blksnap_lanes"),
+                as_root_work <- new_work!("blksnap_as_root"),
                 store_work <- new_work!("blksnap_store"),
                 image_work <- new_work!("blksnap_image"),
                 store_timer <- HrTimer::new(),
@@ -425,7 +415,6 @@ impl Area {
         range: SectorRange,
     ) -> Verdict<'a> {
         let chunks = this.geometry.chunks_of(range);
-        let group = bio.cgroup();
         let mut prepared: Option<Copy<'_>> = None;
         loop {
             let mut state = this.state.lock();
@@ -434,13 +423,13 @@ impl Area {
                 Look::Waits(found) => {
                     let (bio, verdict) = bio.take();
                     state.park();
-                    Self::wait_for(this, &mut state, found.start, bio);
+                    state.wait_for(found.start, bio);
                     return verdict;
                 }
                 Look::Claims(run) => run,
             };
             // A large one keeps the worker busy, not the writer.
-            if chunks.end > run.end || state.is_full(&this, group, run) {
+            if chunks.end > run.end || state.is_full(&this, run) {
                 break;
             }
             // That `run` is free, and that there is room for it, has just been found.
@@ -448,17 +437,17 @@ impl Area {
                 copy.run == run
                     || copy.run.contains(run)
                         && this.is_free(&state, copy.run)
-                        && !state.is_full(&this, group, copy.run)
+                        && !state.is_full(&this, copy.run)
             };
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
-                let reading = Self::claim(this, &mut state, group, copy.claim, copy.run);
+                state.claim(&this, copy.claim, copy.run);
                 state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
                 let (bio, verdict) = bio.take();
                 state.park();
-                Self::wait_for(this, &mut state, start, bio);
+                state.wait_for(start, bio);
                 drop(state);
-                verdict.submit_read(copy.read, OriginRead::Writer(reading));
+                verdict.submit_read(copy.read, OriginRead::Writer(this.into(), start));
                 return verdict;
             }
             let grown = this.grown(&state, run);
@@ -485,6 +474,10 @@ impl Area {
     fn start_workers(this: ArcBorrow<'_, Self>, state: &mut State) {
         while let Some(key) = state.lanes.start() {
             let area: Arc<Self> = this.into();
+            if key == Key::AsRoot {
+                let _ = this.queues.writers.enqueue::<Arc<Self>, AS_ROOT>(area);
+                continue;
+            }
             let serve = move || Self::serve(&area, key);
             if this.queues.writers.try_spawn(GFP_NOWAIT, serve).is_err() {
                 // This one serves all lanes without a worker, one after the other.
@@ -511,7 +504,6 @@ impl Area {
     /// Claims chunks for writes that were taken, as long as there is room for the copies.
     fn claim_all(this: &Arc<Self>, key: Key, mut bios: BioList) {
         while let Some(bio) = bios.pop() {
-            let group = bio.cgroup();
             let Err(bio) = Self::claim_for(this, bio) else {
                 continue;
             };
@@ -522,8 +514,7 @@ impl Area {
                 continue;
             }
             state.lanes.stall(key, bios);
-            // Without its share the group waits for its own reads only.
-            state.starved |= state.has_share(this, group);
+            state.starved = true;
             drop(state);
             this.gathered.notify_all();
             return;
@@ -615,86 +606,6 @@ impl Area {
         hole
     }
 
-    /// Claims free chunks, which are going to be read on behalf of `group`. Returns what the read
-    /// needs.
-    fn claim(
-        this: ArcBorrow<'_, Self>,
-        state: &mut State,
-        group: Cgroup,
-        claim: NewClaim,
-        chunks: ChunkRange,
-    ) -> Reading {
-        let NewClaim {
-            claim,
-            extent,
-            leaves,
-        } = claim;
-        let id = state.next_claim;
-        state.next_claim += 1;
-        let bytes = this.geometry.bytes_of(chunks);
-        this.saved.reserve(leaves);
-        state.claims.insert(
-            claim,
-            chunks,
-            Claim {
-                id,
-                waiting: BioList::new(),
-                group,
-                urgent: false,
-                extent,
-            },
-        );
-        state.copies += 1;
-        state.copy_bytes += bytes;
-        state.peak_copy_bytes = state.peak_copy_bytes.max(state.copy_bytes);
-        state.active += 1;
-        Reading {
-            area: this.into(),
-            start: chunks.start,
-            id,
-            lane: state.lanes.begin_read(group, bytes),
-            bytes,
-        }
-    }
-
-    /// Lets a write wait for the claim that starts at `start`. That of another group may be
-    /// throttled: then a worker reads the chunks once more.
-    fn wait_for(this: ArcBorrow<'_, Self>, state: &mut State, start: u64, bio: OwnedBio) {
-        let Some((_, claim)) = state.claims.get_mut(start) else {
-            // Saved in the meantime, which the lock does not allow.
-            state.lanes.push_taken(bio);
-            return;
-        };
-        if claim.group != bio.cgroup() && !claim.urgent {
-            let area: Arc<Self> = this.into();
-            let id = claim.id;
-            let read = move || Self::read_again(&area, start, id);
-            claim.urgent = this.queues.writers.try_spawn(GFP_NOWAIT, read).is_ok();
-            state.active += usize::from(claim.urgent);
-        }
-        claim.waiting.push(bio);
-    }
-
-    /// Reads the chunks of a claim for a second time.
-    fn read_again(this: &Arc<Self>, start: u64, id: u64) {
-        let chunks = match this.state.lock().claims.get_mut(start) {
-            Some((chunks, claim)) if claim.id == id => Some(chunks),
-            _ => None,
-        };
-        let flags = GFP_NOIO | __GFP_NORETRY | __GFP_NOWARN;
-        match chunks.map(|chunks| this.read_of(chunks, flags)) {
-            Some(Ok(read)) => read.submit(OriginRead::Again(Reading {
-                area: this.clone(),
-                start,
-                id,
-                lane: None,
-                bytes: 0,
-            })),
-            // The first read will do.
-            _ => this.done(&mut this.state.lock(), 1),
-        }
-    }
-
     /// Claims what `bio` is going to overwrite, and lets it wait for the copies or resubmits it.
     /// Gives it back if there is no room for more copies.
     fn claim_for(this: &Arc<Self>, bio: OwnedBio) -> Result<(), OwnedBio> {
@@ -703,7 +614,6 @@ impl Area {
             return Ok(());
         };
         let chunks = this.geometry.chunks_of(range);
-        let group = bio.cgroup();
 
         // All of it is read at once, as far as there may be copies.
         let mut rest = chunks;
@@ -716,7 +626,7 @@ impl Area {
                         rest.start = found.end;
                         continue;
                     }
-                    Look::Claims(run) if state.is_full(this, group, run) => break,
+                    Look::Claims(run) if state.is_full(this, run) => break,
                     Look::Claims(run) => run,
                 }
             };
@@ -731,11 +641,11 @@ impl Area {
             let run = copy.run;
             let mut state = this.state.lock();
             // A writer may have been faster.
-            if this.is_free(&state, run) && !state.is_full(this, group, run) {
-                let area = this.as_arc_borrow();
-                let reading = Self::claim(area, &mut state, group, copy.claim, run);
+            if this.is_free(&state, run) && !state.is_full(this, run) {
+                state.claim(this, copy.claim, run);
                 drop(state);
-                copy.read.submit(OriginRead::Worker(reading));
+                copy.read
+                    .submit(OriginRead::Worker(this.clone(), run.start));
                 rest.start = run.end;
             }
         }
@@ -748,7 +658,7 @@ impl Area {
                 Ok(())
             }
             Look::Waits(found) => {
-                Self::wait_for(this.as_arc_borrow(), &mut state, found.start, bio);
+                state.wait_for(found.start, bio);
                 Ok(())
             }
             Look::Claims(_) => Err(bio),
@@ -805,20 +715,10 @@ impl Area {
     }
 
     /// The old data of a claim was read, or the area has failed. Does not sleep.
-    fn copied(reading: Reading, pages: UniqueArc<Pages>) {
-        let Reading {
-            area: this,
-            start,
-            id,
-            lane,
-            bytes,
-        } = reading;
+    fn copied(this: Arc<Self>, start: u64, pages: UniqueArc<Pages>) {
         let mut state = this.state.lock();
-        state.lanes.end_read(lane, bytes);
-        let Some((chunks, mut claim)) = state.take_claim(start, id) else {
-            // The other read was faster. What this one got may be newer.
-            Self::start_workers(this.as_arc_borrow(), &mut state);
-            this.done(&mut state, 1);
+        // It stays claimed until this.
+        let Some((chunks, mut claim)) = state.claims.remove(start) else {
             return;
         };
         let old = Old::Memory(pages.into());
@@ -850,11 +750,9 @@ impl Area {
     /// The old data of a claim could not be read without waiting, which its writer must not, or
     /// there was an error, which may be that of a chunk that nobody writes: a worker claims again
     /// what the waiting writes need. Does not sleep.
-    fn not_copied(reading: Reading) {
-        let this = reading.area;
+    fn not_copied(this: Arc<Self>, start: u64) {
         let mut state = this.state.lock();
-        state.lanes.end_read(reading.lane, reading.bytes);
-        if let Some((chunks, mut claim)) = state.take_claim(reading.start, reading.id) {
+        if let Some((chunks, mut claim)) = state.claims.remove(start) {
             while let Some(bio) = claim.waiting.pop() {
                 state.lanes.push_taken(bio);
             }
@@ -1215,11 +1113,28 @@ impl Area {
 }
 
 impl State {
-    /// Removes a claim, unless it is gone.
-    fn take_claim(&mut self, start: u64, id: u64) -> Option<(ChunkRange, Claim)> {
-        match self.claims.get(start) {
-            Some(claim) if claim.id == id => self.claims.remove(start),
-            _ => None,
+    /// Claims free chunks, which are going to be read.
+    fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange) {
+        let NewClaim {
+            claim,
+            extent,
+            leaves,
+        } = claim;
+        let waiting = BioList::new();
+        area.saved.reserve(leaves);
+        self.claims.insert(claim, chunks, Claim { waiting, extent });
+        self.copies += 1;
+        self.copy_bytes += area.geometry.bytes_of(chunks);
+        self.peak_copy_bytes = self.peak_copy_bytes.max(self.copy_bytes);
+        self.active += 1;
+    }
+
+    /// Lets a write wait for the claim that starts at `start`.
+    fn wait_for(&mut self, start: u64, bio: OwnedBio) {
+        match self.claims.get_mut(start) {
+            Some((_, claim)) => claim.waiting.push(bio),
+            // Saved in the meantime, which the lock does not allow.
+            None => self.lanes.push_taken(bio),
         }
     }
 
@@ -1231,15 +1146,9 @@ impl State {
     }
 
     /// Whether there is no room for a copy of `run` now.
-    fn is_full(&self, area: &Area, group: Cgroup, run: ChunkRange) -> bool {
+    fn is_full(&self, area: &Area, run: ChunkRange) -> bool {
         let bytes = area.geometry.bytes_of(run);
-        self.copies > 0
-            && (self.copy_bytes + bytes > area.max_copy_bytes || !self.has_share(area, group))
-    }
-
-    /// Whether a group can have one more read in flight.
-    fn has_share(&self, area: &Area, group: Cgroup) -> bool {
-        self.lanes.reading(group) < GROUP_BYTES.min(area.max_copy_bytes / 2)
+        self.copies > 0 && self.copy_bytes + bytes > area.max_copy_bytes
     }
 }
 
@@ -1308,25 +1217,12 @@ impl Waiter {
     }
 }
 
-/// A read of the chunks of a claim.
-struct Reading {
-    area: Arc<Area>,
-    /// The first chunk, and the id of the claim.
-    start: u64,
-    id: u64,
-    /// The lane that it is counted in, and its bytes there.
-    lane: Key,
-    bytes: usize,
-}
-
 /// A read from the origin into memory of ours.
 enum OriginRead {
-    /// Submitted by the task that writes.
-    Writer(Reading),
-    /// Submitted by a worker.
-    Worker(Reading),
-    /// The second one.
-    Again(Reading),
+    /// Of the claim that starts at this chunk, submitted by the task that writes.
+    Writer(Arc<Area>, u64),
+    /// The same, submitted by a worker.
+    Worker(Arc<Area>, u64),
     Wait(Arc<Waiter>),
 }
 
@@ -1336,20 +1232,14 @@ impl EndIo for OriginRead {
 
     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
         match self {
-            OriginRead::Writer(reading) if result.is_err() => Area::not_copied(reading),
-            OriginRead::Again(reading) if result.is_err() => {
-                let mut state = reading.area.state.lock();
-                reading.area.done(&mut state, 1);
-            }
-            OriginRead::Writer(reading) | OriginRead::Again(reading) => {
-                Area::copied(reading, pages)
-            }
-            OriginRead::Worker(reading) => {
+            OriginRead::Writer(area, start) if result.is_err() => Area::not_copied(area, start),
+            OriginRead::Writer(area, start) => Area::copied(area, start, pages),
+            OriginRead::Worker(area, start) => {
                 // Ahead of the release of the writes, so that no image read misses it.
                 if let Err(e) = result {
-                    reading.area.fail_io(e);
+                    area.fail_io(e);
                 }
-                Area::copied(reading, pages)
+                Area::copied(area, start, pages)
             }
             OriginRead::Wait(waiter) => {
                 *waiter.result.lock() = Some((pages, result));
@@ -1390,6 +1280,14 @@ impl WorkItem<LANES> for Area {
                 None => return,
             }
         }
+    }
+}
+
+impl WorkItem<AS_ROOT> for Area {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        Self::serve(&this, Key::AsRoot);
     }
 }
 

@@ -79,9 +79,10 @@ const LOW_SPACE: u32 = _IOW::<uapi::blksnap_storage_low_space>(TYPE, 35);
 const INFO: u32 = _IOWR::<uapi::blksnap_storage_info>(TYPE, 36);
 const WATCH: u32 = _IOW::<uapi::blksnap_uuid>(TYPE, 37);
 const OWN: u32 = _IO(TYPE, 38);
+const FREEZE: u32 = _IOW::<uapi::blksnap_snapshot_freeze>(TYPE, 39);
 
 /// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
-const INTERFACE: [u16; 4] = [3, 3, 0, 0];
+const INTERFACE: [u16; 4] = [3, 4, 0, 0];
 
 /// How many ranges of sectors can be appended at once.
 const MAX_RANGES: usize = 65536;
@@ -136,6 +137,7 @@ impl MiscDevice for Control {
             LOW_SPACE => low_space(slice),
             INFO => info(slice),
             WATCH => this.watch(slice),
+            FREEZE => freeze(slice),
             OWN => {
                 this.is_owner.store(true, Relaxed);
                 Ok(())
@@ -277,6 +279,18 @@ fn append(arg: UserSlice) -> Result {
         sectors.push(range, GFP_KERNEL)?;
     }
     snapshot.extend(bdev, &sectors)
+}
+
+fn freeze(arg: UserSlice) -> Result {
+    let mut from = arg.reader();
+    let id = Uuid::from_bytes(from.read()?);
+    let fd = from.read::<u32>()?;
+    if from.read::<u32>()? != 0 {
+        return Err(EINVAL);
+    }
+    let snapshot = Snapshot::find(id)?;
+    let file = LocalFile::fget(fd)?;
+    snapshot.freeze(BlockDevice::of_file(&file).ok_or(ENOTBLK)?)
 }
 
 /// Reads the id of a snapshot and a number of sectors, which is returned in bytes.

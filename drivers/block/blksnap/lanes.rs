@@ -3,11 +3,11 @@
 //! Taken writes of an area, by control group.
 //!
 //! Submitting a bio can block the task until the control group of the bio may go on, for example
-//! with iocost. So each group has a [`Lane`] with a worker of its own, and a share of the memory
-//! for reads in flight: neither can a slow group delay another one.
+//! with iocost. So each group has a [`Lane`] with a worker of its own.
 
 use kernel::{
     block::bio::{
+        Bio,
         BioList,
         Cgroup,
         OwnedBio, //
@@ -15,22 +15,26 @@ use kernel::{
     prelude::*, //
 };
 
-/// Identifies a lane. `None` is the shared one, which takes in groups for whose lanes there is no
-/// memory.
-pub(crate) type Key = Option<Cgroup>;
+/// Identifies a lane.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Key {
+    /// For groups for whose lanes there is no memory.
+    Shared,
+    /// For bios that are never delayed for their groups.
+    AsRoot,
+    Group(Cgroup),
+}
 
-/// What an area has of one control group.
+/// The writes of one control group.
 struct Lane {
     key: Key,
     /// Writes whose chunks are to be claimed.
     taken: BioList,
     /// Writes that can be resubmitted.
     ready: BioList,
-    /// The bytes that are being read on behalf of the group.
-    reading: usize,
     /// A worker serves this lane.
     running: bool,
-    /// `taken` has to wait until a copy is read or stored.
+    /// `taken` has to wait until copies are stored.
     stalled: bool,
 }
 
@@ -40,7 +44,6 @@ impl Lane {
             key,
             taken: BioList::new(),
             ready: BioList::new(),
-            reading: 0,
             running: false,
             stalled: false,
         }
@@ -48,10 +51,6 @@ impl Lane {
 
     fn has_work(&self) -> bool {
         !self.ready.is_empty() || !self.stalled && !self.taken.is_empty()
-    }
-
-    fn is_unused(&self) -> bool {
-        self.ready.is_empty() && self.taken.is_empty() && self.reading == 0 && !self.running
     }
 }
 
@@ -65,14 +64,15 @@ pub(crate) enum Step {
 ///
 /// # Invariants
 ///
-/// The first lane is the shared one.
+/// The first one is [`Key::Shared`], the second one [`Key::AsRoot`].
 pub(crate) struct Lanes(KVec<Lane>);
 
 impl Lanes {
     pub(crate) fn new() -> Result<Self> {
         let mut lanes = KVec::with_capacity(4, GFP_KERNEL)?;
-        lanes.push(Lane::new(None), GFP_KERNEL)?;
-        // INVARIANT: It is the only one.
+        lanes.push(Lane::new(Key::Shared), GFP_KERNEL)?;
+        lanes.push(Lane::new(Key::AsRoot), GFP_KERNEL)?;
+        // INVARIANT: They are in this order.
         Ok(Self(lanes))
     }
 
@@ -80,9 +80,9 @@ impl Lanes {
         self.0.iter_mut().find(|lane| lane.key == key)
     }
 
-    /// The lane of a group, a new one if there is none.
-    fn of(&mut self, group: Cgroup) -> &mut Lane {
-        let key = Some(group);
+    /// The lane for a bio, a new one if its group has none.
+    fn of(&mut self, bio: &Bio) -> &mut Lane {
+        let key = bio.cgroup().map_or(Key::AsRoot, Key::Group);
         let found = self.0.iter().position(|lane| lane.key == key);
         let at = found.unwrap_or_else(|| match self.0.push(Lane::new(key), GFP_NOWAIT) {
             Ok(()) => self.0.len() - 1,
@@ -91,23 +91,17 @@ impl Lanes {
         &mut self.0[at]
     }
 
-    fn remove_if_unused(&mut self, key: Key) {
-        if key.is_some() {
-            self.0.retain(|lane| lane.key != key || !lane.is_unused());
-        }
-    }
-
     /// Adds a write whose chunks are to be claimed.
     pub(crate) fn push_taken(&mut self, bio: OwnedBio) {
-        self.of(bio.cgroup()).taken.push(bio);
+        self.of(&bio).taken.push(bio);
     }
 
     /// Adds a write that can be resubmitted.
     pub(crate) fn push_ready(&mut self, bio: OwnedBio) {
-        self.of(bio.cgroup()).ready.push(bio);
+        self.of(&bio).ready.push(bio);
     }
 
-    /// Puts writes of the lane back, ahead of the others, until a copy is read or stored.
+    /// Puts writes of the lane back, ahead of the others, until copies are stored.
     pub(crate) fn stall(&mut self, key: Key, mut bios: BioList) {
         if let Some(lane) = self.find(key) {
             bios.append(&mut lane.taken);
@@ -119,28 +113,6 @@ impl Lanes {
     /// There is room for copies again.
     pub(crate) fn unstall(&mut self) {
         self.0.iter_mut().for_each(|lane| lane.stalled = false);
-    }
-
-    /// The bytes that are being read on behalf of a group.
-    pub(crate) fn reading(&self, group: Cgroup) -> usize {
-        let lane = self.0.iter().find(|lane| lane.key == Some(group));
-        lane.map_or(0, |lane| lane.reading)
-    }
-
-    /// Counts a read on behalf of a group. Returns the lane for [`Self::end_read`].
-    pub(crate) fn begin_read(&mut self, group: Cgroup, bytes: usize) -> Key {
-        let lane = self.of(group);
-        lane.reading += bytes;
-        lane.key
-    }
-
-    /// The read is done.
-    pub(crate) fn end_read(&mut self, key: Key, bytes: usize) {
-        if let Some(lane) = self.find(key) {
-            lane.reading -= bytes;
-            lane.stalled = false;
-            self.remove_if_unused(key);
-        }
     }
 
     /// A lane that has work and no worker. The caller starts one, or calls [`Self::not_started`].
@@ -169,7 +141,9 @@ impl Lanes {
             return Some(Step::Claim(lane.taken.take()));
         }
         lane.running = false;
-        self.remove_if_unused(key);
+        if matches!(key, Key::Group(_)) && lane.taken.is_empty() {
+            self.0.retain(|lane| lane.key != key);
+        }
         None
     }
 }

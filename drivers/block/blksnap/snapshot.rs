@@ -30,6 +30,7 @@ use crate::{
     storage::Storage,
     tracker::Tracker, //
 };
+use core::cmp::Reverse;
 use kernel::{
     block::bdev::{
         BdevFile,
@@ -145,6 +146,8 @@ enum State {
 
 struct Devices {
     list: KVec<Device>,
+    /// Devices that are frozen by a take, but not saved.
+    frozen: KVec<Arc<BdevFile>>,
     state: State,
 }
 
@@ -177,6 +180,7 @@ impl Snapshot {
                 queues,
                 devices <- new_mutex!(Devices {
                     list: KVec::new(),
+                    frozen: KVec::new(),
                     state: State::New,
                 }, "blksnap_devices"),
             }),
@@ -231,11 +235,7 @@ impl Snapshot {
     /// Those of [`Tracker::join`] and [`Links::add`], [`EBUSY`] if it was taken, and [`EOPNOTSUPP`]
     /// if the device has blocks that are larger than a page.
     pub(crate) fn add(&self, tracker: Arc<Tracker>, bdev: &BlockDevice) -> Result {
-        let origin = Arc::new(BdevFile::open(bdev.dev())?, GFP_KERNEL)?;
-        // It was removed, and another one has its number now.
-        if !core::ptr::eq(&**origin, bdev) {
-            return Err(ENODEV);
-        }
+        let origin = open(bdev)?;
         if origin.logical_block_size() as usize > PAGE_SIZE {
             return Err(EOPNOTSUPP);
         }
@@ -253,13 +253,6 @@ impl Snapshot {
             State::Destroyed => Err(ESRCH),
         };
         fits?;
-        // Freeze the file system of a loop device before the one with its backing file. The loop
-        // device was set up later, so its diskseq is larger.
-        let at = devices
-            .list
-            .iter()
-            .position(|device| device.origin.disk_seq() < origin.disk_seq())
-            .unwrap_or(devices.list.len());
         devices.list.reserve(1, GFP_KERNEL)?;
         self.links.add(&origin, &tracker, &self.storage)?;
         tracker
@@ -273,8 +266,28 @@ impl Snapshot {
             area: None,
         };
         // There is room for it.
-        let _ = devices.list.insert_within_capacity(at, device);
+        let _ = devices.list.push_within_capacity(device);
         Ok(())
+    }
+
+    /// Adds a device that is only frozen while the snapshot is taken. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EALREADY`] if it was added, [`EBUSY`] if the snapshot was taken, [`ESRCH`] if it was
+    /// destroyed, those of opening the device, and [`ENOMEM`].
+    pub(crate) fn freeze(&self, bdev: &BlockDevice) -> Result {
+        let device = open(bdev)?;
+        let mut devices = self.devices.lock();
+        match devices.state {
+            State::New => {}
+            State::Taken => return Err(EBUSY),
+            State::Destroyed => return Err(ESRCH),
+        }
+        if devices.frozen.iter().any(|it| core::ptr::eq(&***it, bdev)) {
+            return Err(EALREADY);
+        }
+        Ok(devices.frozen.push(device, GFP_KERNEL)?)
     }
 
     /// Takes the snapshot of all devices at one moment. May sleep for long, while file systems
@@ -297,7 +310,7 @@ impl Snapshot {
             State::Taken => return Err(EALREADY),
             State::Destroyed => return Err(ESRCH),
         }
-        let result = self.take_all(&mut devices.list);
+        let result = self.take_all(&mut devices.list, &devices.frozen);
         match result {
             Ok(()) => {
                 for device in &devices.list {
@@ -317,7 +330,7 @@ impl Snapshot {
         result
     }
 
-    fn take_all(&self, devices: &mut KVec<Device>) -> Result {
+    fn take_all(&self, devices: &mut KVec<Device>, also_frozen: &[Arc<BdevFile>]) -> Result {
         // Whatever can fail for lack of something comes first.
         let max_copy_bytes = params::max_copy_bytes() / devices.len();
         for device in devices.iter_mut() {
@@ -337,7 +350,7 @@ impl Snapshot {
             bdevs.push(&**device.origin, GFP_KERNEL)?;
         }
 
-        let with_fs = Self::may_have_fs(devices)?;
+        let with_fs = Self::may_have_fs(devices, also_frozen)?;
         let mut frozen = KVec::with_capacity(with_fs.len(), GFP_KERNEL)?;
         // Or the first one would be frozen while the others write, perhaps by way of a snapshot
         // whose storage is on it.
@@ -379,10 +392,16 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The devices, and their partitions, in the order in which what is mounted from them is to be
-    /// frozen.
-    fn may_have_fs(devices: &[Device]) -> Result<KVec<Arc<BdevFile>>> {
+    /// The devices, their partitions, and those that are only frozen, in the order in which the
+    /// file systems on them are to be frozen.
+    fn may_have_fs(
+        devices: &[Device],
+        also_frozen: &[Arc<BdevFile>],
+    ) -> Result<KVec<Arc<BdevFile>>> {
         let mut files = KVec::new();
+        for device in also_frozen {
+            files.push(device.clone(), GFP_KERNEL)?;
+        }
         for device in devices {
             files.push(device.origin.clone(), GFP_KERNEL)?;
             if device.origin.is_partition() {
@@ -395,6 +414,9 @@ impl Snapshot {
                 files.push(Arc::new(partition, GFP_KERNEL)?, GFP_KERNEL)?;
             }
         }
+        // Freeze the file system of a loop device before the one with its backing file. The loop
+        // device was set up later, so its diskseq is larger.
+        files.sort_unstable_by_key(|device| Reverse(device.disk_seq()));
         Ok(files)
     }
 
@@ -447,5 +469,16 @@ impl Snapshot {
         self.queues.flush();
         rcu::synchronize_rcu();
         devices.list.clear();
+        devices.frozen.clear();
     }
+}
+
+/// Opens a device that the caller has open.
+fn open(bdev: &BlockDevice) -> Result<Arc<BdevFile>> {
+    let file = BdevFile::open(bdev.dev())?;
+    // It was removed, and another one has its number now.
+    if !core::ptr::eq(&*file, bdev) {
+        return Err(ENODEV);
+    }
+    Ok(Arc::new(file, GFP_KERNEL)?)
 }

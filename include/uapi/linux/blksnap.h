@@ -302,6 +302,23 @@ struct blksnap_storage_info {
 	__u64 reserved[3];
 };
 
+/**
+ * struct blksnap_snapshot_freeze - a device to freeze while a snapshot is taken
+ * @id: the snapshot, not taken yet
+ * @fd: a block device, open in any way; it may be closed afterwards
+ * @flags: 0
+ *
+ * The file system on the device is frozen while the snapshot is taken, like
+ * those on the devices of the snapshot and their partitions. This is for devices
+ * that are stacked on these, such as logical volumes and loop devices. What is
+ * not mounted is only written back.
+ */
+struct blksnap_snapshot_freeze {
+	struct blksnap_uuid id;
+	__s32 fd;
+	__u32 flags;
+};
+
 #define IOCTL_BLKSNAP_VERSION			\
 	_IOR(BLKSNAP, 0, struct blksnap_version)
 #define IOCTL_BLKSNAP_SNAPSHOT_CREATE		\
@@ -333,5 +350,7 @@ struct blksnap_storage_info {
  */
 #define IOCTL_BLKSNAP_SNAPSHOT_OWN		\
 	_IO(BLKSNAP, 38)
+#define IOCTL_BLKSNAP_SNAPSHOT_FREEZE		\
+	_IOW(BLKSNAP, 39, struct blksnap_snapshot_freeze)
 
 #endif /* _UAPI_LINUX_BLKSNAP_H */

@@ -162,11 +162,21 @@ impl Bio {
         (self.size() >> super::SECTOR_SHIFT) as u64
     }
 
-    /// The control group that the I/O is accounted to.
+    /// The control group whose limits can delay the bio. None if it must not be delayed, as others
+    /// may be waiting for it: metadata of file systems, and swap.
     #[inline]
-    pub fn cgroup(&self) -> Cgroup {
+    pub fn cgroup(&self) -> Option<Cgroup> {
+        const ISSUED_AS_ROOT: bindings::blk_opf_t =
+            1 << bindings::req_flag_bits___REQ_META | 1 << bindings::req_flag_bits___REQ_SWAP;
+
         // SAFETY: By the type invariant the bio is valid.
-        Cgroup(unsafe { bindings::bio_blkcg_css(self.as_raw()) }.addr())
+        if unsafe { (*self.as_raw()).bi_opf } & ISSUED_AS_ROOT != 0 {
+            return None;
+        }
+        // SAFETY: As above.
+        Some(Cgroup(
+            unsafe { bindings::bio_blkcg_css(self.as_raw()) }.addr(),
+        ))
     }
 
     /// The memory that the bio's data is in, piece by piece. Empty for operations without data.

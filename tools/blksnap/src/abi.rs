@@ -61,6 +61,7 @@ pub const STORAGE_INFO: Opcode = opcode::read_write::<StorageInfo>(CONTROL_GROUP
 pub const SNAPSHOT_WATCH: Opcode = opcode::write::<Id>(CONTROL_GROUP, 37);
 /// Makes snapshots that are created through this file from then on end when it is closed.
 pub const SNAPSHOT_OWN: Opcode = opcode::none(CONTROL_GROUP, 38);
+pub const SNAPSHOT_FREEZE: Opcode = opcode::write::<SnapshotFreeze>(CONTROL_GROUP, 39);
 
 /// Commands of the filter "blksnap" within [`BLKFILTER_CTL`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -290,6 +291,14 @@ pub struct StorageInfo {
     pub reserved: [u64; 3],
 }
 
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct SnapshotFreeze {
+    pub id: Id,
+    pub fd: i32,
+    pub flags: u32,
+}
+
 /// `name` as the kernel takes it: padded with NULs, the last byte a NUL.
 pub const fn padded_name(name: &str) -> [u8; FILTER_NAME_LENGTH] {
     let bytes = name.as_bytes();
@@ -324,6 +333,7 @@ const _: () = {
     assert!(size_of::<StorageLimit>() == 24);
     assert!(size_of::<StorageLowSpace>() == 24);
     assert!(size_of::<StorageInfo>() == 64);
+    assert!(size_of::<SnapshotFreeze>() == 24);
 };
 
 #[cfg(test)]
@@ -358,6 +368,7 @@ mod tests {
         assert_eq!(STORAGE_INFO, 0xc040_5624);
         assert_eq!(SNAPSHOT_WATCH, 0x4010_5625);
         assert_eq!(SNAPSHOT_OWN, 0x5626);
+        assert_eq!(SNAPSHOT_FREEZE, 0x4018_5627);
     }
 
     #[test]
@@ -403,6 +414,8 @@ mod tests {
         assert_eq!(offset_of!(StorageAppend, fd), 28);
         assert_eq!(offset_of!(StorageAppend, flags), 32);
         assert_eq!(offset_of!(StorageLimit, limit_sect), 16);
+        assert_eq!(offset_of!(SnapshotFreeze, fd), 16);
+        assert_eq!(offset_of!(SnapshotFreeze, flags), 20);
         assert_eq!(offset_of!(StorageLowSpace, nr_sect), 16);
         assert_eq!(offset_of!(StorageInfo, total_nr_sect), 16);
         assert_eq!(offset_of!(StorageInfo, used_nr_sect), 24);

@@ -199,6 +199,17 @@ impl Control {
             .map_err(|errno| Error::from_errno(Operation::AppendStorage, errno).of(id))
     }
 
+    /// Has the file system on a block device frozen while a snapshot is taken. This is for
+    /// devices that are stacked on those of the snapshot; see [`Stack::above`].
+    ///
+    /// The device may be closed afterwards.
+    ///
+    /// [`Stack::above`]: crate::stack::Stack::above
+    pub fn freeze(&self, id: Uuid, device: impl AsFd) -> Result<()> {
+        sys::snapshot_freeze(self.file.as_fd(), id.into(), device.as_fd())
+            .map_err(|errno| Error::from_errno(Operation::Freeze, errno).of(id))
+    }
+
     /// Changes the limit of the storage that a snapshot was created with.
     pub fn set_limit(&self, id: Uuid, limit: Sectors) -> Result<()> {
         sys::storage_limit(self.file.as_fd(), id.into(), limit.0)

@@ -49,6 +49,7 @@ pub enum Operation {
     StorageInfo,
     Watch,
     Own,
+    Freeze,
     /// Reading what the kernel says about block devices.
     Scan,
     /// Finding the device node of an image.
@@ -299,6 +300,7 @@ impl Error {
             Operation::SetLowSpace => format!("set the low-space threshold of {snapshot}"),
             Operation::StorageInfo => format!("read how full the storage of {snapshot} is"),
             Operation::Watch => format!("watch {snapshot}"),
+            Operation::Freeze => format!("have {path} frozen when {snapshot} is taken"),
             Operation::Own => "have snapshots end with this process".to_owned(),
             Operation::Scan => format!("read {path}"),
             Operation::FindImage => match self.0.path {

@@ -82,6 +82,8 @@ impl<'a> Held<'a> {
             kernel.add(id, path).map_err(|error| error.on(device))?;
         }
         keep_on()?;
+        kernel.freeze_above(id, &paths)?;
+        keep_on()?;
         kernel.take(id)?;
         for (device, path) in devices.iter().zip(&paths) {
             let found = wait_for_image(kernel, device, path, keep_on)?;

@@ -37,6 +37,8 @@ pub trait Kernel {
     fn detach(&self, device: &Path) -> Result<()>;
     fn create(&self, store: &Path, limit: Sectors) -> Result<Uuid>;
     fn add(&self, id: Uuid, device: &Path) -> Result<()>;
+    /// Has file systems on devices that are stacked on `devices` frozen while it is taken.
+    fn freeze_above(&self, id: Uuid, devices: &[PathBuf]) -> Result<()>;
     fn take(&self, id: Uuid) -> Result<()>;
     fn destroy(&self, id: Uuid) -> Result<()>;
     fn snapshot_state(&self, device: &Path) -> Result<SnapshotState>;
@@ -69,6 +71,30 @@ pub trait Kernel {
             _ => Disk::default(),
         }
     }
+}
+
+/// Has the file systems on devices that are stacked on `devices` frozen when a snapshot is taken.
+/// With a driver that cannot do that, they are as after a power cut in it.
+pub fn freeze_above(control: &Control, id: Uuid, devices: &[PathBuf]) -> Result<()> {
+    let numbers: Vec<DeviceNumber> = devices
+        .iter()
+        .filter_map(|device| crate::device::check(device).ok())
+        .collect();
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    for node in Stack::default().above(&numbers) {
+        // One that cannot be opened is going away, or has no medium.
+        let Ok(device) = open(&node, flags, Mode::empty()) else {
+            continue;
+        };
+        if let Err(error) = control.freeze(id, &device) {
+            match error.errno() {
+                Some(Errno::ALREADY | Errno::NODEV | Errno::NXIO) => {}
+                Some(Errno::NOTTY) => return Ok(()),
+                _ => return Err(error.on(&node)),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What is done with a snapshot that was just created; an error destroys it again.
@@ -132,6 +158,10 @@ impl Kernel for Linux<'_> {
 
     fn add(&self, id: Uuid, device: &Path) -> Result<()> {
         Device::open(device)?.add_to_snapshot(id)
+    }
+
+    fn freeze_above(&self, id: Uuid, devices: &[PathBuf]) -> Result<()> {
+        freeze_above(&Control::open()?, id, devices)
     }
 
     fn take(&self, id: Uuid) -> Result<()> {

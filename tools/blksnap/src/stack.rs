@@ -70,6 +70,65 @@ impl Stack {
         below
     }
 
+    /// The nodes of the block devices that are stacked on `devices` or on partitions of them, all
+    /// the way up: of device-mapper, of MD, and loop devices, also those on a file of a mounted
+    /// file system. No file is looked at: a file server that is gone would keep us waiting.
+    pub fn above(&self, devices: &[DeviceNumber]) -> Vec<PathBuf> {
+        let mut below: BTreeSet<DeviceNumber> = devices.iter().copied().collect();
+        for number in devices {
+            let partitions = self.partitions(*number);
+            below.extend(partitions.iter().filter_map(|(_, path)| number_in(path)));
+        }
+        let mut found = Vec::new();
+        loop {
+            let mut names: Vec<String> = below
+                .iter()
+                .filter_map(|number| self.directory(*number))
+                .flat_map(|directory| names_in(&directory.join("holders")))
+                .collect();
+            names.extend(self.loops_on(&below));
+            let before = below.len();
+            for name in names {
+                let number = number_in(&self.sys.join("class/block").join(&name));
+                if number.is_some_and(|number| below.insert(number)) {
+                    found.push(self.dev.join(name.replace('!', "/")));
+                }
+            }
+            if below.len() == before {
+                return found;
+            }
+        }
+    }
+
+    /// The loop devices directly on one of the devices, or on a file of what is mounted from it.
+    fn loops_on(&self, below: &BTreeSet<DeviceNumber>) -> Vec<String> {
+        let is_on = |name: &str| {
+            let directory = self.sys.join("class/block").join(name);
+            let Some(file) = backing_file(&directory) else {
+                return false;
+            };
+            if let Some(number) = self.backing_device(&directory) {
+                return below.contains(&number);
+            }
+            let mount = self.mount_of(&file);
+            mount.is_some_and(|mount| {
+                below.contains(&mount.number)
+                    || block_device(&mount.source).is_some_and(|it| below.contains(&it))
+            })
+        };
+        let names = names_in(&self.sys.join("class/block"));
+        names.into_iter().filter(|name| is_on(name)).collect()
+    }
+
+    /// What is mounted where a path is.
+    fn mount_of(&self, path: &Path) -> Option<&Mount> {
+        self.mounts
+            .iter()
+            .filter(|mount| path.starts_with(&mount.mount_point))
+            // Of several at one place the last one counts.
+            .max_by_key(|mount| mount.mount_point.components().count())
+    }
+
     /// Whether loop devices that they lie on, or are, have bytes of one file in common.
     pub fn share_a_file(&self, one: DeviceNumber, other: DeviceNumber) -> bool {
         let (ones, others) = (self.loops_below(one), self.loops_below(other));
@@ -120,12 +179,7 @@ impl Stack {
             return self.add_device(number, below);
         }
         // That of a btrfs is anonymous, and another one for each subvolume.
-        let mount = self
-            .mounts
-            .iter()
-            .filter(|mount| path.starts_with(&mount.mount_point))
-            // Of several at one place the last one counts.
-            .max_by_key(|mount| mount.mount_point.components().count());
+        let mount = self.mount_of(&path);
         if let Some(number) = mount.and_then(|mount| block_device(&mount.source)) {
             self.add_device(number, below);
         }
@@ -464,6 +518,35 @@ mod tests {
             .below_device(number("4007:0"))
             .files
             .contains(&file_id(&file)));
+    }
+
+    #[test]
+    fn everything_above_is_found() {
+        let (temp, mut stack) = sample();
+        let above = |stack: &Stack, text: &str| {
+            let mut nodes = stack.above(&[number(text)]);
+            nodes.sort();
+            nodes
+        };
+        let dev = |name: &str| Path::new("/dev").join(name);
+        assert_eq!(above(&stack, "4008:0"), [dev("dm-0")]);
+        assert_eq!(above(&stack, "4008:1"), [dev("dm-0")]);
+        assert!(above(&stack, "4008:16").is_empty());
+        assert!(above(&stack, "9:9").is_empty());
+        // The loop device is on a file of what is mounted from dm-0.
+        let path = fs::canonicalize(temp.path()).unwrap();
+        let mount = |number, mount_point: &Path| Mount {
+            number,
+            mount_point: mount_point.to_owned(),
+            source: "/dev/null".into(),
+        };
+        stack.mounts = vec![
+            mount(number("4008:16"), Path::new("/")),
+            mount(number("4000:0"), &path),
+        ];
+        assert_eq!(above(&stack, "4008:0"), [dev("dm-0"), dev("loop0")]);
+        assert_eq!(above(&stack, "4000:0"), [dev("loop0")]);
+        assert!(above(&stack, "4008:16").is_empty());
     }
 
     #[test]

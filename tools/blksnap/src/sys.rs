@@ -232,6 +232,20 @@ pub(crate) fn storage_limit(fd: BorrowedFd<'_>, id: abi::Id, limit_sectors: u64)
     unsafe { update::<{ abi::STORAGE_LIMIT }, _>(fd, &mut arg) }
 }
 
+pub(crate) fn snapshot_freeze(
+    fd: BorrowedFd<'_>,
+    id: abi::Id,
+    device: BorrowedFd<'_>,
+) -> Result<()> {
+    let mut arg = abi::SnapshotFreeze {
+        id,
+        fd: device.as_raw_fd(),
+        flags: 0,
+    };
+    // SAFETY: the type is that of SNAPSHOT_FREEZE, without addresses.
+    unsafe { update::<{ abi::SNAPSHOT_FREEZE }, _>(fd, &mut arg) }
+}
+
 pub(crate) fn storage_low_space(fd: BorrowedFd<'_>, id: abi::Id, sectors: u64) -> Result<()> {
     let mut arg = abi::StorageLowSpace {
         id,

@@ -104,6 +104,10 @@ impl Kernel for Files {
         Ok(())
     }
 
+    fn freeze_above(&self, _id: Uuid, _devices: &[PathBuf]) -> Result<()> {
+        Ok(())
+    }
+
     fn take(&self, id: Uuid) -> Result<()> {
         self.note("take");
         match self.behaviour.as_str() {

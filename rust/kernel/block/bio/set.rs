@@ -415,11 +415,15 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioRead<'_, T> {
         bio
     }
 
-    /// Accounts the read to the control group of `bio`, and gives it the priority of `bio`.
+    /// Gives the read the priority of `bio` and accounts it to the control group of `bio`. It is
+    /// never delayed by a limit of the group, since other groups may be waiting for it, too. The
+    /// group pays for it later.
     pub fn on_behalf_of(self, bio: &Bio) -> Self {
         // SAFETY: By the type invariants the read is not submitted; `bio` is a valid bio.
         unsafe {
             (*self.bio.as_ptr()).bi_ioprio = (*bio.as_raw()).bi_ioprio;
+            // See bio_issue_as_root_blkg().
+            (*self.bio.as_ptr()).bi_opf |= 1 << bindings::req_flag_bits___REQ_META;
             bindings::bio_clone_blkg_association(self.bio.as_ptr(), bio.as_raw());
         }
         self

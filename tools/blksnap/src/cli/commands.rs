@@ -12,6 +12,7 @@ use blksnap::device;
 use blksnap::device::Attachment;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
+use blksnap::kernel::freeze_above;
 use blksnap::signals::Signals;
 use blksnap::storage;
 use blksnap::Control;
@@ -113,6 +114,7 @@ pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8>
         for path in devices {
             Device::open(path)?.add_to_snapshot(id)?;
         }
+        freeze_above(&control, id, devices)?;
         if plan.growth.is_some() {
             grow::start_process(id, &store.store, &plan)?;
         }
@@ -147,8 +149,10 @@ pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8>
 }
 
 pub fn add(output: &Output, id: Uuid, devices: &[PathBuf]) -> Result<u8> {
+    let control = Control::open()?;
     each_device(output, devices, |path| {
         Device::open(path)?.add_to_snapshot(id)?;
+        freeze_above(&control, id, &[path.to_owned()])?;
         Ok((
             json!({ "device": path.display().to_string(), "snapshot": id }),
             format!("added to snapshot {id}"),

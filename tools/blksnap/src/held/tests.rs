@@ -72,6 +72,11 @@ impl Kernel for Recorder {
         self.note(format!("add {}", name(device)))
     }
 
+    fn freeze_above(&self, id: Uuid, _devices: &[PathBuf]) -> Result<()> {
+        assert_eq!(id, ID);
+        self.note("freeze above".to_owned())
+    }
+
     fn take(&self, id: Uuid) -> Result<()> {
         assert_eq!(id, ID);
         self.note("take".to_owned())
@@ -126,7 +131,15 @@ fn take<'a>(
     )
 }
 
-const SET_UP: [&str; 6] = ["attach a", "attach b", "create", "add a", "add b", "take"];
+const SET_UP: [&str; 7] = [
+    "attach a",
+    "attach b",
+    "create",
+    "add a",
+    "add b",
+    "freeze above",
+    "take",
+];
 
 #[test]
 fn release_destroys_and_leaves_the_filter() {
@@ -136,7 +149,7 @@ fn release_destroys_and_leaves_the_filter() {
     assert_eq!(held.devices()[1].node, Path::new("/dev/image-b"));
     assert_eq!(kernel.calls(), SET_UP);
     assert!(held.release().is_empty());
-    assert_eq!(kernel.calls()[6..], ["destroy"]);
+    assert_eq!(kernel.calls()[SET_UP.len()..], ["destroy"]);
 }
 
 #[test]
@@ -147,14 +160,17 @@ fn release_detaches_only_what_was_attached_here() {
     };
     let held = take(&kernel, true, &mut || Ok(())).unwrap();
     assert!(held.release().is_empty());
-    assert_eq!(kernel.calls()[6..], ["destroy", "detach b"]);
+    assert_eq!(kernel.calls()[SET_UP.len()..], ["destroy", "detach b"]);
 }
 
 #[test]
 fn drop_releases() {
     let kernel = Recorder::default();
     drop(take(&kernel, true, &mut || Ok(())).unwrap());
-    assert_eq!(kernel.calls()[6..], ["destroy", "detach b", "detach a"]);
+    assert_eq!(
+        kernel.calls()[SET_UP.len()..],
+        ["destroy", "detach b", "detach a"]
+    );
 }
 
 #[test]
@@ -165,6 +181,7 @@ fn every_failure_undoes_all_before_it() {
         (Operation::Create, &["detach b", "detach a"]),
         (Operation::SnapshotAdd, &["destroy", "detach b", "detach a"]),
         (Operation::SnapshotAdd, &["destroy", "detach b", "detach a"]),
+        (Operation::Freeze, &["destroy", "detach b", "detach a"]),
         (Operation::Take, &["destroy", "detach b", "detach a"]),
     ]
     .into_iter()
@@ -209,7 +226,10 @@ fn release_goes_on_after_an_error() {
     let held = take(&kernel, true, &mut || Ok(())).unwrap();
     let errors = held.release();
     assert_eq!(errors.len(), 1);
-    assert_eq!(kernel.calls()[6..], ["destroy", "detach b", "detach a"]);
+    assert_eq!(
+        kernel.calls()[SET_UP.len()..],
+        ["destroy", "detach b", "detach a"]
+    );
 }
 
 #[test]
@@ -266,6 +286,14 @@ fn requests_go_to_what_a_link_was() {
     std::fs::remove_file(&link).unwrap();
     held.verify(&held.devices()[0]).unwrap();
     assert!(held.release().is_empty());
-    let calls = ["attach a", "create", "add a", "take", "destroy", "detach a"];
+    let calls = [
+        "attach a",
+        "create",
+        "add a",
+        "freeze above",
+        "take",
+        "destroy",
+        "detach a",
+    ];
     assert_eq!(kernel.calls(), calls);
 }

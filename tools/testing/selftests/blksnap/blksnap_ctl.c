@@ -242,22 +242,18 @@ static void drop_rights(void)
 		die("capset");
 }
 
-static void make_it_fail(const char *yes)
-{
-	int fd = open("/proc/self/make-it-fail", O_WRONLY);
-
-	if (fd < 0 || write(fd, yes, 1) != 1)
-		die("no fault injection");
-	close(fd);
-}
-
 static int failing_call(int fd, unsigned int request, void *arg)
 {
+	/* Opening it again would fail, too. */
+	int faults = open("/proc/self/make-it-fail", O_WRONLY);
 	int error;
 
-	make_it_fail("1");
+	if (faults < 0 || pwrite(faults, "1", 1, 0) != 1)
+		die("no fault injection");
 	error = ioctl(fd, request, arg) < 0 ? errno : 0;
-	make_it_fail("0");
+	if (pwrite(faults, "0", 1, 0) != 1)
+		die("no fault injection");
+	close(faults);
 	return error;
 }
 
@@ -342,6 +338,7 @@ static void do_abi(void)
 	VALUE(IOCTL_BLKSNAP_STORAGE_INFO);
 	VALUE(IOCTL_BLKSNAP_SNAPSHOT_WATCH);
 	VALUE(IOCTL_BLKSNAP_SNAPSHOT_OWN);
+	VALUE(IOCTL_BLKSNAP_SNAPSHOT_FREEZE);
 	VALUE(BLKSNAP_FILTER_CBTINFO);
 	VALUE(BLKSNAP_FILTER_CBTMAP);
 	VALUE(BLKSNAP_FILTER_CBTDIRTY);
@@ -400,6 +397,9 @@ static void do_abi(void)
 	FIELD(blksnap_storage_limit, limit_sect);
 	SIZE(blksnap_storage_low_space);
 	FIELD(blksnap_storage_low_space, nr_sect);
+	SIZE(blksnap_snapshot_freeze);
+	FIELD(blksnap_snapshot_freeze, fd);
+	FIELD(blksnap_snapshot_freeze, flags);
 	SIZE(blksnap_storage_info);
 	FIELD(blksnap_storage_info, total_nr_sect);
 	FIELD(blksnap_storage_info, used_nr_sect);
@@ -500,6 +500,23 @@ static void do_append(void)
 	}
 	must(call(open_control(), IOCTL_BLKSNAP_STORAGE_APPEND,
 		  guarded_copy(&append, sizeof(append))));
+}
+
+static void do_freeze(void)
+{
+	struct blksnap_snapshot_freeze freeze = { .id = to_id(argv[1]) };
+	const char *file = argv[2];
+
+	if (!strncmp(file, "fd:", 3)) {
+		freeze.fd = number(file + 3);
+	} else {
+		freeze.fd = open(file, O_RDONLY);
+		if (freeze.fd < 0)
+			fail(errno);
+	}
+	freeze.flags = number(arg(3, "0"));
+	must(call(open_control(), IOCTL_BLKSNAP_SNAPSHOT_FREEZE,
+		  guarded_copy(&freeze, sizeof(freeze))));
 }
 
 static void do_limit(void)
@@ -1594,6 +1611,7 @@ static const struct {
 	{ "create-empty", 0, 1, do_create_empty, "[FLAGS]" },
 	{ "own", 4, 4, do_own, "COUNT PATH SECTORS DEV" },
 	{ "append", 2, 99999, do_append, "ID DEV [OFFSET:COUNT... | bad]" },
+	{ "freeze", 2, 3, do_freeze, "ID DEV|fd:NUMBER [FLAGS]" },
 	{ "limit", 2, 2, do_limit, "ID SECTORS" },
 	{ "low-space", 2, 2, do_low_space, "ID SECTORS" },
 	{ "space", 1, 1, do_space, "ID" },

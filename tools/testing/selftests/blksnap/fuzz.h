@@ -64,6 +64,7 @@ enum command {
 	SPACE,
 	WATCH,
 	OWN,
+	FREEZE,
 	OTHER_CONTROL,
 	NR_COMMANDS
 };

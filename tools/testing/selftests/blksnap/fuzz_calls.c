@@ -38,6 +38,8 @@ const struct command_info commands[NR_COMMANDS] = {
 	[SPACE] = { "space", 4, false, { ESRCH } },
 	[WATCH] = { "watch", 2, false, { ESRCH, EBUSY } },
 	[OWN] = { "own", 1, false, {} },
+	[FREEZE] = { "freeze", 3, false,
+		{ EINVAL, ESRCH, EBADF, ENOTBLK, EBUSY, EALREADY, EINTR, ENOMEM } },
 	[OTHER_CONTROL] = { "other control ioctl", 3, true, { ENOTTY } },
 };
 

@@ -162,6 +162,24 @@ static void call_append(struct worker *w)
 	check_unchanged(w, BUFFER, 0, w->arguments[BUFFER].len);
 }
 
+static void call_freeze(struct worker *w)
+{
+	const struct device *d = &devices[below(&w->random, nr_devices)];
+	struct blksnap_snapshot_freeze freeze = { .fd = d->fd };
+	int others[] = { -1, 0, d->direct, w->control, 1 << 20 };
+	__u64 address;
+
+	any_id(w, &freeze.id, TAKEN);
+	if (percent(&w->random, 8))
+		freeze.fd = others[below(&w->random, ARRAY_SIZE(others))];
+	if (percent(&w->random, 4))
+		freeze.flags = next(&w->random);
+	address = place(w, MAIN, &freeze, sizeof(freeze), 4);
+	/* The device may be an image's. */
+	call(w, FREEZE, w->control, IOCTL_BLKSNAP_SNAPSHOT_FREEZE, address, true);
+	check_unchanged(w, MAIN, 0, sizeof(freeze));
+}
+
 /* They have the same layout. */
 static void call_number(struct worker *w, enum command which, unsigned int request)
 {
@@ -411,6 +429,7 @@ static void call_other_control(struct worker *w)
 	case IOCTL_BLKSNAP_STORAGE_INFO:
 	case IOCTL_BLKSNAP_SNAPSHOT_WATCH:
 	case IOCTL_BLKSNAP_SNAPSHOT_OWN:
+	case IOCTL_BLKSNAP_SNAPSHOT_FREEZE:
 		return;
 	}
 	/* What any file has. */
@@ -462,6 +481,9 @@ void call_control(struct worker *w, enum command which)
 		break;
 	case OWN:
 		call_own(w);
+		break;
+	case FREEZE:
+		call_freeze(w);
 		break;
 	default:
 		call_other_control(w);

@@ -27,6 +27,7 @@ values()
 	IOCTL_BLKSNAP_STORAGE_INFO 0xc0405624
 	IOCTL_BLKSNAP_SNAPSHOT_WATCH 0x40105625
 	IOCTL_BLKSNAP_SNAPSHOT_OWN 0x00005626
+	IOCTL_BLKSNAP_SNAPSHOT_FREEZE 0x40185627
 	END
 }
 
@@ -100,6 +101,9 @@ layouts()
 	blksnap_storage_limit.limit_sect 16
 	struct blksnap_storage_low_space 24
 	blksnap_storage_low_space.nr_sect 16
+	struct blksnap_snapshot_freeze 24
+	blksnap_snapshot_freeze.fd 16
+	blksnap_snapshot_freeze.flags 20
 	struct blksnap_storage_info 64
 	blksnap_storage_info.total_nr_sect 16
 	blksnap_storage_info.used_nr_sect 24

@@ -190,6 +190,40 @@ disk_with_file_systems()
 	equal before "$(<"$REPLY/before")" "the file written before"
 }
 
+# A file system on a device that is stacked on the one in the snapshot, as a logical volume is.
+stacked()
+{
+	local dev volume image
+
+	null_blk 64; dev=$REPLY
+	dm_linear blksnap-volume "$dev" 2048 65536; volume=$REPLY
+	make_fs ext4 "$volume"
+	mounted "$volume"; where=$REPLY
+	attach "$dev"
+	new_storage
+	create "$storage" "$ROOM"
+	ctl add "$dev" "$snapshot"
+	ctl freeze "$snapshot" "$volume"
+	expect EALREADY ctl freeze "$snapshot" "$volume"
+	expect EINVAL ctl freeze "$snapshot" "$dev" 1
+	expect ENOTBLK ctl freeze "$snapshot" "$storage"
+	expect EBADF ctl freeze "$snapshot" fd:99
+	expect ESRCH ctl freeze 00000000-0000-0000-0000-000000000001 "$dev"
+	# Only in memory so far
+	echo before >"$where/before"
+	ctl take "$snapshot"
+	expect EBUSY ctl freeze "$snapshot" "$dev"
+	echo after >"$where/after"
+	timeout 10 sync -f "$where"
+	image=$(image_of "$dev")
+	dm_linear blksnap-volume-of-image "$image" 2048 65536
+	# Without the journal
+	e2fsck -fn "$REPLY"
+	mounted "$REPLY" -o ro,noload
+	equal before "$(<"$REPLY/before")" "the file written before"
+	[ ! -e "$REPLY/after" ] || wrong "the file written after is in the image"
+}
+
 # fs_on_loop DIR MEBIBYTES: a file there is $loop, with an ext4 that has $where/file
 fs_on_loop()
 {
@@ -315,6 +349,7 @@ run_cases \
 	"ext4 and xfs, being written" file_systems \
 	"devices without file systems, being written" raw \
 	"disk with file systems on its partitions" disk_with_file_systems \
+	"file system on a stacked device" stacked \
 	"loop device on an ext4" "loop_on_fs ext4" \
 	"loop device on a btrfs" "loop_on_fs btrfs" \
 	"loop device on a partition, with the disk and another one" loop_on_partition \

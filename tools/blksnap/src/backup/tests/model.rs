@@ -251,6 +251,10 @@ impl Kernel for Model {
         Ok(())
     }
 
+    fn freeze_above(&self, _id: Uuid, _devices: &[PathBuf]) -> Result<()> {
+        Ok(())
+    }
+
     fn take(&self, _id: Uuid) -> Result<()> {
         let held = |(path, disk): (&PathBuf, &Disk)| disk.is_held.then(|| path.clone());
         let devices: Vec<PathBuf> = self.disks.borrow().iter().filter_map(held).collect();
