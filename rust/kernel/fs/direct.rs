@@ -96,10 +96,15 @@ impl DirectFile {
     /// - [`EPERM`] if the file is another user's,
     /// - [`EBUSY`] if the block device is in use,
     /// - [`EINVAL`] if it is something else,
+    /// - [`ESRCH`] if the task is exiting and has no root directory any more,
     /// - and others of opening a file.
     pub fn open(path: &CStr) -> Result<Self> {
         const FLAGS: c_int = (bindings::O_RDWR | bindings::O_LARGEFILE | bindings::O_EXCL) as c_int;
 
+        // SAFETY: The current task is valid, and nobody else changes its `fs`.
+        if unsafe { (*Task::current_raw()).fs.is_null() } {
+            return Err(ESRCH);
+        }
         let open = |flags: c_int| {
             // SAFETY: The path is a valid string.
             from_err_ptr(unsafe { bindings::filp_open(path.as_char_ptr(), FLAGS | flags, 0o600) })

@@ -30,17 +30,12 @@ use crate::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
-            Relaxed,
-            Release, //
+            Full,
+            Relaxed, //
         },
         Arc,
         UniqueArc, //
-    },
-    time::{
-        delay::fsleep,
-        Delta, //
     },
     types::Opaque,
     workqueue::{
@@ -113,14 +108,15 @@ impl<T: EndIo> Private<T> {
 /// # Invariants
 ///
 /// - The bio set is initialised.
-/// - `in_flight` is at least the number of bios that [`Self::enter`] was called for and that
-///   [`Self::end_io`] is not through with. There is a reference to `owner` for each.
+/// - It is in a [`KBox`], owned by the caller that brings `users` to 0. `users` counts the
+///   [`BioSet`], and each bio from [`Self::enter`] until [`Self::leave`] or the end of
+///   [`Self::end_io`]. There is a reference to `owner` for each of these bios.
 /// - `finish` may be called for each of these bios, once, when it is done. It is code of `owner`.
 #[pin_data(PinnedDrop)]
 struct Inner {
     #[pin]
     set: Opaque<bindings::bio_set>,
-    in_flight: Atomic<i64>,
+    users: Atomic<i64>,
     owner: &'static ThisModule,
     finish: unsafe fn(*mut bindings::bio),
     #[pin]
@@ -149,8 +145,8 @@ impl Inner {
         front_pad: u32,
         owner: &'static ThisModule,
         finish: unsafe fn(*mut bindings::bio),
-    ) -> Result<Pin<KBox<Self>>> {
-        KBox::try_pin_init(
+    ) -> Result<NonNull<Self>> {
+        let inner = KBox::try_pin_init(
             try_pin_init!(Self {
                 // INVARIANT: The set is initialised here.
                 set <- Opaque::try_ffi_init(|slot: *mut bindings::bio_set| {
@@ -166,37 +162,66 @@ impl Inner {
                         )
                     })
                 }),
-                // INVARIANT: No bio has been submitted.
-                in_flight: Atomic::new(0),
+                // INVARIANT: The caller's; no bio has been submitted.
+                users: Atomic::new(1),
                 owner,
                 // INVARIANT: As the caller promises.
                 finish,
                 drop_work <- new_work!("BioSet::drop"),
             }? Error),
             GFP_KERNEL,
-        )
+        )?;
+        // SAFETY: It is not moved: `put` pins it again.
+        let inner = unsafe { Pin::into_inner_unchecked(inner) };
+        // SAFETY: A box is not at the null pointer.
+        Ok(unsafe { NonNull::new_unchecked(KBox::into_raw(inner)) })
     }
 
     /// Makes sure that the module stays until a bio that is going to be submitted is done. Fails if
-    /// it is being unloaded.
+    /// it is being loaded, since it is freed in spite of references if its init fails, or unloaded.
     #[inline(never)]
     fn enter(&self) -> bool {
+        let owner = self.owner.as_ptr();
         // SAFETY: The module is there, since this is called by it; without one it is null.
-        if !unsafe { bindings::try_module_get(self.owner.as_ptr()) } {
+        if unsafe {
+            !owner.is_null() && bindings::module_is_coming(owner)
+                || !bindings::try_module_get(owner)
+        } {
             return false;
         }
         // INVARIANT: There is one reference more, and the bio is counted before it is submitted.
-        self.in_flight.add(1, Relaxed);
+        self.users.add(1, Relaxed);
         true
     }
 
-    /// Takes back what [`Self::enter`] did for a bio that is not submitted after all. The module
-    /// has another reference, or is being loaded, since this is called by it.
+    /// Gives up what `users` counts. The last one frees the set, in a work item: freeing may sleep,
+    /// and this may be called where I/O is done.
+    ///
+    /// # Safety
+    ///
+    /// `this` was counted for the caller, who does not use it afterwards.
     #[inline(never)]
-    fn leave(&self) {
+    unsafe fn put(this: NonNull<Self>) {
+        // SAFETY: It is there as long as it is counted for the caller.
+        if unsafe { this.as_ref() }.users.fetch_sub(1, Full) != 1 {
+            return;
+        }
+        // SAFETY: By the type invariants it is ours now, and was never moved.
+        let this = unsafe { Pin::new_unchecked(KBox::from_raw(this.as_ptr())) };
+        workqueue::system_long().enqueue(this);
+    }
+
+    /// Takes back what [`Self::enter`] did for a bio that is not submitted after all. The module
+    /// stays, since this is called by it.
+    ///
+    /// # Safety
+    ///
+    /// [`Self::enter`] was called for the bio, which is freed.
+    #[inline(never)]
+    unsafe fn leave(&self) {
         let owner = self.owner;
-        // INVARIANT: The bio is not submitted, and the set is not used after this.
-        self.in_flight.fetch_sub(1, Release);
+        // SAFETY: `enter` has counted the bio.
+        unsafe { Self::put(self.into()) };
         // SAFETY: `enter` has got this reference.
         unsafe { bindings::module_put(owner.as_ptr()) };
     }
@@ -218,22 +243,16 @@ impl Inner {
 
     #[inline(never)]
     extern "C" fn end_io(bio: *mut bindings::bio) {
-        // SAFETY: `complete` has stored a pointer to the set, which waits for this bio before it is
-        // freed.
+        // SAFETY: `complete` has stored a pointer to the set, which is counted for this bio.
         let set = unsafe { &*(*bio).bi_private.cast::<Inner>() };
         let owner = set.owner;
         // SAFETY: By the type invariants the module is there, and this is called once for each bio
         // that was submitted.
         unsafe { (set.finish)(bio) };
-        // INVARIANT: We are through with the bio, and the set is not used after this.
-        set.in_flight.fetch_sub(1, Release);
+        // SAFETY: The bio was counted by `enter`, and is freed.
+        unsafe { Self::put(set.into()) };
         // SAFETY: `enter` has got this reference for the bio.
         unsafe { bindings::module_put(owner.as_ptr()) };
-    }
-
-    #[inline(never)]
-    fn drop_later(this: Pin<KBox<Self>>) {
-        workqueue::system_long().enqueue(this);
     }
 }
 
@@ -248,11 +267,8 @@ impl WorkItem for Inner {
 #[pinned_drop]
 impl PinnedDrop for Inner {
     fn drop(self: Pin<&mut Self>) {
-        // Rare and short, so not worth a wait queue: owners drop a set after their I/O.
-        while self.in_flight.load(Acquire) != 0 {
-            fsleep(Delta::from_millis(1));
-        }
-        // SAFETY: By the type invariants the set is initialised, and all of its bios are freed.
+        // SAFETY: By the type invariants the set is initialised, and all of its bios are freed,
+        // since none is counted.
         unsafe { bindings::bioset_exit(self.set.get()) };
     }
 }
@@ -263,8 +279,8 @@ impl PinnedDrop for Inner {
 /// with `Held = OwnedBio` for [`Self::forward`].
 ///
 /// A set may be dropped in any context, also while its bios are in flight; they end as usual. Code
-/// of a module that has I/O in flight cannot be unloaded, and while it is being unloaded no I/O can
-/// be submitted. Nothing keeps a module whose init fails, so that has to wait for its I/O first.
+/// of a module that has I/O in flight cannot be unloaded. While it is being loaded or unloaded no
+/// I/O can be submitted.
 ///
 /// # Examples
 ///
@@ -324,11 +340,16 @@ impl PinnedDrop for Inner {
 /// # Invariants
 ///
 /// - The front pad of the bio set is `Private::<T>::FRONT_PAD` bytes.
-/// - `inner` is there until `self` is dropped.
+/// - `inner` is counted for this object.
 pub struct BioSet<T: EndIo> {
-    inner: Option<Pin<KBox<Inner>>>,
+    inner: NonNull<Inner>,
     _data: PhantomData<fn(T)>,
 }
+
+// SAFETY: A set may be used by and dropped on any thread, as `Inner` is `Send` and `Sync`.
+unsafe impl<T: EndIo> Send for BioSet<T> {}
+// SAFETY: As above.
+unsafe impl<T: EndIo> Sync for BioSet<T> {}
 
 impl<T: EndIo> BioSet<T> {
     /// Makes a set that has `reserve` bios allocated ahead, and at least one.
@@ -350,16 +371,16 @@ impl<T: EndIo> BioSet<T> {
         // them only, so that `finish` may be called.
         let inner =
             unsafe { Inner::new(reserve, Private::<T>::FRONT_PAD as u32, owner, Self::finish)? };
-        // INVARIANT: The front pad is that.
+        // INVARIANT: The front pad is that, and `new` has counted it for us.
         Ok(Self {
-            inner: Some(inner),
+            inner,
             _data: PhantomData,
         })
     }
 
     fn inner(&self) -> &Inner {
-        // By the type invariant it is there.
-        self.inner.as_ref().unwrap()
+        // SAFETY: By the type invariant it is there as long as `self`.
+        unsafe { self.inner.as_ref() }
     }
 
     /// # Safety
@@ -441,9 +462,12 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioRead<'_, T> {
 impl<T: EndIo<Held = UniqueArc<Pages>>> Drop for BioRead<'_, T> {
     fn drop(&mut self) {
         if self.pages.is_some() {
-            // SAFETY: By the type invariants the bio is ours.
-            unsafe { bindings::bio_put(self.bio.as_ptr()) };
-            self.set.inner().leave();
+            // SAFETY: By the type invariants the bio is ours, and `prepare_read` has called
+            // `enter`.
+            unsafe {
+                bindings::bio_put(self.bio.as_ptr());
+                self.set.inner().leave();
+            }
         }
     }
 }
@@ -481,7 +505,8 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
             )
         };
         let Some(bio) = NonNull::new(bio) else {
-            self.inner().leave();
+            // SAFETY: `enter` was called above; there is no bio.
+            unsafe { self.inner().leave() };
             return Err(ENOMEM);
         };
 
@@ -499,9 +524,11 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
             return Ok(bio);
         }
         // Not for lack of vectors, but some pages cannot be in one bio, like those of devices.
-        // SAFETY: The bio was not submitted.
-        unsafe { bindings::bio_put(bio.as_ptr()) };
-        self.inner().leave();
+        // SAFETY: The bio was not submitted; `enter` was called for it.
+        unsafe {
+            bindings::bio_put(bio.as_ptr());
+            self.inner().leave();
+        }
         Err(EINVAL)
     }
 
@@ -547,7 +574,7 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
     ///
     /// - [`EINVAL`] if `len` is 0, no multiple of 512, or larger than `pages` or than it may be,
     /// - [`ENOMEM`] if there is no memory,
-    /// - [`ENODEV`] if the driver's module is being unloaded,
+    /// - [`ENODEV`] if the driver's module is being loaded or unloaded,
     /// - or what the device says, [`EIO`] also for sectors that it does not have.
     pub fn read(
         &self,
@@ -582,7 +609,7 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
     /// `end_io` gets
     ///
     /// - [`ENOMEM`] if there is no memory,
-    /// - [`ENODEV`] if the driver's module is being unloaded,
+    /// - [`ENODEV`] if the driver's module is being loaded or unloaded,
     /// - [`EBADF`] if `parent` is no read: `bdev` was not opened for more,
     /// - or what the device says, [`EIO`] also for sectors that it does not have.
     pub fn forward(
@@ -610,7 +637,8 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
             )
         };
         if bio.is_null() {
-            self.inner().leave();
+            // SAFETY: `enter` was called above; there is no bio.
+            unsafe { self.inner().leave() };
             return data.end_io(parent, Err(ENOMEM));
         }
         // SAFETY: The bio is not submitted, so it is ours to write to.
@@ -632,10 +660,7 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
 
 impl<T: EndIo> Drop for BioSet<T> {
     fn drop(&mut self) {
-        // The last reference to the owner of a set is often that of I/O which is done, in a
-        // context that must not sleep, as freeing a set does.
-        if let Some(inner) = self.inner.take() {
-            Inner::drop_later(inner);
-        }
+        // SAFETY: By the type invariant it is counted for us.
+        unsafe { Inner::put(self.inner) };
     }
 }

@@ -176,7 +176,9 @@ pub enum Subcommand {
     /// Take a snapshot: all its images show this one moment
     ///
     /// Filesystems on the devices are frozen meanwhile, so that their images
-    /// are clean. If that fails for one device, nothing is taken at all.
+    /// are clean; also those on their partitions, and on what was stacked on them
+    /// when they were added: logical volumes, opened LUKS devices, MD arrays, loop
+    /// devices. If that fails for one device, nothing is taken at all.
     #[command(after_help = "Examples:\n  \
         blksnap take 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
     Take {
