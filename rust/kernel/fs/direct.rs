@@ -540,4 +540,16 @@ mod tests {
     fn opens_only_what_is_there() {
         assert_eq!(open(c"/no-such-file-for-kunit").err(), Some(ENOENT));
     }
+
+    /// As it is in the drop of what an exiting task had.
+    #[test]
+    fn opens_nothing_without_a_root_directory() {
+        let task = Task::current_raw();
+        // SAFETY: The current task is valid, and only it uses its `fs` here.
+        let fs = unsafe { core::mem::replace(&mut (*task).fs, core::ptr::null_mut()) };
+        let result = DirectFile::open(c"/");
+        // SAFETY: As above.
+        unsafe { (*task).fs = fs };
+        assert_eq!(result.err(), Some(ESRCH));
+    }
 }

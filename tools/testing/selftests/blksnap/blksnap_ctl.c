@@ -429,10 +429,12 @@ static void do_detach(void)
 static void do_ctl(void)
 {
 	size_t len;
-	void *opt = pointer(argv[5], &len);
+	__u64 *opt = pointer(argv[5], &len);
 
 	must(filter_ctl(open_device(argv[1]), argv[2], number(argv[3]),
 			number(argv[4]), opt));
+	for (size_t i = 0; i < len / sizeof(*opt); i++)
+		printf("%llu\n", (unsigned long long)opt[i]);
 }
 
 static void do_create(void)

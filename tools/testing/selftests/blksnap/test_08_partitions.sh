@@ -211,6 +211,35 @@ deleted_while_held()
 	ctl destroy "$snapshot"
 }
 
+# Filters of two drivers on one disk. Each device has one at most.
+two_drivers()
+{
+	local disk
+
+	modprobe -q blk_filter_counter 2>/dev/null || skip "no sample filter"
+	undo unload blk_filter_counter
+	partitioned 16; disk=$REPLY
+	filled "${disk}p2" 8 "$scratch/old"
+	ctl attach "$disk" write_counter
+	undo ctl detach "$disk" write_counter
+	expect EBUSY ctl attach "$disk"
+	expect EALREADY ctl attach "$disk" write_counter
+	expect ENOENT ctl detach "$disk"
+	equal write_counter "$(<"/sys/block/${disk#/dev/}/filter")" "the attribute"
+	snapshot_of "${disk}p2"
+	expect EBUSY ctl attach "${disk}p2" write_counter
+	put direct 0 65536 "${disk}p2"
+	put direct 8192 4096 "${disk}p1"
+	same "$(image_of "${disk}p2")" "$scratch/old"
+	if rmmod blk_filter_counter 2>/dev/null; then
+		wrong "the driver of an attached filter was unloaded"
+	fi
+	# The filter that was attached last comes first. The other one sees what it has taken when
+	# that is resubmitted.
+	equal "2 136" "$(ctl ctl "$disk" write_counter 0 16 zero:16 | paste -sd ' ')" \
+		"the writes and their sectors"
+}
+
 sysfs()
 {
 	local disk one
@@ -233,4 +262,5 @@ run_cases \
 	"disk and partition with a filter each" both \
 	"partition that is deleted" deleted \
 	"partition that is deleted while in a snapshot" deleted_while_held \
+	"filters of two drivers" two_drivers \
 	"attribute in sysfs" sysfs
