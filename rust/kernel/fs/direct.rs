@@ -96,13 +96,13 @@ impl DirectFile {
     /// - [`EPERM`] if the file is another user's,
     /// - [`EBUSY`] if the block device is in use,
     /// - [`EINVAL`] if it is something else,
-    /// - [`ESRCH`] if the task is exiting and has no root directory any more,
+    /// - [`ESRCH`] if the task is exiting, and may have no root directory any more,
     /// - and others of opening a file.
     pub fn open(path: &CStr) -> Result<Self> {
         const FLAGS: c_int = (bindings::O_RDWR | bindings::O_LARGEFILE | bindings::O_EXCL) as c_int;
 
-        // SAFETY: The current task is valid, and nobody else changes its `fs`.
-        if unsafe { (*Task::current_raw()).fs.is_null() } {
+        // SAFETY: The current task is valid, and its flags can always be read.
+        if unsafe { (*Task::current_raw()).flags } & bindings::PF_EXITING != 0 {
             return Err(ESRCH);
         }
         let open = |flags: c_int| {
@@ -543,13 +543,13 @@ mod tests {
 
     /// As it is in the drop of what an exiting task had.
     #[test]
-    fn opens_nothing_without_a_root_directory() {
+    fn opens_nothing_while_exiting() {
         let task = Task::current_raw();
-        // SAFETY: The current task is valid, and only it uses its `fs` here.
-        let fs = unsafe { core::mem::replace(&mut (*task).fs, core::ptr::null_mut()) };
+        // SAFETY: The current task is valid, and only it changes its flags.
+        unsafe { (*task).flags |= bindings::PF_EXITING };
         let result = DirectFile::open(c"/");
         // SAFETY: As above.
-        unsafe { (*task).fs = fs };
+        unsafe { (*task).flags &= !bindings::PF_EXITING };
         assert_eq!(result.err(), Some(ESRCH));
     }
 }
