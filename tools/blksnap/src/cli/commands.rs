@@ -149,10 +149,9 @@ pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8>
 }
 
 pub fn add(output: &Output, id: Uuid, devices: &[PathBuf]) -> Result<u8> {
-    let control = Control::open()?;
     each_device(output, devices, |path| {
         Device::open(path)?.add_to_snapshot(id)?;
-        freeze_above(&control, id, &[path.to_owned()])?;
+        freeze_above(&Control::open()?, id, &[path.to_owned()])?;
         Ok((
             json!({ "device": path.display().to_string(), "snapshot": id }),
             format!("added to snapshot {id}"),
