@@ -31,11 +31,11 @@ static int pass_ctl(struct blk_filter *filter, unsigned int cmd,
 	return -ENOTTY;
 }
 
-static enum blk_filter_verdict pass_submit_bio(struct blk_filter *filter,
-					       struct bio *bio, sector_t sector,
-					       sector_t nr_sectors)
+static bool pass_submit_bio(struct blk_filter *filter, struct bio *bio,
+			    sector_t sector, sector_t nr_sectors,
+			    struct bio_list *own)
 {
-	return BLK_FILTER_PASS;
+	return false;
 }
 
 static void pass_free(struct blk_filter *filter)
