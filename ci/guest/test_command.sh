@@ -138,7 +138,7 @@ stacked()
 		mount -o ro,noload,loop "$0/a/file" "$0/b"
 		cat "$0/a/before" "$0/b/inside" >"$0/found"
 		umount "$0/b" "$0/a"' "$scratch"
-	equal "before inside" "$(tr '\n' ' ' <"$scratch/found" | sed 's/ $//')" "the files' content"
+	equal "before inside" "$(paste -sd ' ' "$scratch/found")" "the files' content"
 	# And goes on.
 	timeout 10 sync -f "$where"
 }

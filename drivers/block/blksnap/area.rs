@@ -420,12 +420,7 @@ impl Area {
             let mut state = this.state.lock();
             let run = match this.look_at(&state, chunks) {
                 Look::Passes => return bio.pass(),
-                Look::Waits(found) => {
-                    let (bio, verdict) = bio.take();
-                    state.park();
-                    state.wait_for(found.start, bio);
-                    return verdict;
-                }
+                Look::Waits(found) => return state.park_behind(found.start, bio),
                 Look::Claims(run) => run,
             };
             // A large one keeps the worker busy, not the writer.
@@ -442,10 +437,8 @@ impl Area {
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
                 state.claim(&this, copy.claim, copy.run);
-                state.ahead_bytes += copy.bytes - this.geometry.bytes_of(run);
-                let (bio, verdict) = bio.take();
-                state.park();
-                state.wait_for(start, bio);
+                state.ahead_bytes += this.geometry.bytes_of(copy.run) - this.geometry.bytes_of(run);
+                let verdict = state.park_behind(start, bio);
                 drop(state);
                 verdict.submit_read(copy.read, OriginRead::Writer(this.into(), start));
                 return verdict;
@@ -491,12 +484,11 @@ impl Area {
 
     /// The work of one lane.
     fn serve(this: &Arc<Self>, key: Key) {
-        loop {
-            let step = this.state.lock().lanes.next(key);
+        let next = || this.state.lock().lanes.next(key);
+        while let Some(step) = next() {
             match step {
-                None => return,
-                Some(Step::Resubmit(bios)) => this.resubmit(bios),
-                Some(Step::Claim(bios)) => Self::claim_all(this, key, bios),
+                Step::Resubmit(bios) => this.resubmit(bios),
+                Step::Claim(bios) => Self::claim_all(this, key, bios),
             }
         }
     }
@@ -1061,14 +1053,9 @@ impl Area {
 
     /// Reads chunks from the origin, and waits for it.
     fn read_origin(&self, chunks: ChunkRange) -> Result<UniqueArc<Pages>> {
-        let sectors = self.geometry.sectors_of(chunks);
-        let len = (sectors.len << SECTOR_SHIFT) as usize;
-        let count = self.geometry.bytes_of(chunks) >> PAGE_SHIFT;
-        let pages = UniqueArc::new(Pages::alloc(count, GFP_NOIO)?, GFP_NOIO)?;
         let waiter = Arc::pin_init(Waiter::new(), GFP_NOIO)?;
-        let read = OriginRead::Wait(waiter.clone());
-        self.reads
-            .read(&self.origin, sectors.start, pages, len, read, GFP_NOIO);
+        self.read_of(chunks, GFP_NOIO)?
+            .submit(OriginRead::Wait(waiter.clone()));
         waiter.done.wait_for_completion();
         let (pages, result) = waiter.result.lock().take().ok_or(EIO)?;
         result.map(|()| pages)
@@ -1138,6 +1125,14 @@ impl State {
         }
     }
 
+    /// Takes a write over until the claim that starts at `start` is saved.
+    fn park_behind<'a>(&mut self, start: u64, bio: FilteredBio<'a>) -> Verdict<'a> {
+        let (bio, verdict) = bio.take();
+        self.park();
+        self.wait_for(start, bio);
+        verdict
+    }
+
     /// There is one more write that was taken.
     fn park(&mut self) {
         self.parked += 1;
@@ -1172,7 +1167,6 @@ struct NewClaim {
 /// All that is needed to claim chunks and read them, allocated ahead.
 struct Copy<'a> {
     run: ChunkRange,
-    bytes: usize,
     claim: NewClaim,
     read: BioRead<'a, OriginRead>,
 }
@@ -1181,7 +1175,6 @@ impl<'a> Copy<'a> {
     fn new(area: &'a Area, bio: &Bio, run: ChunkRange, flags: Flags) -> Result<Self> {
         Ok(Self {
             run,
-            bytes: area.geometry.bytes_of(run),
             claim: NewClaim {
                 claim: NewExtent::new(flags)?,
                 extent: NewExtent::new(flags)?,
@@ -1273,12 +1266,9 @@ impl WorkItem<LANES> for Area {
     type Pointer = Arc<Self>;
 
     fn run(this: Arc<Self>) {
-        loop {
-            let key = this.state.lock().lanes.start();
-            match key {
-                Some(key) => Self::serve(&this, key),
-                None => return,
-            }
+        let start = || this.state.lock().lanes.start();
+        while let Some(key) = start() {
+            Self::serve(&this, key);
         }
     }
 }

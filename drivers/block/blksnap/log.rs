@@ -43,7 +43,7 @@ pub(crate) struct Logs {
     pub(crate) list: KVec<Log>,
     /// The part that is appended to. Those ahead of it are full.
     pub(crate) current: usize,
-    /// With fewer bytes than that, the owner is told.
+    /// Threshold in bytes of the low-space event; 0 for none.
     pub(crate) low_space: u64,
     pub(crate) told: bool,
 }

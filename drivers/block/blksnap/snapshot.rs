@@ -144,6 +144,17 @@ enum State {
     Destroyed,
 }
 
+impl State {
+    /// Fails unless devices can be added.
+    fn check_new(&self) -> Result {
+        match self {
+            State::New => Ok(()),
+            State::Taken => Err(EBUSY),
+            State::Destroyed => Err(ESRCH),
+        }
+    }
+}
+
 struct Devices {
     list: KVec<Device>,
     /// Devices that are frozen by a take, but not saved.
@@ -240,19 +251,14 @@ impl Snapshot {
             return Err(EOPNOTSUPP);
         }
         let mut devices = self.devices.lock();
-        let fits = match devices.state {
-            _ if devices
-                .list
-                .iter()
-                .any(|d| Arc::ptr_eq(&d.tracker, &tracker)) =>
-            {
-                Err(EALREADY)
-            }
-            State::New => Ok(()),
-            State::Taken => Err(EBUSY),
-            State::Destroyed => Err(ESRCH),
-        };
-        fits?;
+        if devices
+            .list
+            .iter()
+            .any(|d| Arc::ptr_eq(&d.tracker, &tracker))
+        {
+            return Err(EALREADY);
+        }
+        devices.state.check_new()?;
         devices.list.reserve(1, GFP_KERNEL)?;
         self.links.add(&origin, &tracker, &self.storage)?;
         tracker
@@ -279,11 +285,7 @@ impl Snapshot {
     pub(crate) fn freeze(&self, bdev: &BlockDevice) -> Result {
         let device = open(bdev)?;
         let mut devices = self.devices.lock();
-        match devices.state {
-            State::New => {}
-            State::Taken => return Err(EBUSY),
-            State::Destroyed => return Err(ESRCH),
-        }
+        devices.state.check_new()?;
         if devices.frozen.iter().any(|it| core::ptr::eq(&***it, bdev)) {
             return Err(EALREADY);
         }

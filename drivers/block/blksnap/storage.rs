@@ -51,7 +51,7 @@ use kernel::{
     }, //
 };
 
-/// A place in the storage is the number of the part, and the byte in it with so many bits.
+/// A place in the storage is the number of the part, followed by this many bits for the byte in it.
 const PART_SHIFT: u32 = 48;
 
 /// The most that is used of a part. The end of one is not where the next one begins.
@@ -551,7 +551,7 @@ impl Storage {
         }
     }
 
-    /// The owner is told when there are fewer than `bytes` left.
+    /// Sets the threshold of the low-space event.
     pub(crate) fn set_low_space(&self, bytes: u64) {
         let mut logs = self.logs.lock();
         logs.low_space = bytes;

@@ -481,18 +481,24 @@ static struct blksnap_sectors *to_sectors(int first)
 	return ranges;
 }
 
+/* A device that is opened with @flags, or "fd:" and a descriptor */
+static int to_fd(const char *file, int flags)
+{
+	int fd;
+
+	if (!strncmp(file, "fd:", 3))
+		return number(file + 3);
+	fd = open(file, flags);
+	if (fd < 0)
+		fail(errno);
+	return fd;
+}
+
 static void do_append(void)
 {
 	struct blksnap_storage_append append = { .id = to_id(argv[1]) };
-	const char *file = argv[2];
 
-	if (!strncmp(file, "fd:", 3)) {
-		append.fd = number(file + 3);
-	} else {
-		append.fd = open(file, O_RDWR);
-		if (append.fd < 0)
-			fail(errno);
-	}
+	append.fd = to_fd(argv[2], O_RDWR);
 	append.count = argc - 3;
 	if (!strcmp(arg(3, ""), "bad")) {
 		append.count = 1;
@@ -507,15 +513,8 @@ static void do_append(void)
 static void do_freeze(void)
 {
 	struct blksnap_snapshot_freeze freeze = { .id = to_id(argv[1]) };
-	const char *file = argv[2];
 
-	if (!strncmp(file, "fd:", 3)) {
-		freeze.fd = number(file + 3);
-	} else {
-		freeze.fd = open(file, O_RDONLY);
-		if (freeze.fd < 0)
-			fail(errno);
-	}
+	freeze.fd = to_fd(argv[2], O_RDONLY);
 	freeze.flags = number(arg(3, "0"));
 	must(call(open_control(), IOCTL_BLKSNAP_SNAPSHOT_FREEZE,
 		  guarded_copy(&freeze, sizeof(freeze))));

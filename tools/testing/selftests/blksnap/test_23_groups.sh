@@ -42,7 +42,7 @@ in_group()
 	"${@:2}"
 }
 
-# touch_chunks FIRST COUNT: writes 4 KiB to each of so many chunks
+# touch_chunks FIRST COUNT: writes 4 KiB to each of COUNT chunks
 touch_chunks()
 {
 	local i
