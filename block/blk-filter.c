@@ -297,7 +297,8 @@ static int blk_filter_detach(struct block_device *bdev, const char *name)
 	mutex_lock(&disk->open_mutex);
 	filter = blk_filter_of(bdev);
 	if (filter && !strcmp(filter->ops->name, name)) {
-		ret = filter->ops->may_detach(filter);
+		ret = filter->ops->may_detach ?
+			filter->ops->may_detach(filter) : 0;
 		if (!ret)
 			__blk_filter_detach(filter);
 	}
@@ -326,17 +327,14 @@ static int blk_filter_attach(struct block_device *bdev, const char *name,
 	return ret;
 }
 
-/*
- * The device goes away: a partition is deleted or its disk is removed. Nobody
- * can attach a filter any more.
- */
-void blk_filter_drop(struct block_device *bdev)
+void __blk_filter_drop(struct block_device *bdev)
 {
 	struct blk_filter *filter = blk_filter_of(bdev);
 
 	if (filter) {
 		/* First of all: bios that are on their way do not see it then. */
-		filter->ops->gone(filter);
+		if (filter->ops->gone)
+			filter->ops->gone(filter);
 		__blk_filter_detach(filter);
 	}
 }
@@ -360,18 +358,9 @@ void __blk_filter_truncate(struct block_device *bdev, sector_t from,
 			continue;
 		start = filter->bdev->bd_start_sect - bdev->bd_start_sect;
 		left = to > start ? to - start : 0;
-		if (left < len)
+		if (left < len && filter->ops->truncated)
 			filter->ops->truncated(filter, left);
 	}
-}
-
-void __blk_filter_change_media(struct gendisk *disk)
-{
-	struct blk_filter *filter;
-
-	guard(rcu)();
-	hlist_for_each_entry_rcu(filter, &disk->filters, node)
-		filter->ops->truncated(filter, 0);
 }
 
 static struct blk_filter *blk_filter_get(struct block_device *bdev)
@@ -400,8 +389,8 @@ static int blk_filter_ctl(struct block_device *bdev,
 	return ret;
 }
 
-int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
-		     void __user *argp)
+int __blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
+		       void __user *argp)
 {
 	union {
 		u8 name[BLKFILTER_NAME_LENGTH];
@@ -430,14 +419,18 @@ int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 	}
 }
 
-ssize_t blk_filter_show(struct block_device *bdev, char *buf)
+static ssize_t filter_show(struct device *dev, struct device_attribute *attr,
+			   char *buf)
 {
 	struct blk_filter *filter;
 
 	guard(rcu)();
-	filter = blk_filter_of(bdev);
+	filter = blk_filter_of(dev_to_bdev(dev));
 	return sysfs_emit(buf, "%s\n", filter ? filter->ops->name : "");
 }
+
+/* Of disks and of partitions */
+DEVICE_ATTR_RO(filter);
 
 /**
  * blk_filter_register - make a filter driver known

@@ -5,20 +5,18 @@
 #include <linux/blk-filter.h>
 #include <linux/blk-mq.h>
 
-#ifdef CONFIG_BLK_FILTER
-
 void __blk_filter_truncate(struct block_device *bdev, sector_t from,
 			   sector_t to);
-void __blk_filter_change_media(struct gendisk *disk);
-void blk_filter_drop(struct block_device *bdev);
-int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
-		     void __user *argp);
-ssize_t blk_filter_show(struct block_device *bdev, char *buf);
+void __blk_filter_drop(struct block_device *bdev);
+int __blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
+		       void __user *argp);
+extern struct device_attribute dev_attr_filter;
 
 /* Called before a new partition is visible. */
 static inline void blk_filter_add_partition(struct block_device *bdev)
 {
-	if (bdev_test_flag(bdev->bd_disk->part0, BD_HAS_FILTER))
+	if (blk_filter_in_use() &&
+	    bdev_test_flag(bdev->bd_disk->part0, BD_HAS_FILTER))
 		bdev_set_flag(bdev, BD_HAS_FILTER);
 }
 
@@ -28,10 +26,9 @@ static inline void blk_filter_add_partition(struct block_device *bdev)
  */
 static inline bool blk_filter_sync_bio(struct bio *bio)
 {
-	return static_branch_unlikely(&blk_filter_enabled) &&
-	       bdev_test_flag(bio->bi_bdev, BD_HAS_FILTER) &&
+	return blk_filter_in_use() &&
 	       (bdev_limits(bio->bi_bdev)->features & BLK_FEAT_SYNC_WRITE) &&
-	       __blk_filter_bio(bio);
+	       blk_filter_bio(bio);
 }
 
 /*
@@ -43,7 +40,7 @@ static inline bool blk_filter_sync_bio(struct bio *bio)
 static inline void blk_filter_truncate(struct block_device *bdev,
 				       sector_t from, sector_t to)
 {
-	if (static_branch_unlikely(&blk_filter_enabled) && to < from)
+	if (blk_filter_in_use() && to < from)
 		__blk_filter_truncate(bdev, from, to);
 }
 
@@ -53,8 +50,7 @@ static inline void blk_filter_truncate(struct block_device *bdev,
  */
 static inline void blk_filter_change_media(struct gendisk *disk)
 {
-	if (static_branch_unlikely(&blk_filter_enabled))
-		__blk_filter_change_media(disk);
+	blk_filter_truncate(disk->part0, bdev_nr_sectors(disk->part0), 0);
 }
 
 /*
@@ -63,45 +59,25 @@ static inline void blk_filter_change_media(struct gendisk *disk)
  */
 static inline void blk_filter_bypass(struct request *rq)
 {
-	if (static_branch_unlikely(&blk_filter_enabled) &&
-	    op_is_write(req_op(rq)) && rq->q->disk)
-		__blk_filter_change_media(rq->q->disk);
+	if (blk_filter_in_use() && op_is_write(req_op(rq)) && rq->q->disk)
+		blk_filter_change_media(rq->q->disk);
 }
 
-#else
-
-static inline void blk_filter_add_partition(struct block_device *bdev)
-{
-}
-
-static inline bool blk_filter_sync_bio(struct bio *bio)
-{
-	return false;
-}
-
-static inline void blk_filter_truncate(struct block_device *bdev,
-				       sector_t from, sector_t to)
-{
-}
-
-static inline void blk_filter_change_media(struct gendisk *disk)
-{
-}
-
-static inline void blk_filter_bypass(struct request *rq)
-{
-}
-
+/*
+ * The device goes away: a partition is deleted or its disk is removed. Nobody
+ * can attach a filter any more.
+ */
 static inline void blk_filter_drop(struct block_device *bdev)
 {
+	if (blk_filter_in_use())
+		__blk_filter_drop(bdev);
 }
 
 static inline int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 				   void __user *argp)
 {
-	return -ENOTTY;
+	return IS_ENABLED(CONFIG_BLK_FILTER) ?
+		__blk_filter_ioctl(bdev, cmd, argp) : -ENOTTY;
 }
-
-#endif /* CONFIG_BLK_FILTER */
 
 #endif /* _BLK_FILTER_INTERNAL_H */

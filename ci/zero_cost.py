@@ -5,6 +5,7 @@
 usage: ci/zero_cost.py sizes BASE SERIES      objects with debug information
        ci/zero_cost.py site VMLINUX           the hook's sites in the series' kernel
        ci/zero_cost.py counts BASE SERIES [OTHER SELF]   consoles of the counting machines
+       ci/zero_cost.py speed FILE             lines "KERNEL STATE JOBS WRITES-A-SECOND"
 
 Prints a line PASS or FAIL for every claim, and fails if one does not hold.
 """
@@ -12,6 +13,7 @@ Prints a line PASS or FAIL for every claim, and fails if one does not hold.
 import collections
 import difflib
 import re
+import statistics
 import struct
 import subprocess
 import sys
@@ -194,8 +196,30 @@ def counts(base, series, *filtered):
         claim(percent <= LIMIT, f"{path}: {percent:+.3f} % instructions, at most +{LIMIT} % allowed")
 
 
+# --- the speed --------------------------------------------------------------------
+
+ROWS = {"base": "base none", "compiled in": "on none", "a filter on another disk": "on other",
+        "a filter that passes everything": "on self"}
+
+
+def speed(path):
+    found = collections.defaultdict(list)
+    for line in Path(path).read_text().splitlines():
+        kernel, state, jobs, rate = line.split()
+        found[f"{kernel} {state}", jobs].append(float(rate))
+    print(f"thousand writes of 4 KiB a second: the median, and least … most\n{'':34}{'1 job':32}2 jobs")
+    for text, row in ROWS.items():
+        cells = []
+        for jobs in "12":
+            rates = found[row, jobs]
+            percent = statistics.median(rates) / statistics.median(found["base none", jobs]) * 100 - 100
+            cells.append(f"{statistics.median(rates) / 1e3:6.1f} {percent:+5.1f}% "
+                         f"({min(rates) / 1e3:.1f} … {max(rates) / 1e3:.1f})")
+        print(f"{text:34}{cells[0]:32}{cells[1]}")
+
+
 if __name__ == "__main__":
-    commands = {"sizes": sizes, "site": site, "counts": counts}
+    commands = {"sizes": sizes, "site": site, "counts": counts, "speed": speed}
     if len(sys.argv) < 3 or sys.argv[1] not in commands:
         sys.exit(__doc__)
     commands[sys.argv[1]](*sys.argv[2:])

@@ -143,6 +143,33 @@ stacked()
 	timeout 10 sync -f "$where"
 }
 
+# A path of a multipath device is refused, since writes by way of that are not seen. The multipath
+# device itself can be had.
+multipath_path()
+{
+	local path
+
+	scsi_disk 16; path=$REPLY
+	need dmsetup
+	dmsetup targets | grep -q '^multipath ' || skip "no dm-multipath"
+	dmsetup create --noudevsync --uuid mpath-blksnap blksnap-map \
+		--table "0 32768 multipath 0 0 1 1 round-robin 0 1 1 $path 1000"
+	undo dm_remove blksnap-map
+	mkdir "$scratch/backup"
+	undo rm -rf "$scratch/backup"
+	if blksnap backup "$path" --to "$scratch/backup" --store "$scratch" 2>"$scratch/error"; then
+		wrong "a path was backed up"
+	fi
+	grep "is a path of the multipath device /dev/mapper/blksnap-map" "$scratch/error"
+	grep "name /dev/mapper/blksnap-map instead" "$scratch/error"
+	if blksnap attach "$path"; then
+		wrong "the filter was attached to a path"
+	fi
+	expect ENOENT ctl detach "$path"
+	blksnap backup /dev/mapper/blksnap-map --to "$scratch/backup" --store "$scratch" --limit 8M
+	blksnap verify "$scratch/backup"
+}
+
 no_watcher()
 {
 	local process name
@@ -1065,6 +1092,7 @@ run_cases \
 	"command: storage that is appended" append \
 	"command: snapshot that grows" snapshot_grows \
 	"command: file systems on stacked devices" stacked \
+	"command: path of a multipath device" multipath_path \
 	"command: killed" killed \
 	"command: create that is killed" create_killed \
 	"command: destroy of what is in use" destroy_used \

@@ -22,14 +22,14 @@ struct module;
  * @attach: allocate an instance for @bdev, or return an ERR_PTR(). Process
  *	context, the disk's open_mutex is held: it must not open or close a
  *	device of the disk.
- * @may_detach: user space wants the filter off; an error refuses it. Nothing
- *	may begin afterwards that could not stand the detach. Process context,
+ * @may_detach: optional. User space wants the filter off; an error refuses it.
+ *	Nothing may begin afterwards that could not stand the detach. Process context,
  *	the disk's open_mutex is held.
- * @gone: the device is going away, and the instance will leave it when this
+ * @gone: optional. The device is going away, and the instance will leave it when this
  *	has returned; bios that are on their way may still come and reach the
  *	media. Process context, the disk's open_mutex is held, and it must not
  *	wait for I/O.
- * @truncated: the content of the device from @nr_sectors on is about to be lost
+ * @truncated: optional. The content of the device from @nr_sectors on is about to be lost
  *	without bios, or has just been, which is told too: the device or its
  *	whole disk becomes smaller, or with 0 gets another medium or is written
  *	by requests that were not made from bios for it. A partition
@@ -92,11 +92,16 @@ int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
 void blk_filter_unquiesce(struct block_device *const *bdevs,
 			  unsigned int count);
 
-#ifdef CONFIG_BLK_FILTER
-
 DECLARE_STATIC_KEY_FALSE(blk_filter_enabled);
 
 bool __blk_filter_bio(struct bio *bio);
+
+/* Whether a filter driver has been registered. */
+static inline bool blk_filter_in_use(void)
+{
+	return IS_ENABLED(CONFIG_BLK_FILTER) &&
+	       static_branch_unlikely(&blk_filter_enabled);
+}
 
 /**
  * blk_filter_bio - show a bio to the filters of its disk
@@ -111,19 +116,9 @@ bool __blk_filter_bio(struct bio *bio);
  */
 static inline bool blk_filter_bio(struct bio *bio)
 {
-	if (static_branch_unlikely(&blk_filter_enabled) &&
-	    bdev_test_flag(bio->bi_bdev, BD_HAS_FILTER))
-		return __blk_filter_bio(bio);
-	return false;
+	return blk_filter_in_use() &&
+	       bdev_test_flag(bio->bi_bdev, BD_HAS_FILTER) &&
+	       __blk_filter_bio(bio);
 }
-
-#else
-
-static inline bool blk_filter_bio(struct bio *bio)
-{
-	return false;
-}
-
-#endif /* CONFIG_BLK_FILTER */
 
 #endif /* _LINUX_BLK_FILTER_H */

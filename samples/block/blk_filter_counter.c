@@ -40,20 +40,6 @@ static struct blk_filter *write_counter_attach(struct block_device *bdev,
 	return &counter->filter;
 }
 
-static int write_counter_may_detach(struct blk_filter *filter)
-{
-	return 0;
-}
-
-static void write_counter_gone(struct blk_filter *filter)
-{
-}
-
-static void write_counter_truncated(struct blk_filter *filter,
-				    sector_t nr_sectors)
-{
-}
-
 static int write_counter_ctl(struct blk_filter *filter, unsigned int cmd,
 			     void __user *opt, u32 optlen)
 {
@@ -91,9 +77,6 @@ static const struct blk_filter_ops write_counter_ops = {
 	.name		= "write_counter",
 	.owner		= THIS_MODULE,
 	.attach		= write_counter_attach,
-	.may_detach	= write_counter_may_detach,
-	.gone		= write_counter_gone,
-	.truncated	= write_counter_truncated,
 	.ctl		= write_counter_ctl,
 	.submit_bio	= write_counter_submit_bio,
 	.free		= write_counter_free,

@@ -12,19 +12,6 @@ static struct blk_filter *pass_attach(struct block_device *bdev,
 	return filter ?: ERR_PTR(-ENOMEM);
 }
 
-static int pass_may_detach(struct blk_filter *filter)
-{
-	return 0;
-}
-
-static void pass_gone(struct blk_filter *filter)
-{
-}
-
-static void pass_truncated(struct blk_filter *filter, sector_t nr_sectors)
-{
-}
-
 static int pass_ctl(struct blk_filter *filter, unsigned int cmd,
 		    void __user *opt, u32 optlen)
 {
@@ -47,9 +34,6 @@ static const struct blk_filter_ops pass_ops = {
 	.name		= "pass",
 	.owner		= THIS_MODULE,
 	.attach		= pass_attach,
-	.may_detach	= pass_may_detach,
-	.gone		= pass_gone,
-	.truncated	= pass_truncated,
 	.ctl		= pass_ctl,
 	.submit_bio	= pass_submit_bio,
 	.free		= pass_free,

@@ -332,6 +332,16 @@ impl Snapshot {
         result
     }
 
+    /// Thaws file systems, the last one first. With EAGAIN one had been thawed before, and might
+    /// have been written to before its device was stopped.
+    fn thaw_all(mut frozen: KVec<FrozenFs>) -> Result {
+        let mut result = Ok(());
+        while let Some(fs) = frozen.pop() {
+            result = result.and(fs.thaw());
+        }
+        result.map_err(|error| if error == EINVAL { EAGAIN } else { error })
+    }
+
     fn take_all(&self, devices: &mut KVec<Device>, also_frozen: &[Arc<BdevFile>]) -> Result {
         // Whatever can fail for lack of something comes first.
         let max_copy_bytes = params::max_copy_bytes() / devices.len();
@@ -364,8 +374,12 @@ impl Snapshot {
         // Reclaim could wait for what is frozen.
         let result: Result = noio::scope(|| {
             for device in with_fs {
+                let dev = device.dev();
+                let fs = FrozenFs::new(device).inspect_err(|error| {
+                    pr_err!("the file system on {dev} cannot be frozen: {error:?}\n");
+                })?;
                 // There is room for it.
-                let _ = frozen.push_within_capacity(FrozenFs::new(device)?);
+                let _ = frozen.push_within_capacity(fs);
             }
             let begin = Instant::<Monotonic>::now();
             barrier.run(params::freeze_timeout(), || {
@@ -378,11 +392,8 @@ impl Snapshot {
             frozen_for = begin.elapsed();
             Ok(())
         });
-        // In reverse.
-        while let Some(fs) = frozen.pop() {
-            drop(fs);
-        }
-        result?;
+        let thawed = Self::thaw_all(frozen);
+        result.and(thawed)?;
 
         for device in devices.iter_mut() {
             if let Some(area) = &device.area {

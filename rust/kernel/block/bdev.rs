@@ -360,8 +360,12 @@ impl Drop for BdevFile {
 ///
 /// # Invariants
 ///
-/// The device's file system was frozen for this object, once.
-pub struct FrozenFs(Arc<BdevFile>);
+/// If `is_frozen`, the device's file system was frozen for this object, once, and not thawed for
+/// it.
+pub struct FrozenFs {
+    device: Arc<BdevFile>,
+    is_frozen: bool,
+}
 
 impl FrozenFs {
     /// Freezes the file system on the device, if there is one: its data are written and it stays
@@ -379,15 +383,33 @@ impl FrozenFs {
         // SAFETY: The device is valid and open.
         to_result(unsafe { bindings::bdev_freeze(device.as_raw()) })?;
         // INVARIANT: It was frozen just now.
-        Ok(FrozenFs(device))
+        Ok(FrozenFs {
+            device,
+            is_frozen: true,
+        })
+    }
+
+    /// Lets the file system go on, as dropping does. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EINVAL`] if it was not frozen any more: somebody else has thawed it, as the ioctl `FITHAW`
+    /// does, and it might have been written to since. Or what the file system says.
+    pub fn thaw(mut self) -> Result {
+        // INVARIANT: It is thawed now, if it ever can be.
+        self.is_frozen = false;
+        // SAFETY: By the type invariant it was frozen for us, and this is its one thaw.
+        to_result(unsafe { bindings::bdev_thaw(self.device.as_raw()) })
     }
 }
 
 impl Drop for FrozenFs {
     fn drop(&mut self) {
-        // SAFETY: By the type invariant it was frozen, and this is its thaw. An error means that
-        // there is no file system to be thawed any more.
-        unsafe { bindings::bdev_thaw(self.0.as_raw()) };
+        if self.is_frozen {
+            // SAFETY: By the type invariant it was frozen for us, and this is its one thaw. An
+            // error changes nothing for the owner.
+            unsafe { bindings::bdev_thaw(self.device.as_raw()) };
+        }
     }
 }
 

@@ -757,8 +757,7 @@ mod disk_tests {
         let first = FrozenFs::new(bdev.clone())?;
         let second = FrozenFs::new(bdev)?;
         drop(first);
-        drop(second);
-        Ok(())
+        second.thaw()
     }
 
     /// What it is for is tested where there are devices that can be quiesced.

@@ -107,6 +107,11 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
             "look into the kernel's log with \"dmesg\" for a device that does not answer, or \
              choose another storage",
         ),
+        (Take, Errno::AGAIN) => because(
+            "a file system that was frozen for the snapshot was thawed by another program, such as \
+             fsfreeze -u, before the snapshot was taken",
+            "try again when that program does not run",
+        ),
         (Take, Errno::TIMEDOUT) => because(
             "writes that were on their way to a device did not end in the module's \
              freeze_timeout, which is 5 seconds by default",
@@ -547,6 +552,7 @@ mod tests {
             (Create, Errno::PERM),
             (Take, Errno::NODATA),
             (Take, Errno::ALREADY),
+            (Take, Errno::AGAIN),
             (Take, Errno::TIMEDOUT),
             (Take, Errno::SRCH),
             (Take, Errno::DEADLK),

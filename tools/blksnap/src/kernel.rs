@@ -20,6 +20,8 @@ use crate::device::DeviceNumber;
 use crate::device::SnapshotState;
 use crate::device::Takes;
 use crate::device::Tracking;
+use crate::error::Error;
+use crate::error::Operation;
 use crate::error::Result;
 use crate::held::HeldDevice;
 use crate::identity::Disk;
@@ -71,6 +73,25 @@ pub trait Kernel {
             _ => Disk::default(),
         }
     }
+}
+
+/// Attaches the filter, but not to a path of a multipath device, whose writes it would not see.
+pub fn attach(device: &Path) -> Result<Attachment> {
+    let multipath = crate::device::check(device)
+        .ok()
+        .and_then(|number| Stack::default().multipath_above(number));
+    if let Some(multipath) = multipath {
+        let multipath = multipath.display();
+        return Err(Error::new(
+            Operation::Attach,
+            format!(
+                "it is a path of the multipath device {multipath}, and what is written by way of \
+                 that cannot be seen here"
+            ),
+        )
+        .remedied_by(format!("name {multipath} instead")));
+    }
+    Device::open(device)?.attach()
 }
 
 /// Has the file systems on devices that are stacked on `devices` frozen when a snapshot is taken.
@@ -139,7 +160,7 @@ impl<'a> Linux<'a> {
 
 impl Kernel for Linux<'_> {
     fn attach(&self, device: &Path) -> Result<Attachment> {
-        Device::open(device)?.attach()
+        attach(device)
     }
 
     fn detach(&self, device: &Path) -> Result<()> {

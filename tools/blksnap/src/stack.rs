@@ -360,6 +360,23 @@ impl Stack {
             })
     }
 
+    /// The multipath device that a device, or its disk, is a path of. What is written by way of that
+    /// no filter of the path sees.
+    pub fn multipath_above(&self, number: DeviceNumber) -> Option<PathBuf> {
+        let directory = self.directory(number)?;
+        let disk = match directory.join("partition").exists() {
+            true => directory.parent()?,
+            false => &directory,
+        };
+        let text = |path: PathBuf| fs::read_to_string(path).ok();
+        names_in(&disk.join("holders")).iter().find_map(|holder| {
+            let mapped = self.sys.join("class/block").join(holder).join("dm");
+            // See the uuid of a map in multipath-tools, UUID_PREFIX.
+            text(mapped.join("uuid"))?.starts_with("mpath-").then_some(())?;
+            Some(self.dev.join("mapper").join(text(mapped.join("name"))?.trim()))
+        })
+    }
+
     /// Whether it cannot be written to by anybody.
     pub fn is_write_protected(&self, number: DeviceNumber) -> bool {
         let text = |directory: PathBuf| fs::read_to_string(directory.join("ro")).ok();
@@ -471,6 +488,14 @@ mod tests {
         fs::create_dir_all(thin.join("dm")).unwrap();
         fs::write(thin.join("dm/uuid"), "LVM-xz\n").unwrap();
         fs::write(thin.join("slaves/dm-1"), "").unwrap();
+        let multipath = device("dm-3", "4000:3");
+        fs::create_dir_all(multipath.join("dm")).unwrap();
+        fs::write(multipath.join("dm/uuid"), "mpath-36001\n").unwrap();
+        fs::write(multipath.join("dm/name"), "mpatha\n").unwrap();
+        let path = device("sdd", "4008:48");
+        fs::write(path.join("holders/dm-3"), "").unwrap();
+        let part = device("sdd/sdd1", "4008:49");
+        fs::write(part.join("partition"), "1\n").unwrap();
         let on_file = device("loop0", "4007:0");
         fs::create_dir_all(on_file.join("loop")).unwrap();
         let file = root.join("backing");
@@ -590,6 +615,18 @@ mod tests {
         let path = fs::canonicalize(temp.path()).unwrap();
         stack.mounts = vec![at(Path::new("/"), "/dev/null"), at(&path, "server:/x")];
         assert!(stack.below_file(&path.join("backing")).devices.is_empty());
+    }
+
+    #[test]
+    fn paths_of_a_multipath_device_are_found() {
+        let (_temp, stack) = sample();
+        let above = |text: &str| stack.multipath_above(number(text));
+        let multipath = Some(PathBuf::from("/dev/mapper/mpatha"));
+        assert_eq!(above("4008:48"), multipath);
+        assert_eq!(above("4008:49"), multipath);
+        for text in ["4008:0", "4008:1", "4000:3", "4000:0", "4999:0"] {
+            assert_eq!(above(text), None, "{text}");
+        }
     }
 
     #[test]

@@ -37,6 +37,7 @@ use crate::{
         Arc,
         UniqueArc, //
     },
+    task::might_sleep,
     types::Opaque,
     workqueue::{
         self,
@@ -76,8 +77,9 @@ pub trait EndIo: Send + Sized + 'static {
 
     /// The I/O is done, or was refused. It is called exactly once for each, and `held` comes back.
     ///
-    /// Called in any context, also with interrupts disabled: it must not sleep. It may drop what it
-    /// gets, and the last reference to the [`BioSet`].
+    /// Called in any context, also with interrupts disabled: it must not sleep, so it must not
+    /// submit or resubmit I/O either, which is for a work item. It may drop what it gets, and the
+    /// last reference to the [`BioSet`].
     fn end_io(self, held: Self::Held, result: Result);
 }
 
@@ -453,6 +455,7 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioRead<'_, T> {
     /// Submits the read. [`EndIo::end_io`] is called when it is done, possibly before this returns.
     /// May sleep, but not for the I/O, unless too much of that is on its way for the device.
     pub fn submit(self, data: T) {
+        might_sleep();
         let bio = self.into_bio(data);
         // SAFETY: The bio is complete.
         unsafe { bindings::submit_bio_noacct(bio) };
@@ -560,8 +563,8 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
     /// first of `pages`. `len` is a multiple of the device's logical block size and at most 256
     /// pages.
     ///
-    /// [`EndIo::end_io`] is called when that is done, possibly before this returns. May sleep if
-    /// `flags` allow it, but not for the I/O, unless too much of that is on its way for the device.
+    /// [`EndIo::end_io`] is called when that is done, possibly before this returns. May sleep, but
+    /// not for the I/O, unless too much of that is on its way for the device.
     /// With flags that allow to sleep the allocation cannot fail, but may wait for bios of the set
     /// to be done. Where a driver is given bios, [`GFP_NOIO`] is what it needs, and no more than
     /// one bio of a set at a time.
@@ -585,6 +588,7 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioSet<T> {
         data: T,
         flags: Flags,
     ) {
+        might_sleep();
         match self.alloc_read(bdev, sector, &pages, len, flags) {
             // SAFETY: The bio is fresh, and `pages` is what it reads into. `UniqueArc` makes sure
             // that nobody looks at them meanwhile. The bio is complete then.
@@ -620,6 +624,7 @@ impl<T: EndIo<Held = OwnedBio>> BioSet<T> {
         data: T,
         flags: Flags,
     ) {
+        might_sleep();
         if parent.op() != Op::Read {
             return data.end_io(parent, Err(EBADF));
         }

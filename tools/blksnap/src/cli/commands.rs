@@ -12,6 +12,7 @@ use blksnap::device;
 use blksnap::device::Attachment;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
+use blksnap::kernel;
 use blksnap::kernel::freeze_above;
 use blksnap::signals::Signals;
 use blksnap::storage;
@@ -77,7 +78,7 @@ fn each_device<T: Serialize>(
 
 pub fn attach(output: &Output, devices: &[PathBuf]) -> Result<u8> {
     each_device(output, devices, |path| {
-        let already = Device::open(path)?.attach()? == Attachment::Already;
+        let already = kernel::attach(path)? == Attachment::Already;
         let line = if already {
             "was attached already"
         } else {

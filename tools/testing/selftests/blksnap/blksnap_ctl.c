@@ -30,7 +30,10 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
+
+#include <scsi/sg.h>
 
 #include <linux/aio_abi.h>
 #include <linux/blk-filter.h>
@@ -41,6 +44,7 @@
 #include <linux/io_uring.h>
 #include <linux/ioprio.h>
 #include <linux/loop.h>
+#include <linux/nvme_ioctl.h>
 
 #define ARRAY_SIZE(a)	(sizeof(a) / sizeof((a)[0]))
 #define CONTROL		"/dev/" BLKSNAP_CTL
@@ -848,6 +852,51 @@ static void do_raw(void)
 	putchar('\n');
 }
 
+/* A SCSI command past the block layer's bios */
+static void do_scsi(void)
+{
+	bool out = !strcmp(argv[2], "out");
+	__u8 cdb[16], sense[32];
+	size_t len;
+	void *data = pointer(argv[4], &len);
+	struct sg_io_hdr hdr = {
+		.interface_id = 'S',
+		.dxfer_direction = out ? SG_DXFER_TO_DEV : SG_DXFER_FROM_DEV,
+		.cmd_len = hex_bytes(argv[3], cdb, sizeof(cdb)),
+		.cmdp = cdb,
+		.mx_sb_len = sizeof(sense),
+		.sbp = sense,
+		.dxfer_len = len,
+		.dxferp = data,
+		.timeout = 30000,
+	};
+
+	if (ioctl(open_device(argv[1]), SG_IO, &hdr))
+		fail(errno);
+	if ((hdr.info & SG_INFO_OK_MASK) != SG_INFO_OK)
+		fail(EIO);
+}
+
+/* The same of NVMe, for the first namespace */
+static void do_nvme(void)
+{
+	size_t len;
+	void *data = pointer(argv[4], &len);
+	struct nvme_passthru_cmd cmd = {
+		.opcode = number(argv[2]),
+		.nsid = 1,
+		.addr = ptr(data),
+		.data_len = len,
+		.cdw10 = number(argv[3]),
+		.cdw12 = len / 512 - 1,
+	};
+
+	int ret = ioctl(open_device(argv[1]), NVME_IOCTL_IO_CMD, &cmd);
+
+	if (ret)
+		fail(ret < 0 ? errno : EIO);
+}
+
 /* Rounds of create, add, take and destroy, for a device with a filter. */
 static void do_cycle(void)
 {
@@ -1135,6 +1184,48 @@ static void do_submit(void)
 			fail(ring.cqes[i].res < 0 ? -ring.cqes[i].res : EIO);
 	printf("pending %u\nslept %ld\nhelpers %u\n", pending,
 	       after.ru_nvcsw - before.ru_nvcsw, helpers);
+}
+
+static unsigned long long nanoseconds(void)
+{
+	struct timespec now;
+
+	if (clock_gettime(CLOCK_MONOTONIC, &now))
+		fail(errno);
+	return now.tv_sec * 1000000000ULL + now.tv_nsec;
+}
+
+static int in_order(const void *a, const void *b)
+{
+	unsigned long long x = *(const unsigned long long *)a;
+	unsigned long long y = *(const unsigned long long *)b;
+
+	return (x > y) - (x < y);
+}
+
+/* How long writes of 4 KiB take, one after the other, in microseconds */
+static void do_latency(void)
+{
+	__u64 offset = number(argv[1]);
+	size_t count = number(argv[2]);
+	int fd = open(argv[3], O_WRONLY | O_DIRECT);
+	const size_t len = 4096;
+	void *block = io_buffer(len);
+	unsigned long long *took = calloc(count, sizeof(*took));
+
+	if (fd < 0 || !count || !took)
+		fail(fd < 0 ? errno : EINVAL);
+	memset(block, 'l', len);
+	for (size_t i = 0; i < count; i++) {
+		unsigned long long begin = nanoseconds();
+
+		if (pwrite(fd, block, len, offset + i * len) != (ssize_t)len)
+			fail(errno);
+		took[i] = nanoseconds() - begin;
+	}
+	qsort(took, count, sizeof(*took), in_order);
+	printf("median %llu\np99 %llu\nmax %llu\n", took[count / 2] / 1000,
+	       took[(count * 99 + 99) / 100 - 1] / 1000, took[count - 1] / 1000);
 }
 
 static ssize_t discard(int fd, const void *bytes, size_t len, off_t at)
@@ -1628,6 +1719,8 @@ static const struct {
 	{ "cbttakes", 1, 3, do_cbttakes, "DEV [COUNT|null|bad [SIZE]]" },
 	{ "cbtdirty", 1, 999, do_cbtdirty, "DEV OFFSET:COUNT... | DEV bad [COUNT]" },
 	{ "raw", 3, 3, do_raw, "FILE REQUEST BYTES" },
+	{ "scsi", 4, 4, do_scsi, "DEV in|out CDB BYTES" },
+	{ "nvme", 4, 4, do_nvme, "DEV OPCODE BLOCK BYTES" },
 	{ "cycle", 4, 4, do_cycle, "DEV PATH SECTORS ROUNDS" },
 	{ "count", 1, 999, do_count, "DEV..." },
 	{ "fill", 2, 999, do_fill, "MEBIBYTES FILE..." },
@@ -1640,6 +1733,7 @@ static const struct {
 	{ "overtake", 4, 4, do_overtake, "IMAGE DEV COPY COUNT" },
 	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },
 	{ "submit", 3, 3, do_submit, "DEV COUNT STRIDE" },
+	{ "latency", 3, 3, do_latency, "OFFSET COUNT DEV" },
 	{ "change_fd", 2, 2, do_change_fd, "DEV FILE" },
 	{ "encrypt", 1, 2, do_encrypt, "DIR [new]" },
 	{ "uncache", 1, 999, do_uncache, "DEV..." },

@@ -361,6 +361,50 @@ find_scsi()
 	[ -b "$REPLY" ]
 }
 
+# nvme MULTIPATH MEBIBYTES [ATTRIBUTE=VALUE]...: an NVMe namespace on a null_blk; with MULTIPATH Y
+# of a controller that may have several paths, and else N. There is one at a time.
+nvme()
+{
+	local config=/sys/kernel/config/nvmet subsystem
+
+	modprobe -q nvme-core multipath="$1" 2>/dev/null || true
+	undo unload nvme_core
+	undo unload nvme_fabrics
+	undo unload nvmet
+	modprobe -q nvme-loop 2>/dev/null || skip "no NVMe over loop"
+	undo unload nvme_loop
+	[ "$(cat /sys/module/nvme_core/parameters/multipath 2>/dev/null)" = "$1" ] ||
+		skip "no NVMe with multipath=$1"
+	null_blk "${@:2}"
+	subsystem=$config/subsystems/blksnap-test
+	mkdir "$subsystem" "$subsystem/namespaces/1" "$config/ports/1"
+	undo rmdir "$config/ports/1" "$subsystem/namespaces/1" "$subsystem"
+	echo 1 >"$subsystem/attr_allow_any_host"
+	echo -n "$REPLY" >"$subsystem/namespaces/1/device_path"
+	echo 1 >"$subsystem/namespaces/1/enable"
+	echo loop >"$config/ports/1/addr_trtype"
+	ln -s "$subsystem" "$config/ports/1/subsystems/blksnap-test"
+	undo rm "$config/ports/1/subsystems/blksnap-test"
+	echo transport=loop,nqn=blksnap-test >/dev/nvme-fabrics
+	undo nvme_disconnect
+	eventually find_nvme
+}
+
+find_nvme()
+{
+	REPLY=$(find /sys/block -name 'nvme*n*' ! -name 'nvme*c*n*' -printf '/dev/%f\n')
+	[ -b "$REPLY" ]
+}
+
+nvme_disconnect()
+{
+	local file
+
+	for file in /sys/class/nvme/nvme*/delete_controller; do
+		echo 1 >"$file"
+	done
+}
+
 # partitioned MEBIBYTES [ATTRIBUTE=VALUE]...: a null_blk disk with two partitions: the
 # first a quarter of it, from 1 MiB on, the second from there to the end
 partitioned()

@@ -312,6 +312,92 @@ frozen_by_another()
 	equal after "$(<"$where/after")" "the file"
 }
 
+# thawed_soon DIR: as soon as it is frozen, whoever has done it
+thawed_soon()
+{
+	until fsfreeze -u "$1" 2>/dev/null; do
+		sleep 0.01
+	done
+}
+
+# Where somebody thaws what was frozen for the take, that is no moment of the file system.
+thawed_by_another()
+{
+	local dev slow where
+
+	need fsfreeze
+	null_blk 16; dev=$REPLY
+	# The take waits for a write to it, after the file system was frozen.
+	null_blk 1 irqmode=2 completion_nsec=2000000000; slow=$REPLY
+	make_fs ext4 "$dev"
+	mounted "$dev"; where=$REPLY
+	attach "$dev"
+	attach "$slow"
+	new_storage
+	create "$storage" "$ROOM"
+	ctl add "$dev" "$snapshot"
+	ctl add "$slow" "$snapshot"
+	background put direct 0 4096 "$slow"
+	sleep 0.3
+	background thawed_soon "$where"
+	expect EAGAIN ctl take "$snapshot"
+	equal "error 0 image " "$(ctl info "$dev" | tr '\n' ' ' | sed 's/ $//')" "the snapshot"
+	# The next one freezes it, and nothing is frozen afterwards.
+	ctl take "$snapshot"
+	echo after >"$where/after"
+	timeout 10 sync -f "$where"
+	e2fsck -fn "$(image_of "$dev")"
+	ctl destroy "$snapshot"
+	# What is frozen cannot be mounted.
+	umount "$where"
+	mount "$dev" "$where"
+}
+
+# unsynced DEV: the kernel remembers that its last block could not be written
+unsynced()
+{
+	local badblocks=/sys/kernel/config/nullb/${1#/dev/}/badblocks block
+
+	block=$(($(size_of "$1") / 4096 - 1))
+	echo "+$((block * 8))-$((block * 8 + 7))" >"$badblocks"
+	dd if=/dev/urandom of="$1" bs=4096 seek="$block" count=1 conv=notrunc status=none
+	sync
+	echo "-$((block * 8))-$((block * 8 + 7))" >"$badblocks"
+}
+
+# An error of the device is told when its file system was frozen. Then nothing is frozen.
+failing_sync()
+{
+	local dev log where
+
+	null_blk 320; dev=$REPLY
+	if [ "$1" = xfs ]; then
+		# The snapshot is of the device with the log.
+		null_blk 320; log=$REPLY
+		need mkfs.xfs
+		mkfs.xfs -qf -l logdev="$log" "$dev"
+		mounted "$dev" -o logdev="$log"; where=$REPLY
+		dev=$log
+	else
+		make_fs "$1" "$dev"
+		mounted "$dev"; where=$REPLY
+	fi
+	attach "$dev"
+	new_storage
+	create "$storage" "$ROOM"
+	ctl add "$dev" "$snapshot"
+	unsynced "$dev"
+	expect EIO ctl take "$snapshot"
+	dmesg | tail -n 20 | grep -q "blksnap: the file system on .* cannot be frozen" ||
+		wrong "the kernel's log does not say why"
+	timeout 10 dd if=/dev/zero of="$where/file" bs=4096 count=1 conv=fsync status=none ||
+		wrong "the file system is frozen"
+	# The error was told once.
+	ctl take "$snapshot"
+	echo after >"$where/after"
+	timeout 10 sync -f "$where"
+}
+
 thaw()
 {
 	fsfreeze -u "$1" 2>/dev/null || true
@@ -354,4 +440,7 @@ run_cases \
 	"loop device on a btrfs" "loop_on_fs btrfs" \
 	"loop device on a partition, with the disk and another one" loop_on_partition \
 	"file system that somebody else has frozen" frozen_by_another \
+	"file system that somebody else thaws" thawed_by_another \
+	"device with an error, below a btrfs" "failing_sync btrfs" \
+	"device with an error, with the log of an xfs" "failing_sync xfs" \
 	"take that fails" failing_take

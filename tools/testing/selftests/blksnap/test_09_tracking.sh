@@ -309,6 +309,60 @@ request_based()
 	[ "$(cbt "$dev" generation)" != "$generation" ] || wrong "the generation goes on"
 }
 
+# Nor is what SG_IO writes.
+passthrough()
+{
+	local disk dev generation
+
+	need sfdisk
+	scsi_disk 4 lbpu=1; disk=$REPLY dev=${REPLY}1
+	sfdisk -q "$disk" <<<"2048,"
+	undo wipefs -qaf "$disk"
+	eventually test -b "$dev"
+	attach "$disk"
+	attach "$dev"
+	next "$disk"
+	generation=$(cbt "$disk" generation)
+	take "$disk" "$dev"
+	# INQUIRY
+	ctl scsi "$disk" in 120000002400 zero:36
+	equal 0 "$(error_of "$disk")" "the error after a command that reads"
+	# WRITE(10)
+	ctl scsi "$disk" out 2a000000100000000800 zero:4096
+	equal -116 "$(error_of "$disk")" "the disk's error after a command that writes"
+	equal -116 "$(error_of "$dev")" "the partition's error"
+	ctl destroy "$snapshot"
+	next "$disk"
+	[ "$(cbt "$disk" generation)" != "$generation" ] || wrong "the generation goes on"
+	next "$dev"
+	generation=$(cbt "$dev" generation)
+	# UNMAP, by way of the partition
+	ctl scsi "$dev" out 42000000000000001800 \
+		001600100000000000000000000010000000000800000000
+	next "$dev"
+	[ "$(cbt "$dev" generation)" != "$generation" ] || wrong "the generation goes on"
+}
+
+passthrough_nvme()
+{
+	local dev generation
+
+	nvme N 4; dev=$REPLY
+	attach "$dev"
+	next "$dev"
+	generation=$(cbt "$dev" generation)
+	take "$dev"
+	# Read
+	ctl nvme "$dev" 2 128 zero:4096
+	equal 0 "$(error_of "$dev")" "the error after a command that reads"
+	# Write
+	ctl nvme "$dev" 1 128 zero:4096
+	equal -116 "$(error_of "$dev")" "the error after a command that writes"
+	ctl destroy "$snapshot"
+	next "$dev"
+	[ "$(cbt "$dev" generation)" != "$generation" ] || wrong "the generation goes on"
+}
+
 # A take that fails does not use up a number.
 failed_take()
 {
@@ -416,7 +470,9 @@ run_cases \
 	"each take has an id" take_ids \
 	"takes of two devices" take_ids_of_two \
 	"virtual machine that was resumed as a copy" forked \
-	"writes that no filter sees" request_based \
+	"writes by way of multipath" request_based \
+	"writes by SCSI commands" passthrough \
+	"writes by NVMe commands" passthrough_nvme \
 	"take that fails" failed_take \
 	"resized loop device" resize_loop \
 	"resized dm device" resize_dm \

@@ -160,9 +160,9 @@ verified()
 # was wrong is in $wrong, the reads that were done over in $repeated
 overtaking()
 {
-	# On an idle machine every other is, on a busy one fewer: the write comes too late,
-	# or what is read was copied ahead.
-	local dev image queue mebibytes=$((4 * $1 * 16 / 1024 + 1)) figures
+	# On an idle machine every other is, on a busy and slow one fewer than every fourth: the
+	# write comes too late, or what is read was copied ahead. There is memory for that many.
+	local dev image queue mebibytes=$((($1 > 2000 ? 4 : 8) * $1 * 16 / 1024 + 1)) figures
 	local room=$((mebibytes * 2048))
 
 	null_blk "$mebibytes" irqmode=2 completion_nsec=2000000 hw_queue_depth=1 submit_queues=1

@@ -427,7 +427,23 @@ on_zram()
 	check "/dev/zram$number"
 }
 
+on_nvme()
+{
+	nvme N "$SIZE" irqmode=2 completion_nsec=100000000
+	write_to "$REPLY" 2 65536
+	attach "$REPLY"
+	check "$REPLY"
+}
+
 # What else is bio-based does not say when its writes are done.
+on_nvme_multipath()
+{
+	nvme Y "$SIZE"
+	expect EOPNOTSUPP ctl attach "$REPLY"
+	expect ENOENT ctl detach "$REPLY"
+	put direct 0 4096 "$REPLY"
+}
+
 on_image()
 {
 	null_blk "$SIZE"
@@ -535,6 +551,8 @@ run_cases \
 	"dm-raid that writes behind" on_raid1_with_write_behind \
 	"brd" on_brd \
 	"zram" on_zram \
+	"NVMe" on_nvme \
+	"NVMe multipath" on_nvme_multipath \
 	"an image" on_image \
 	"bios in a chain" chained \
 	"flushes without an end" flushed \
