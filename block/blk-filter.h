@@ -50,17 +50,27 @@ static inline void blk_filter_truncate(struct block_device *bdev,
  */
 static inline void blk_filter_change_media(struct gendisk *disk)
 {
-	blk_filter_truncate(disk->part0, bdev_nr_sectors(disk->part0), 0);
+	sector_t nr_sectors = bdev_nr_sectors(disk->part0);
+
+	/* Without a medium it has no sectors; a partition may be open still. */
+	blk_filter_truncate(disk->part0, max(nr_sectors, 1), 0);
 }
 
 /*
  * Called before a request is issued that was not created from a bio of its disk.
  * Filters have not seen what it writes, so report it like a change of the medium.
+ * A queue can outlive its disk.
  */
 static inline void blk_filter_bypass(struct request *rq)
 {
-	if (blk_filter_in_use() && op_is_write(req_op(rq)) && rq->q->disk)
-		blk_filter_change_media(rq->q->disk);
+	struct gendisk *disk;
+
+	if (!blk_filter_in_use() || !op_is_write(req_op(rq)))
+		return;
+	guard(rcu)();
+	disk = READ_ONCE(rq->q->disk);
+	if (disk)
+		blk_filter_change_media(disk);
 }
 
 /*
@@ -77,7 +87,7 @@ static inline int blk_filter_ioctl(struct block_device *bdev, unsigned int cmd,
 				   void __user *argp)
 {
 	return IS_ENABLED(CONFIG_BLK_FILTER) ?
-		__blk_filter_ioctl(bdev, cmd, argp) : -ENOTTY;
+		__blk_filter_ioctl(bdev, cmd, argp) : -ENOIOCTLCMD;
 }
 
 #endif /* _BLK_FILTER_INTERNAL_H */

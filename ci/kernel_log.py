@@ -13,16 +13,29 @@ BAD = re.compile(
     r"|list_add corruption|list_del corruption|Bad page state|Slab corruption|unreferenced object"
     r"|rust_kernel: panicked|panicked at|Segfault with no mm|Objects remaining on)")
 
-# The kernel has races that it lives with: counted are those on whose way there is code of ours.
+# The kernel has races that it lives with: counted are those on whose way there is code of ours, but
+# not what an interrupt does that came there.
 RACE = "KCSAN: data-race"
+INTERRUPT = re.compile(r" asm_\w+interrupt\+0x")
+# A task changes its flags as everybody does, and the tick reads them.
+TASK_FLAGS = re.compile(r"kthread_data / rust_helper_memalloc_\w+$")
 # A line of the call trace, that is, not the name of the kernel. Names of Rust may be mangled there.
 OURS = re.compile(r"(blk_filter|blksnap|kernel(::|5)block).*\+0x|\+0x.*\[blksnap\]")
 
 
 def concerns_us(report):
     """Whether what begins a report of KCSAN, which ends with a ruler, is about our code."""
-    end = next((n for n, line in enumerate(report) if "======" in line), len(report))
-    return any(OURS.search(line) for line in report[:end])
+    if TASK_FLAGS.search(report[0].rstrip()):
+        return False
+    interrupted = False
+    for line in report:
+        if "======" in line:
+            break
+        # A blank line, but for the time, ends a call trace.
+        interrupted = bool(re.sub(r"^\[ *[\d.]+\]", "", line).strip()) and (interrupted or bool(INTERRUPT.search(line)))
+        if not interrupted and OURS.search(line):
+            return True
+    return False
 
 
 def splats(lines, allow=()):

@@ -115,6 +115,11 @@ class KernelLog(unittest.TestCase):
         self.assertEqual(kernel_log.splats(others), [])
         for frame in "_RNvXs_4area+0x4/0x9 [blksnap]", "_RNvMNtNtCs1_6kernel5block3bio+0x4/0x9", "kernel::block::bio+0x4/0x9":
             self.assertEqual(len(kernel_log.splats([*race, "[ 1.0]  " + frame, *end])), 1)
+        # What an interrupt does has nothing to do with what it interrupts.
+        entry, below = "[ 1.0]  asm_sysvec_apic_timer_interrupt+0x1/0x2", "[ 1.0]  blk_filter_attach+0x1/0x2"
+        self.assertEqual(kernel_log.splats([*race, "[ 1.0]  tick+0x1/0x2", entry, below, *end]), [])
+        self.assertEqual(len(kernel_log.splats([*race, entry, "[ 1.0] ", "[ 1.0] read to 0x0 by task 2:", below, *end])), 1)
+        self.assertEqual(len(kernel_log.splats([*race, below, entry, *end])), 1)
         self.assertEqual(len(kernel_log.splats(others + ours)), 1)
         self.assertEqual(len(kernel_log.splats(ours + others)), 1)
 

@@ -16,7 +16,7 @@ struct blk_filter;
 struct module;
 
 /**
- * struct blk_filter_ops - a filter driver
+ * struct blk_filter_ops - a filter driver; what is not optional it must have
  * @name: what user space calls it, shorter than BLKFILTER_NAME_LENGTH
  * @owner: the module, which cannot be unloaded while the filter is attached
  * @attach: allocate an instance for @bdev, or return an ERR_PTR(). Process

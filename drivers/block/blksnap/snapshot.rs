@@ -332,8 +332,8 @@ impl Snapshot {
         result
     }
 
-    /// Thaws file systems, the last one first. With EAGAIN one had been thawed before, and might
-    /// have been written to before its device was stopped.
+    /// Thaws file systems, the last one first. With EAGAIN one had been thawed before, as far as
+    /// that can be told, and might have been written to before its device was stopped.
     fn thaw_all(mut frozen: KVec<FrozenFs>) -> Result {
         let mut result = Ok(());
         while let Some(fs) = frozen.pop() {
@@ -392,7 +392,7 @@ impl Snapshot {
             frozen_for = begin.elapsed();
             Ok(())
         });
-        let thawed = Self::thaw_all(frozen);
+        let thawed = noio::scope(|| Self::thaw_all(frozen));
         result.and(thawed)?;
 
         for device in devices.iter_mut() {

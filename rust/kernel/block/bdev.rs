@@ -394,7 +394,8 @@ impl FrozenFs {
     /// # Errors
     ///
     /// [`EINVAL`] if it was not frozen any more: somebody else has thawed it, as the ioctl `FITHAW`
-    /// does, and it might have been written to since. Or what the file system says.
+    /// does, and it might have been written to since. That cannot be told where it was frozen again
+    /// meanwhile. Or what the file system says.
     pub fn thaw(mut self) -> Result {
         // INVARIANT: It is thawed now, if it ever can be.
         self.is_frozen = false;

@@ -1508,7 +1508,8 @@ struct overtaking {
 /*
  * Idle reads of the image and, as soon as they are submitted, writes to the same
  * sectors, which a scheduler lets pass: all that is read must be in the copy. Goes on
- * until COUNT reads were overtaken, which each must be at a place of its own.
+ * until COUNT reads were overtaken, which each must be at a place of its own. The
+ * places are not in order, since what comes in order is copied ahead.
  */
 static void do_overtake(void)
 {
@@ -1516,7 +1517,8 @@ static void do_overtake(void)
 	int image = open(argv[1], O_RDONLY | O_DIRECT), dev = open(argv[2], O_WRONLY | O_DIRECT);
 	int copy = open(argv[3], O_RDONLY);
 	__u64 count = number(argv[4]), overtaken = 0, wrong = 0;
-	off_t size = lseek(copy, 0, SEEK_END), at = 0;
+	off_t size = lseek(copy, 0, SEEK_END);
+	__u64 places, place = 0;
 	struct overtaking all[OVERTAKE_BATCH] = {};
 	__u8 *buffers = io_buffer(OVERTAKE_BATCH * max), *new = io_buffer(sector);
 	__u8 *old = io_buffer(max);
@@ -1527,15 +1529,17 @@ static void do_overtake(void)
 	if (syscall(__NR_io_setup, 2 * OVERTAKE_BATCH, &context))
 		fail(errno);
 	memset(new, 0xee, sector);
+	/* A read may reach into the next place. */
+	places = size / OVERTAKE_STRIDE - 1;
 
-	for (; overtaken < count; at += OVERTAKE_BATCH * OVERTAKE_STRIDE) {
+	while (overtaken < count) {
 		struct iocb *reads[OVERTAKE_BATCH], *writes[OVERTAKE_BATCH];
 		struct io_event events[2 * OVERTAKE_BATCH];
 		int n = 0;
 
-		if (at + (OVERTAKE_BATCH + 1) * OVERTAKE_STRIDE > size)
-			die("only %llu of %lld reads were overtaken",
-			    (unsigned long long)overtaken, (long long)at / OVERTAKE_STRIDE);
+		if (place + OVERTAKE_BATCH > places)
+			die("only %llu of %llu reads were overtaken",
+			    (unsigned long long)overtaken, (unsigned long long)place);
 		for (int i = 0; i < OVERTAKE_BATCH; i++) {
 			struct overtaking *o = &all[i];
 			size_t skip = next_random() % (OVERTAKE_STRIDE / sector);
@@ -1543,7 +1547,8 @@ static void do_overtake(void)
 			size_t cut = next_random() % sectors;
 			__u8 *buffer = buffers + i * max;
 
-			o->at = at + i * OVERTAKE_STRIDE + skip * sector;
+			/* By a prime, so that each comes once. */
+			o->at = place++ * 7919 % places * OVERTAKE_STRIDE + skip * sector;
 			o->len = sectors * sector;
 			o->written = false;
 			o->overtaken = false;
@@ -1600,7 +1605,7 @@ static void do_overtake(void)
 			wrong += !!memcmp(old, buffers + i * max, all[i].len);
 		}
 	}
-	printf("reads %lld\novertaken %llu\nwrong %llu\n", (long long)at / OVERTAKE_STRIDE,
+	printf("reads %llu\novertaken %llu\nwrong %llu\n", (unsigned long long)place,
 	       (unsigned long long)overtaken, (unsigned long long)wrong);
 }
 
