@@ -13,9 +13,11 @@ BAD = re.compile(
     r"|list_add corruption|list_del corruption|Bad page state|Slab corruption|unreferenced object"
     r"|rust_kernel: panicked|panicked at|Segfault with no mm|Objects remaining on)")
 
-# The kernel has races that it lives with: counted are those on whose way there is code of ours, but
-# not what an interrupt does that came there.
+# The kernel has races that it lives with: counted are those where code of ours is near, in the
+# innermost frames of an access, but not what an interrupt does that came there.
 RACE = "KCSAN: data-race"
+NEAR = 4
+ACCESS = re.compile(r" by (task \d+|interrupt) on cpu|race at unknown origin")
 INTERRUPT = re.compile(r" asm_\w+interrupt\+0x")
 # A task changes its flags as everybody does, and the tick reads them.
 TASK_FLAGS = re.compile(r"kthread_data / rust_helper_memalloc_\w+$")
@@ -27,13 +29,12 @@ def concerns_us(report):
     """Whether what begins a report of KCSAN, which ends with a ruler, is about our code."""
     if TASK_FLAGS.search(report[0].rstrip()):
         return False
-    interrupted = False
+    depth = NEAR
     for line in report:
         if "======" in line:
             break
-        # A blank line, but for the time, ends a call trace.
-        interrupted = bool(re.sub(r"^\[ *[\d.]+\]", "", line).strip()) and (interrupted or bool(INTERRUPT.search(line)))
-        if not interrupted and OURS.search(line):
+        depth = 0 if ACCESS.search(line) else NEAR if INTERRUPT.search(line) else depth + 1
+        if 0 < depth <= NEAR and OURS.search(line):
             return True
     return False
 

@@ -109,7 +109,7 @@ class KernelLog(unittest.TestCase):
 
     def test_data_races_of_ours_only(self):
         ruler = "[ 1.0] " + 66 * "="
-        race = [ruler, "[ 1.0] BUG: KCSAN: data-race in a / b", "[ 1.0] write to 0x0 by task 1:"]
+        race = [ruler, "[ 1.0] BUG: KCSAN: data-race in a / b", "[ 1.0] write to 0x0 of 4 bytes by task 1 on cpu 0:"]
         end = ["[ 1.0] CPU: 1 PID: 0 Comm: swapper/1 Not tainted 7.3.4-blksnap #2", ruler]
         others, ours = [*race, "[ 1.0]  vfs_write+0x1/0x2", *end], [*race, "[ 1.0]  blk_filter_attach+0x1/0x2", *end]
         self.assertEqual(kernel_log.splats(others), [])
@@ -118,8 +118,10 @@ class KernelLog(unittest.TestCase):
         # What an interrupt does has nothing to do with what it interrupts.
         entry, below = "[ 1.0]  asm_sysvec_apic_timer_interrupt+0x1/0x2", "[ 1.0]  blk_filter_attach+0x1/0x2"
         self.assertEqual(kernel_log.splats([*race, "[ 1.0]  tick+0x1/0x2", entry, below, *end]), [])
-        self.assertEqual(len(kernel_log.splats([*race, entry, "[ 1.0] ", "[ 1.0] read to 0x0 by task 2:", below, *end])), 1)
+        self.assertEqual(len(kernel_log.splats([*race, entry, "[ 1.0] ", "[ 1.0] read to 0x0 of 4 bytes by task 2 on cpu 1:", below, *end])), 1)
         self.assertEqual(len(kernel_log.splats([*race, below, entry, *end])), 1)
+        # Nor has what the block layer does with a bio that we have submitted.
+        self.assertEqual(kernel_log.splats([*race, *["[ 1.0]  submit_bio+0x1/0x2"] * 4, below, *end]), [])
         self.assertEqual(len(kernel_log.splats(others + ours)), 1)
         self.assertEqual(len(kernel_log.splats(ours + others)), 1)
 

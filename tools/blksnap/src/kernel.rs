@@ -89,7 +89,8 @@ pub fn attach(device: &Path) -> Result<Attachment> {
                  that cannot be seen here"
             ),
         )
-        .remedied_by(format!("name {multipath} instead")));
+        .remedied_by(format!("name {multipath} instead"))
+        .on(device));
     }
     Device::open(device)?.attach()
 }

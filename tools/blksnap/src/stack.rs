@@ -372,8 +372,14 @@ impl Stack {
         names_in(&disk.join("holders")).iter().find_map(|holder| {
             let mapped = self.sys.join("class/block").join(holder).join("dm");
             // See the uuid of a map in multipath-tools, UUID_PREFIX.
-            text(mapped.join("uuid"))?.starts_with("mpath-").then_some(())?;
-            Some(self.dev.join("mapper").join(text(mapped.join("name"))?.trim()))
+            text(mapped.join("uuid"))?
+                .starts_with("mpath-")
+                .then_some(())?;
+            Some(
+                self.dev
+                    .join("mapper")
+                    .join(text(mapped.join("name"))?.trim()),
+            )
         })
     }
 

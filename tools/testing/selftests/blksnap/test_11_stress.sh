@@ -165,7 +165,9 @@ overtaking()
 	local dev image queue mebibytes=$((($1 > 2000 ? 4 : 8) * $1 * 16 / 1024 + 1)) figures
 	local room=$((mebibytes * 2048))
 
-	null_blk "$mebibytes" irqmode=2 completion_nsec=2000000 hw_queue_depth=1 submit_queues=1
+	# Slower than the machine submits
+	null_blk "$mebibytes" irqmode=2 completion_nsec=$((STALL * 200000)) hw_queue_depth=1 \
+		submit_queues=1
 	dev=$REPLY queue=/sys/block/${dev#/dev/}/queue
 	# They are filled faster without.
 	filled "$dev" "$mebibytes" "$scratch/old"
