@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Sample block device filter: counts the writes to a block device. What is
- * left of one that the block layer or the device's driver splits comes again,
- * and counts again.
+ * Sample block device filter: counts the writes to a block device. Where the
+ * block layer or the device's driver splits a write, the filter sees the rest
+ * a second time and counts it twice.
  *
  * User space attaches it to a device with BLKFILTER_ATTACH, by the name
  * "write_counter", and reads the counts with BLKFILTER_CTL. See

@@ -397,8 +397,15 @@ impl FrozenFs {
     /// does, and it might have been written to since. That cannot be told where it was frozen again
     /// meanwhile. Or what the file system says.
     pub fn thaw(mut self) -> Result {
-        // INVARIANT: It is thawed now, if it ever can be.
-        self.is_frozen = false;
+        self.thaw_once()
+    }
+
+    /// Thaws it if it is frozen.
+    fn thaw_once(&mut self) -> Result {
+        // INVARIANT: It is thawed below, if it ever can be.
+        if !core::mem::take(&mut self.is_frozen) {
+            return Ok(());
+        }
         // SAFETY: By the type invariant it was frozen for us, and this is its one thaw.
         to_result(unsafe { bindings::bdev_thaw(self.device.as_raw()) })
     }
@@ -406,11 +413,8 @@ impl FrozenFs {
 
 impl Drop for FrozenFs {
     fn drop(&mut self) {
-        if self.is_frozen {
-            // SAFETY: By the type invariant it was frozen for us, and this is its one thaw. An
-            // error changes nothing for the owner.
-            unsafe { bindings::bdev_thaw(self.device.as_raw()) };
-        }
+        // An error changes nothing for the owner.
+        let _ = self.thaw_once();
     }
 }
 

@@ -269,11 +269,10 @@ impl Stack {
             .iter()
             .flat_map(|it| names_in(&it.join("holders")))
         {
-            let name =
-                fs::read_to_string(self.sys.join("class/block").join(&holder).join("dm/name"));
+            let name = attribute(&self.sys.join("class/block").join(&holder), "dm/name");
             users.push(match name {
-                Ok(name) => format!("{holder} ({}) is on top of it", name.trim()),
-                Err(_) => format!("{holder} is on top of it"),
+                Some(name) => format!("{holder} ({name}) is on top of it"),
+                None => format!("{holder} is on top of it"),
             });
         }
         let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
@@ -289,25 +288,21 @@ impl Stack {
     /// it is.
     pub fn identity(&self, number: DeviceNumber) -> Option<String> {
         let directory = self.directory(number)?;
-        let read = |directory: &Path, name: &str| {
-            let text = fs::read_to_string(directory.join(name)).ok()?;
-            Some(text.trim().to_owned()).filter(|text| !text.is_empty())
-        };
-        if let Some(file) = read(&directory, "loop/backing_file") {
+        if let Some(file) = attribute(&directory, "loop/backing_file") {
             return Some(format!("a loop device on {file}"));
         }
-        if let Some(name) = read(&directory, "dm/name") {
+        if let Some(name) = attribute(&directory, "dm/name") {
             return Some(format!("device-mapper {name}"));
         }
         let (what, disk) = match directory.join("partition").exists() {
             true => ("a partition of ", directory.parent()?),
             false => ("", directory.as_path()),
         };
-        let vendor = read(disk, "device/vendor").filter(|text| !text.starts_with("0x"));
-        let serial = read(disk, "serial").or_else(|| read(disk, "device/serial"));
+        let vendor = attribute(disk, "device/vendor").filter(|text| !text.starts_with("0x"));
+        let serial = attribute(disk, "serial").or_else(|| attribute(disk, "device/serial"));
         let words: Vec<String> = [
             vendor,
-            read(disk, "device/model"),
+            attribute(disk, "device/model"),
             serial.map(|serial| format!("serial number {serial}")),
         ]
         .into_iter()
@@ -336,8 +331,8 @@ impl Stack {
     /// Whether it can discard: then it may be thin.
     pub fn can_discard(&self, number: DeviceNumber) -> bool {
         let below = |directory: &Path| {
-            let text = fs::read_to_string(directory.join("queue/discard_max_bytes")).ok()?;
-            text.trim().parse::<u64>().ok()
+            let text = attribute(directory, "queue/discard_max_bytes")?;
+            text.parse::<u64>().ok()
         };
         self.directory(number).is_some_and(|directory| {
             let bytes = below(&directory).or_else(|| below(directory.parent()?));
@@ -348,7 +343,7 @@ impl Stack {
     /// Whether it is a thin volume of LVM, of which a discarded block reads as zeroes, or
     /// as its external origin.
     pub fn is_thin_volume(&self, number: DeviceNumber) -> bool {
-        let uuid = |directory: &Path| fs::read_to_string(directory.join("dm/uuid")).ok();
+        let uuid = |directory: &Path| attribute(directory, "dm/uuid");
         let Some(directory) = self.directory(number) else {
             return false;
         };
@@ -356,7 +351,7 @@ impl Stack {
         uuid(&directory).is_some_and(|uuid| uuid.starts_with("LVM-"))
             && pools.iter().any(|pool| {
                 uuid(&self.sys.join("class/block").join(pool))
-                    .is_some_and(|uuid| uuid.trim().ends_with("-tpool"))
+                    .is_some_and(|uuid| uuid.ends_with("-tpool"))
             })
     }
 
@@ -368,27 +363,19 @@ impl Stack {
             true => directory.parent()?,
             false => &directory,
         };
-        let text = |path: PathBuf| fs::read_to_string(path).ok();
-        names_in(&disk.join("holders")).iter().find_map(|holder| {
-            let mapped = self.sys.join("class/block").join(holder).join("dm");
+        let mapped = names_in(&disk.join("holders"))
+            .iter()
+            .map(|holder| self.sys.join("class/block").join(holder))
             // See the uuid of a map in multipath-tools, UUID_PREFIX.
-            text(mapped.join("uuid"))?
-                .starts_with("mpath-")
-                .then_some(())?;
-            Some(
-                self.dev
-                    .join("mapper")
-                    .join(text(mapped.join("name"))?.trim()),
-            )
-        })
+            .find(|it| attribute(it, "dm/uuid").is_some_and(|uuid| uuid.starts_with("mpath-")))?;
+        Some(self.dev.join("mapper").join(attribute(&mapped, "dm/name")?))
     }
 
     /// Whether it cannot be written to by anybody.
     pub fn is_write_protected(&self, number: DeviceNumber) -> bool {
-        let text = |directory: PathBuf| fs::read_to_string(directory.join("ro")).ok();
         self.directory(number)
-            .and_then(text)
-            .is_some_and(|text| text.trim() == "1")
+            .and_then(|directory| attribute(&directory, "ro"))
+            .is_some_and(|text| text == "1")
     }
 
     /// The block device that a loop device is on, wherever the node is that it was set up with;
@@ -413,6 +400,12 @@ impl Stack {
     fn directory(&self, number: DeviceNumber) -> Option<PathBuf> {
         fs::canonicalize(self.sys.join("dev/block").join(number.to_string())).ok()
     }
+}
+
+/// What an attribute of a device in sysfs says, or `None` if that is nothing.
+fn attribute(directory: &Path, name: &str) -> Option<String> {
+    let text = fs::read_to_string(directory.join(name)).ok()?;
+    Some(text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
 /// What a loop device lies on.

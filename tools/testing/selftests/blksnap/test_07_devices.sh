@@ -312,7 +312,7 @@ frozen_by_another()
 	equal after "$(<"$where/after")" "the file"
 }
 
-# thawed_soon DIR: as soon as it is frozen, whoever has done it
+# thawed_soon DIR: thaws the file system as soon as it is frozen
 thawed_soon()
 {
 	until fsfreeze -u "$1" 2>/dev/null; do
@@ -365,7 +365,8 @@ unsynced()
 	echo "-$((block * 8))-$((block * 8 + 7))" >"$badblocks"
 }
 
-# An error of the device is told when its file system was frozen. Then nothing is frozen.
+# A device that cannot be synced when its file system was frozen fails the take, and leaves
+# nothing frozen.
 failing_sync()
 {
 	local dev log where
@@ -392,7 +393,7 @@ failing_sync()
 		wrong "the kernel's log does not say why"
 	timeout 10 dd if=/dev/zero of="$where/file" bs=4096 count=1 conv=fsync status=none ||
 		wrong "the file system is frozen"
-	# The error was told once.
+	# The error is not remembered any longer.
 	ctl take "$snapshot"
 	echo after >"$where/after"
 	timeout 10 sync -f "$where"
