@@ -1,0 +1,458 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * model_disk: a disk without memory that takes as long as a disk would
+ *
+ * For benchmarks. Nothing is stored: what is written is dropped, and what is read is left as it
+ * is in the reader's pages, but for the first MiB of each half, which reads as zeroes: that is where
+ * partition tables and headers are looked for. So no time goes into copying data, and what is
+ * measured is the I/O that a snapshot causes, not the processor that moves it.
+ *
+ *	echo "name=origin sectors=134217728 read_ns=80000 write_ns=15000" >/sys/module/model_disk/parameters/add
+ *	echo origin >/sys/module/model_disk/parameters/remove
+ *
+ * The time that an I/O takes depends on nothing but the I/Os so far and when they came. With the
+ * simulated time of user-mode Linux it is the same to the nanosecond in each run.
+ *
+ * A disk without rotation serves `channels` I/Os at a time (0: all that come). An I/O waits for a
+ * channel, takes read_ns or write_ns, and then its data go over a link that all share, of
+ * read_bw or write_bw bytes a second. With read_iops or write_iops one starts at most so often.
+ *
+ * A disk with rotation_ns has one arm. It takes the command (read_ns or write_ns), moves
+ * (seek_min_ns to the next track to seek_max_ns over all of them, with the square root of the
+ * distance), waits for its sector and transfers what passes by: so its tracks have as much as
+ * read_bw carries in one rotation. Of what is queued it takes the I/O that it reaches first
+ * (shortest access time first), or the oldest one if that waits for 128 rotations.
+ */
+#include <linux/blk-mq.h>
+#include <linux/highmem.h>
+#include <linux/hrtimer.h>
+#include <linux/math.h>
+#include <linux/module.h>
+#include <linux/rbtree.h>
+
+#define MAX_CHANNELS		256
+#define PATIENCE		128
+#define ZEROED_SECTORS		(SZ_1M >> SECTOR_SHIFT)
+
+/* As they are given, in this order. */
+struct model {
+	u64 sectors;
+	u64 depth;
+	u64 channels;
+	u64 read_ns, write_ns, flush_ns;
+	u64 read_bw, write_bw;
+	u64 read_iops, write_iops;
+	u64 rotation_ns, seek_min_ns, seek_max_ns;
+	u64 discard_sectors;
+};
+
+static const char * const fields[] = {
+	"sectors", "depth", "channels", "read_ns", "write_ns", "flush_ns", "read_bw", "write_bw",
+	"read_iops", "write_iops", "rotation_ns", "seek_min_ns", "seek_max_ns", "discard_sectors",
+};
+
+static_assert(sizeof(struct model) == ARRAY_SIZE(fields) * sizeof(u64));
+
+struct model_disk {
+	struct list_head list;
+	struct model model;
+	struct blk_mq_tag_set tags;
+	struct gendisk *disk;
+
+	spinlock_t lock;		/* all below */
+	struct hrtimer timer;
+	struct rb_root_cached running;	/* by end, then in the order they came */
+	u64 channel_free[MAX_CHANNELS];	/* from when on each is free */
+	u64 link_free, start_free;
+
+	/* of the arm */
+	struct list_head waiting;
+	bool moving;
+	sector_t head;			/* where it is when it stops */
+	u64 head_free;			/* when that is or was */
+};
+
+struct io {
+	struct rb_node node;
+	struct list_head waiting;
+	u64 came, end;
+};
+
+static LIST_HEAD(disks);
+static DEFINE_MUTEX(disks_lock);
+static int major;
+
+static u64 now_ns(void)
+{
+	return ktime_get_ns();
+}
+
+static bool is_write(struct request *rq)
+{
+	return op_is_write(req_op(rq));
+}
+
+/* Discards and zeroes carry no data. */
+static u64 transfer_ns(const struct model *m, struct request *rq)
+{
+	u64 bw = is_write(rq) ? m->write_bw : m->read_bw;
+
+	if (!bw || !blk_rq_payload_bytes(rq))
+		return 0;
+	return div64_u64((u64)blk_rq_payload_bytes(rq) * NSEC_PER_SEC, bw);
+}
+
+static u64 base_ns(const struct model *m, struct request *rq)
+{
+	return is_write(rq) ? m->write_ns : m->read_ns;
+}
+
+/* When an I/O that comes now ends, on a disk without an arm */
+static u64 end_of(struct model_disk *d, struct request *rq, u64 now)
+{
+	const struct model *m = &d->model;
+	u64 iops = is_write(rq) ? m->write_iops : m->read_iops;
+	u64 start = now, *channel = NULL, end;
+
+	if (req_op(rq) == REQ_OP_FLUSH)
+		return now + m->flush_ns;
+	if (iops) {
+		start = max(start, d->start_free);
+		d->start_free = start + div64_u64(NSEC_PER_SEC, iops);
+	}
+	if (m->channels) {
+		channel = &d->channel_free[0];
+		for (u64 i = 1; i < m->channels; i++)
+			if (d->channel_free[i] < *channel)
+				channel = &d->channel_free[i];
+		start = max(start, *channel);
+	}
+	end = start + base_ns(m, rq);
+	if (transfer_ns(m, rq)) {
+		end = max(end, d->link_free) + transfer_ns(m, rq);
+		d->link_free = end;
+	}
+	if (channel)
+		*channel = end;
+	return end;
+}
+
+static u64 track_sectors(const struct model *m)
+{
+	return div64_u64(mul_u64_u64_div_u64(m->read_bw, m->rotation_ns, NSEC_PER_SEC), SECTOR_SIZE);
+}
+
+static u64 seek_ns(const struct model *m, sector_t from, sector_t to)
+{
+	u64 distance = from < to ? to - from : from - to;
+
+	if (distance < track_sectors(m))
+		return 0;
+	/* The root of the share of all tracks, in 1/1024 */
+	return m->seek_min_ns + (((m->seek_max_ns - m->seek_min_ns) *
+		int_sqrt64(div64_u64(distance << 20, m->sectors))) >> 10);
+}
+
+/* Until when the arm, free from `now` on, has done with an I/O */
+static u64 arm_end(struct model_disk *d, struct request *rq, u64 now)
+{
+	const struct model *m = &d->model;
+	struct io *io = blk_mq_rq_to_pdu(rq);
+	u64 track = track_sectors(m), at, angle, wanted;
+
+	/* What follows and came while the arm was busy passes by without a gap. */
+	if (blk_rq_pos(rq) == d->head && io->came < d->head_free && now == d->head_free)
+		return now + transfer_ns(m, rq);
+	at = now + base_ns(m, rq) + seek_ns(m, d->head, blk_rq_pos(rq));
+	div64_u64_rem(at, m->rotation_ns, &angle);
+	div64_u64_rem(blk_rq_pos(rq), track, &wanted);
+	wanted = div64_u64(wanted * m->rotation_ns, track);
+	return at + (wanted >= angle ? 0 : m->rotation_ns) + wanted - angle + transfer_ns(m, rq);
+}
+
+static void run(struct model_disk *d, struct io *io)
+{
+	struct rb_node **link = &d->running.rb_root.rb_node, *parent = NULL;
+	bool first = true;
+
+	while (*link) {
+		parent = *link;
+		if (io->end < rb_entry(parent, struct io, node)->end) {
+			link = &parent->rb_left;
+		} else {
+			link = &parent->rb_right;
+			first = false;
+		}
+	}
+	rb_link_node(&io->node, parent, link);
+	rb_insert_color_cached(&io->node, &d->running, first);
+}
+
+/* The arm goes to the next I/O, if one waits and it does not move. */
+static void move_arm(struct model_disk *d, u64 now)
+{
+	struct io *io, *best = NULL;
+	struct request *rq;
+	u64 end, patience = PATIENCE * d->model.rotation_ns;
+
+	if (d->moving || list_empty(&d->waiting))
+		return;
+	list_for_each_entry(io, &d->waiting, waiting) {
+		end = arm_end(d, blk_mq_rq_from_pdu(io), now);
+		if (!best || end < best->end) {
+			best = io;
+			best->end = end;
+		}
+		/* The first one is the oldest. */
+		if (best == io && list_is_first(&io->waiting, &d->waiting) && now - io->came > patience)
+			break;
+	}
+	list_del(&best->waiting);
+	rq = blk_mq_rq_from_pdu(best);
+	d->moving = true;
+	d->head = blk_rq_pos(rq) + blk_rq_sectors(rq);
+	d->head_free = best->end;
+	run(d, best);
+}
+
+static void start_timer(struct model_disk *d)
+{
+	struct rb_node *first = rb_first_cached(&d->running);
+
+	if (first)
+		hrtimer_start(&d->timer, ns_to_ktime(rb_entry(first, struct io, node)->end), HRTIMER_MODE_ABS_HARD);
+}
+
+static enum hrtimer_restart expired(struct hrtimer *timer)
+{
+	struct model_disk *d = container_of(timer, struct model_disk, timer);
+	struct rb_node *node;
+	LIST_HEAD(done);
+	struct io *io, *next;
+	unsigned long flags;
+	u64 now = now_ns();
+
+	spin_lock_irqsave(&d->lock, flags);
+	while ((node = rb_first_cached(&d->running))) {
+		io = rb_entry(node, struct io, node);
+		if (io->end > now)
+			break;
+		rb_erase_cached(node, &d->running);
+		list_add_tail(&io->waiting, &done);
+		if (d->model.rotation_ns && req_op(blk_mq_rq_from_pdu(io)) != REQ_OP_FLUSH) {
+			d->moving = false;
+			move_arm(d, d->head_free);
+		}
+	}
+	start_timer(d);
+	spin_unlock_irqrestore(&d->lock, flags);
+	list_for_each_entry_safe(io, next, &done, waiting)
+		blk_mq_end_request(blk_mq_rq_from_pdu(io), BLK_STS_OK);
+	return HRTIMER_NORESTART;
+}
+
+static void zero_headers(struct model_disk *d, struct request *rq)
+{
+	struct req_iterator iter;
+	struct bio_vec bv;
+	u64 at;
+
+	div64_u64_rem(blk_rq_pos(rq), d->model.sectors / 2, &at);
+	if (req_op(rq) != REQ_OP_READ || at >= ZEROED_SECTORS)
+		return;
+	rq_for_each_segment(bv, rq, iter)
+		memzero_bvec(&bv);
+}
+
+static blk_status_t queue_rq(struct blk_mq_hw_ctx *hctx, const struct blk_mq_queue_data *bd)
+{
+	struct request *rq = bd->rq;
+	struct model_disk *d = hctx->queue->queuedata;
+	struct io *io = blk_mq_rq_to_pdu(rq);
+	unsigned long flags;
+
+	blk_mq_start_request(rq);
+	zero_headers(d, rq);
+	spin_lock_irqsave(&d->lock, flags);
+	io->came = now_ns();
+	if (d->model.rotation_ns && req_op(rq) != REQ_OP_FLUSH) {
+		list_add_tail(&io->waiting, &d->waiting);
+		move_arm(d, io->came);
+	} else {
+		io->end = end_of(d, rq, io->came);
+		run(d, io);
+	}
+	start_timer(d);
+	spin_unlock_irqrestore(&d->lock, flags);
+	return BLK_STS_OK;
+}
+
+static const struct blk_mq_ops mq_ops = {
+	.queue_rq = queue_rq,
+};
+
+static const struct block_device_operations fops = {
+	.owner = THIS_MODULE,
+};
+
+static int parse(char *text, struct model *m, char **name)
+{
+	char *word, *value;
+	int at;
+
+	while ((word = strsep(&text, " \n"))) {
+		if (!*word)
+			continue;
+		value = strchr(word, '=');
+		if (!value)
+			return -EINVAL;
+		*value++ = 0;
+		if (!strcmp(word, "name")) {
+			*name = value;
+			continue;
+		}
+		at = match_string(fields, ARRAY_SIZE(fields), word);
+		if (at < 0 || kstrtou64(value, 0, (u64 *)m + at))
+			return -EINVAL;
+	}
+	if (!*name || strlen(*name) >= DISK_NAME_LEN || m->sectors < 2 || m->channels > MAX_CHANNELS ||
+	    !m->depth || m->depth > BLK_MQ_MAX_DEPTH || m->seek_max_ns < m->seek_min_ns ||
+	    (m->rotation_ns && (!m->read_bw || m->read_bw != m->write_bw || !track_sectors(m))))
+		return -EINVAL;
+	return 0;
+}
+
+static int add_disk_of(const char *name, const struct model *m)
+{
+	struct queue_limits lim = {
+		.max_hw_sectors = SZ_1M >> SECTOR_SHIFT,
+		.max_segments = 256,
+		.physical_block_size = SZ_4K,
+		.max_hw_discard_sectors = m->discard_sectors,
+		.discard_granularity = m->discard_sectors ? SZ_4K : 0,
+		.max_write_zeroes_sectors = m->discard_sectors,
+		.features = (m->flush_ns ? BLK_FEAT_WRITE_CACHE : 0) | (m->rotation_ns ? BLK_FEAT_ROTATIONAL : 0),
+	};
+	struct model_disk *d = kzalloc(sizeof(*d), GFP_KERNEL);
+	int err;
+
+	if (!d)
+		return -ENOMEM;
+	d->model = *m;
+	spin_lock_init(&d->lock);
+	INIT_LIST_HEAD(&d->waiting);
+	d->running = RB_ROOT_CACHED;
+	hrtimer_setup(&d->timer, expired, CLOCK_MONOTONIC, HRTIMER_MODE_ABS_HARD);
+	d->tags.ops = &mq_ops;
+	d->tags.nr_hw_queues = 1;
+	d->tags.queue_depth = m->depth;
+	d->tags.numa_node = NUMA_NO_NODE;
+	d->tags.cmd_size = sizeof(struct io);
+	d->tags.flags = BLK_MQ_F_NO_SCHED_BY_DEFAULT;
+	err = blk_mq_alloc_tag_set(&d->tags);
+	if (err)
+		goto free;
+	d->disk = blk_mq_alloc_disk(&d->tags, &lim, d);
+	if (IS_ERR(d->disk)) {
+		err = PTR_ERR(d->disk);
+		goto tags;
+	}
+	d->disk->major = major;
+	d->disk->minors = 1;
+	d->disk->fops = &fops;
+	strscpy(d->disk->disk_name, name, DISK_NAME_LEN);
+	for (d->disk->first_minor = 0; ; d->disk->first_minor++) {
+		struct model_disk *other;
+		bool used = false;
+
+		list_for_each_entry(other, &disks, list)
+			used |= other->disk->first_minor == d->disk->first_minor;
+		if (!used)
+			break;
+	}
+	set_capacity(d->disk, m->sectors);
+	err = add_disk(d->disk);
+	if (err)
+		goto disk;
+	list_add(&d->list, &disks);
+	return 0;
+disk:
+	put_disk(d->disk);
+tags:
+	blk_mq_free_tag_set(&d->tags);
+free:
+	kfree(d);
+	return err;
+}
+
+static void remove_disk(struct model_disk *d)
+{
+	list_del(&d->list);
+	del_gendisk(d->disk);
+	put_disk(d->disk);
+	hrtimer_cancel(&d->timer);
+	blk_mq_free_tag_set(&d->tags);
+	kfree(d);
+}
+
+static int add_set(const char *value, const struct kernel_param *kp)
+{
+	char *text = kstrdup(value, GFP_KERNEL), *name = NULL;
+	struct model m = { .depth = 128 };
+	int err;
+
+	if (!text)
+		return -ENOMEM;
+	err = parse(text, &m, &name);
+	if (!err) {
+		mutex_lock(&disks_lock);
+		err = add_disk_of(name, &m);
+		mutex_unlock(&disks_lock);
+	}
+	kfree(text);
+	return err;
+}
+
+static int remove_set(const char *value, const struct kernel_param *kp)
+{
+	struct model_disk *d, *next;
+	int err = -ENODEV;
+
+	mutex_lock(&disks_lock);
+	list_for_each_entry_safe(d, next, &disks, list) {
+		if (!sysfs_streq(value, d->disk->disk_name))
+			continue;
+		err = disk_openers(d->disk) ? -EBUSY : 0;
+		if (!err)
+			remove_disk(d);
+		break;
+	}
+	mutex_unlock(&disks_lock);
+	return err;
+}
+
+static const struct kernel_param_ops add_ops = { .set = add_set };
+static const struct kernel_param_ops remove_ops = { .set = remove_set };
+
+module_param_cb(add, &add_ops, NULL, 0200);
+module_param_cb(remove, &remove_ops, NULL, 0200);
+
+static int __init model_disk_init(void)
+{
+	major = register_blkdev(0, "model_disk");
+	return major < 0 ? major : 0;
+}
+
+static void __exit model_disk_exit(void)
+{
+	struct model_disk *d, *next;
+
+	list_for_each_entry_safe(d, next, &disks, list)
+		remove_disk(d);
+	unregister_blkdev(major, "model_disk");
+}
+
+module_init(model_disk_init);
+module_exit(model_disk_exit);
+MODULE_DESCRIPTION("Disk without memory that takes as long as a disk would");
+MODULE_LICENSE("GPL");
