@@ -120,7 +120,8 @@ HEADS = ["work", "disk", "side", "pass", "I/Os", "ns", "÷ raw", "mean ns", "p50
 
 def report(records):
     runs = keyed(records)
-    lines = ["What scripts/bench latency prints. Times are simulated and exact; ÷ raw: I/Os a second as a share of the bare disk's;",
+    lines = ["SPDX-License-Identifier: GPL-2.0-only", "",
+             "What scripts/bench latency prints. Times are simulated and exact; ÷ raw: I/Os a second as a share of the bare disk's;",
              "copied: bytes written to the store for a byte written; orig and store: reads and writes of these disks; beside: writes",
              "of the job that ran at the same time."]
     for work, plan in WORKS.items():

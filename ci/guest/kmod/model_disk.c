@@ -20,8 +20,9 @@
  * A disk with rotation_ns has one arm. It takes the command (read_ns or write_ns), moves
  * (seek_min_ns to the next track to seek_max_ns over all of them, with the square root of the
  * distance), waits for its sector and transfers what passes by: so its tracks have as much as
- * read_bw carries in one rotation. Of what is queued it takes the I/O that it reaches first
- * (shortest access time first), or the oldest one if that waits for 128 rotations.
+ * read_bw carries in one rotation. Of what is queued it takes the I/O that it reaches first, where
+ * 1/32 of the time that one has waited counts in its favour (aged shortest access time first: D. M.
+ * Jacobson and J. Wilkes, "Disk scheduling algorithms based on rotational position", 1991).
  */
 #include <linux/blk-mq.h>
 #include <linux/highmem.h>
@@ -31,7 +32,7 @@
 #include <linux/rbtree.h>
 
 #define MAX_CHANNELS		256
-#define PATIENCE		128
+#define AGING			32
 #define ZEROED_SECTORS		(SZ_1M >> SECTOR_SHIFT)
 
 /* As they are given, in this order. */
@@ -191,21 +192,19 @@ static void run(struct model_disk *d, struct io *io)
 /* The arm goes to the next I/O, if one waits and it does not move. */
 static void move_arm(struct model_disk *d, u64 now)
 {
+	s64 cost, least = S64_MAX;
 	struct io *io, *best = NULL;
 	struct request *rq;
-	u64 end, patience = PATIENCE * d->model.rotation_ns;
 
 	if (d->moving || list_empty(&d->waiting))
 		return;
 	list_for_each_entry(io, &d->waiting, waiting) {
-		end = arm_end(d, blk_mq_rq_from_pdu(io), now);
-		if (!best || end < best->end) {
+		io->end = arm_end(d, blk_mq_rq_from_pdu(io), now);
+		cost = io->end - now - (now - io->came) / AGING;
+		if (cost < least) {
+			least = cost;
 			best = io;
-			best->end = end;
 		}
-		/* The first one is the oldest. */
-		if (best == io && list_is_first(&io->waiting, &d->waiting) && now - io->came > patience)
-			break;
 	}
 	list_del(&best->waiting);
 	rq = blk_mq_rq_from_pdu(best);

@@ -526,13 +526,13 @@ impl Storage {
         })
     }
 
-    /// The block device and its sector from which the `len` bytes at `at` can be read as they are,
-    /// if there is one.
-    pub(crate) fn device(&self, at: u64, len: u64) -> Option<(&Arc<BdevFile>, u64)> {
+    /// The block device and its sector that byte `at` can be read from as it is, and how many bytes
+    /// from there on, if there is one.
+    pub(crate) fn device(&self, at: u64) -> Option<(&Arc<BdevFile>, u64, u64)> {
         let (part, at) = self.find(at).ok()?;
         let device = part.medium.device.as_ref()?;
         let (pos, run) = part.ranges.locate(at)?;
-        (run >= len).then_some((device, pos >> SECTOR_SHIFT))
+        Some((device, pos >> SECTOR_SHIFT, run))
     }
 
     /// How many bytes can be appended at a time: at least `len`, unless space is at its end.

@@ -64,6 +64,7 @@ use crate::{
         PAGE_SIZE, //
     },
     prelude::*,
+    task::might_sleep,
     types::Opaque, //
 };
 use core::{
@@ -253,6 +254,44 @@ impl OwnedBio {
         // SAFETY: By the type invariant the bio is valid and ours to submit; `into_raw` has given
         // that up.
         unsafe { bindings::blk_filter_resubmit_bio(self.into_raw()) };
+    }
+
+    /// Splits off the first `sectors` of a bio that a driver has got for its disk, and returns them
+    /// as a bio of their own. The rest is submitted to the disk again. For the submitter the bio
+    /// ends when both have ended, with the error of one of them if there is one.
+    ///
+    /// For [`Operations::submit_bio`]: there the rest comes after this bio was served, when
+    /// `submit_bio` has returned and what it has submitted has begun. So the pieces of a large bio
+    /// may be in flight at once, and memory for them is not short for lack of progress. Elsewhere
+    /// the rest comes before this returns. May sleep for memory, which is not allocated with I/O.
+    ///
+    /// # Errors
+    ///
+    /// Those that the bio has ended with: [`EINVAL`] if `sectors` is 0 or not less than the bio
+    /// has, or it is neither a read nor a write, or an atomic write.
+    ///
+    /// [`Operations::submit_bio`]: super::bio_disk::Operations::submit_bio
+    pub fn split(self, sectors: u64) -> Result<OwnedBio> {
+        might_sleep();
+        if sectors == 0 || sectors >= self.sectors() || !matches!(self.op(), Op::Read | Op::Write) {
+            self.end(Err(EINVAL));
+            return Err(EINVAL);
+        }
+        let bio = self.into_raw();
+        // SAFETY: The bio is valid and ours, `into_raw` has given that up, and its submitter keeps
+        // the disk until it has ended. `sectors` is less than the bio has, so it fits.
+        let first = unsafe {
+            bindings::bio_submit_split_bioset(
+                bio,
+                sectors as u32,
+                &raw mut (*(*(*bio).bi_bdev).bd_disk).bio_split,
+            )
+        };
+        if first.is_null() {
+            return Err(EINVAL);
+        }
+        // SAFETY: It is fresh, in no list, and ours to complete, which the rest waits for.
+        Ok(unsafe { OwnedBio::from_raw(first) })
     }
 
     /// Copies `len` bytes that start `from` bytes into `pages` to the data of a bio that reads,

@@ -361,12 +361,17 @@ pub(super) struct Store {
     fail: Atomic<bool>,
     /// Whether bios are kept.
     hold: Atomic<bool>,
+    /// If not 0, bios are served in pieces of at most so many sectors.
+    piece: Atomic<u64>,
+    /// Bios that were served.
+    served: Atomic<u32>,
     #[pin]
     held: SpinLockIrq<BioList>,
 }
 
 impl Store {
     fn serve(&self, mut bio: OwnedBio) {
+        self.served.add(1, Relaxed);
         let at = (bio.sector() << SECTOR_SHIFT) as usize;
         let len = bio.size();
         let result = match bio.op() {
@@ -393,6 +398,13 @@ impl Operations for MemoryDisk {
     type Data = Arc<Store>;
 
     fn submit_bio(store: ArcBorrow<'_, Store>, bio: OwnedBio) {
+        let piece = store.piece.load(Relaxed);
+        let bio = if piece > 0 && piece < bio.sectors() {
+            let Ok(first) = bio.split(piece) else { return };
+            first
+        } else {
+            bio
+        };
         if store.hold.load(Relaxed) {
             store.held.lock().push(bio);
         } else {
@@ -428,6 +440,8 @@ pub(super) fn memory_disk() -> Result<(BioDisk<MemoryDisk>, Arc<Store>)> {
             pages: patterned(DISK_PAGES)?,
             fail: Atomic::new(false),
             hold: Atomic::new(false),
+            piece: Atomic::new(0),
+            served: Atomic::new(0),
             held <- new_spinlock_irq!(BioList::new()),
         }? Error),
         GFP_KERNEL,
@@ -714,6 +728,56 @@ mod disk_tests {
         let outcome = read(&set, &bdev, 1, 1, 512)?;
         assert_eq!(outcome.counts(), (1, 1));
         assert_eq!(outcome.result(), Some(Err(EIO)));
+        Ok(())
+    }
+
+    #[test]
+    fn serves_bios_in_pieces() -> Result {
+        let (disk, store) = memory_disk()?;
+        let bdev = Arc::new(BdevFile::open(disk.dev())?, GFP_KERNEL)?;
+        let set = BioSet::new(1)?;
+        let served = store.served.load(Relaxed);
+        store.piece.store(3, Relaxed);
+
+        // 16 sectors from the first one on.
+        let outcome = read(&set, &bdev, 1, 2, 2 * PAGE_SIZE)?;
+        let pieces = ((2 * PAGE_SIZE) >> SECTOR_SHIFT).div_ceil(3) as u32;
+        assert_eq!(outcome.counts(), (1, 1));
+        assert_eq!(outcome.result(), Some(Ok(())));
+        assert_eq!(wrong_bytes(&outcome, 512, 2 * PAGE_SIZE), 0);
+        assert_eq!(store.served.load(Relaxed) - served, pieces);
+
+        // All pieces are on their way before the first one has ended.
+        store.hold.store(true, Relaxed);
+        let outcome = start(&set, &bdev, 1, 2, 2 * PAGE_SIZE)?;
+        assert_eq!(outcome.counts(), (0, 0));
+        let mut held = 0;
+        let mut bios = store.held.lock().take();
+        while let Some(bio) = bios.pop() {
+            held += 1;
+            // The last one ends first, as far as this list goes.
+            store.held.lock().push_front(bio);
+        }
+        assert_eq!(held, pieces);
+        store.fail.store(true, Relaxed);
+        store.release();
+        assert_eq!(outcome.counts(), (1, 1));
+        assert_eq!(outcome.result(), Some(Err(EIO)));
+        Ok(())
+    }
+
+    #[test]
+    fn splits_only_inside() -> Result {
+        let page = Page::alloc_page(GFP_KERNEL)?;
+        let vecs = [(page.as_ptr(), 0, 1024)];
+        for sectors in [0, 2, 3, u64::MAX] {
+            let test = TestBio::new(bindings::req_op_REQ_OP_READ, 0, &vecs)?;
+            assert_eq!(test.own().split(sectors).err(), Some(EINVAL));
+            assert_eq!(test.ended(), (1, EINVAL.to_errno()));
+        }
+        let test = TestBio::without_data(bindings::req_op_REQ_OP_DISCARD, 0, 8)?;
+        assert_eq!(test.own().split(1).err(), Some(EINVAL));
+        assert_eq!(test.ended(), (1, EINVAL.to_errno()));
         Ok(())
     }
 
