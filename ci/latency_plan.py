@@ -46,6 +46,7 @@ WORKS = {
     "rand32": Work("4 KiB random over 64 GiB, depth 32", "op=write order=random bytes=4096 depth=32 count=4096"),
     "hot32": Work("12,288 writes of 4 KiB, random in 256 MiB, depth 32", HOT),
     "hot32-same": Work("the same, store on the same disk", HOT, same=True),
+    "half32": Work("8,192 writes of 4 KiB, random in 64 MiB, depth 32", f"op=write order=random bytes=4096 span={64 * MIB} depth=32 count=8192"),
     "zipf32": Work("4 KiB, Zipf over 8 GiB, depth 32", f"op=write order=zipf bytes=4096 span={8 * GIB} depth=32 count=4096"),
     "log": Work("log: 8 KiB and a flush, depth 1", f"op=write order=log bytes={8 * KIB} count=2048"),
     "log-same": Work("the same, store on the same disk", f"op=write order=log bytes={8 * KIB} count=1024", same=True),

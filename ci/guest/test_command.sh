@@ -152,7 +152,8 @@ multipath_path()
 	scsi_disk 16; path=$REPLY
 	need dmsetup
 	dmsetup targets | grep -q '^multipath ' || skip "no dm-multipath"
-	dmsetup create --noudevsync --uuid mpath-blksnap blksnap-map \
+	# Without the uuid of multipath-tools
+	dmsetup create --noudevsync blksnap-map \
 		--table "0 32768 multipath 0 0 1 1 round-robin 0 1 1 $path 1000"
 	undo dm_remove blksnap-map
 	mkdir "$scratch/backup"

@@ -14,8 +14,9 @@
  * simulated time of user-mode Linux it is the same to the nanosecond in each run.
  *
  * A disk without rotation serves `channels` I/Os at a time (0: all that come). An I/O waits for a
- * channel, takes read_ns or write_ns, and then its data go over a link that all share, of
- * read_bw or write_bw bytes a second. With read_iops or write_iops one starts at most so often.
+ * channel, takes read_ns or write_ns, and then its data go over a link that all share, one I/O after
+ * the other, of read_bw or write_bw bytes a second. With read_iops or write_iops one starts at most
+ * so often.
  *
  * A disk with rotation_ns has one arm. It takes the command (read_ns or write_ns), moves
  * (seek_min_ns to the next track to seek_max_ns over all of them, with the square root of the
@@ -31,7 +32,6 @@
 #include <linux/module.h>
 #include <linux/rbtree.h>
 
-#define MAX_CHANNELS		256
 #define AGING			32
 #define ZEROED_SECTORS		(SZ_1M >> SECTOR_SHIFT)
 
@@ -63,13 +63,10 @@ struct model_disk {
 	spinlock_t lock;		/* all below */
 	struct hrtimer timer;
 	struct rb_root_cached running;	/* by end, then in the order they came */
-	u64 channel_free[MAX_CHANNELS];	/* from when on each is free */
-	u64 link_free, start_free;
-
-	/* of the arm */
-	struct list_head waiting;
-	bool moving;
-	sector_t head;			/* where it is when it stops */
+	struct list_head waiting;	/* for a channel or the arm */
+	u64 busy;			/* channels, or the arm */
+	u64 link_free, start_free;	/* from when on */
+	sector_t head;			/* where the arm is when it stops */
 	u64 head_free;			/* when that is or was */
 };
 
@@ -77,6 +74,7 @@ struct io {
 	struct rb_node node;
 	struct list_head waiting;
 	u64 came, end;
+	bool on_link;			/* or without data, or of an arm */
 };
 
 static LIST_HEAD(disks);
@@ -106,36 +104,6 @@ static u64 transfer_ns(const struct model *m, struct request *rq)
 static u64 base_ns(const struct model *m, struct request *rq)
 {
 	return is_write(rq) ? m->write_ns : m->read_ns;
-}
-
-/* When an I/O that comes now ends, on a disk without an arm */
-static u64 end_of(struct model_disk *d, struct request *rq, u64 now)
-{
-	const struct model *m = &d->model;
-	u64 iops = is_write(rq) ? m->write_iops : m->read_iops;
-	u64 start = now, *channel = NULL, end;
-
-	if (req_op(rq) == REQ_OP_FLUSH)
-		return now + m->flush_ns;
-	if (iops) {
-		start = max(start, d->start_free);
-		d->start_free = start + div64_u64(NSEC_PER_SEC, iops);
-	}
-	if (m->channels) {
-		channel = &d->channel_free[0];
-		for (u64 i = 1; i < m->channels; i++)
-			if (d->channel_free[i] < *channel)
-				channel = &d->channel_free[i];
-		start = max(start, *channel);
-	}
-	end = start + base_ns(m, rq);
-	if (transfer_ns(m, rq)) {
-		end = max(end, d->link_free) + transfer_ns(m, rq);
-		d->link_free = end;
-	}
-	if (channel)
-		*channel = end;
-	return end;
 }
 
 static u64 track_sectors(const struct model *m)
@@ -189,15 +157,12 @@ static void run(struct model_disk *d, struct io *io)
 	rb_insert_color_cached(&io->node, &d->running, first);
 }
 
-/* The arm goes to the next I/O, if one waits and it does not move. */
-static void move_arm(struct model_disk *d, u64 now)
+/* What the arm does next: see above. */
+static struct io *nearest(struct model_disk *d, u64 now)
 {
 	s64 cost, least = S64_MAX;
 	struct io *io, *best = NULL;
-	struct request *rq;
 
-	if (d->moving || list_empty(&d->waiting))
-		return;
 	list_for_each_entry(io, &d->waiting, waiting) {
 		io->end = arm_end(d, blk_mq_rq_from_pdu(io), now);
 		cost = io->end - now - (now - io->came) / AGING;
@@ -206,12 +171,70 @@ static void move_arm(struct model_disk *d, u64 now)
 			best = io;
 		}
 	}
-	list_del(&best->waiting);
-	rq = blk_mq_rq_from_pdu(best);
-	d->moving = true;
+	return best;
+}
+
+static void begin_on_arm(struct model_disk *d, struct io *io)
+{
+	struct request *rq = blk_mq_rq_from_pdu(io);
+
 	d->head = blk_rq_pos(rq) + blk_rq_sectors(rq);
-	d->head_free = best->end;
-	run(d, best);
+	d->head_free = io->end;
+	io->on_link = true;
+}
+
+static void begin_on_channel(struct model_disk *d, struct io *io, u64 now)
+{
+	const struct model *m = &d->model;
+	struct request *rq = blk_mq_rq_from_pdu(io);
+	u64 iops = is_write(rq) ? m->write_iops : m->read_iops;
+
+	if (iops) {
+		now = max(now, d->start_free);
+		d->start_free = now + div64_u64(NSEC_PER_SEC, iops);
+	}
+	io->end = now + base_ns(m, rq);
+	io->on_link = !transfer_ns(m, rq);
+}
+
+/* Begins what waits, as far as there is a channel, or the arm is free. */
+static void begin(struct model_disk *d, u64 now)
+{
+	u64 channels = d->model.rotation_ns ? 1 : d->model.channels;
+	struct io *io;
+
+	while (!list_empty(&d->waiting) && (!channels || d->busy < channels)) {
+		if (d->model.rotation_ns) {
+			io = nearest(d, now);
+			begin_on_arm(d, io);
+		} else {
+			io = list_first_entry(&d->waiting, struct io, waiting);
+			begin_on_channel(d, io, now);
+		}
+		list_del(&io->waiting);
+		d->busy++;
+		run(d, io);
+	}
+}
+
+/* What is at its end goes on; true if it is done. */
+static bool step(struct model_disk *d, struct io *io)
+{
+	struct request *rq = blk_mq_rq_from_pdu(io);
+	u64 now = io->end;
+
+	if (req_op(rq) == REQ_OP_FLUSH)
+		return true;
+	if (!io->on_link) {
+		io->on_link = true;
+		io->end = max(now, d->link_free) + transfer_ns(&d->model, rq);
+		d->link_free = io->end;
+		run(d, io);
+		return false;
+	}
+	d->busy--;
+	begin(d, now);
+	return true;
 }
 
 static void start_timer(struct model_disk *d)
@@ -237,11 +260,8 @@ static enum hrtimer_restart expired(struct hrtimer *timer)
 		if (io->end > now)
 			break;
 		rb_erase_cached(node, &d->running);
-		list_add_tail(&io->waiting, &done);
-		if (d->model.rotation_ns && req_op(blk_mq_rq_from_pdu(io)) != REQ_OP_FLUSH) {
-			d->moving = false;
-			move_arm(d, d->head_free);
-		}
+		if (step(d, io))
+			list_add_tail(&io->waiting, &done);
 	}
 	start_timer(d);
 	spin_unlock_irqrestore(&d->lock, flags);
@@ -274,12 +294,12 @@ static blk_status_t queue_rq(struct blk_mq_hw_ctx *hctx, const struct blk_mq_que
 	zero_headers(d, rq);
 	spin_lock_irqsave(&d->lock, flags);
 	io->came = now_ns();
-	if (d->model.rotation_ns && req_op(rq) != REQ_OP_FLUSH) {
-		list_add_tail(&io->waiting, &d->waiting);
-		move_arm(d, io->came);
-	} else {
-		io->end = end_of(d, rq, io->came);
+	if (req_op(rq) == REQ_OP_FLUSH) {
+		io->end = io->came + d->model.flush_ns;
 		run(d, io);
+	} else {
+		list_add_tail(&io->waiting, &d->waiting);
+		begin(d, io->came);
 	}
 	start_timer(d);
 	spin_unlock_irqrestore(&d->lock, flags);
@@ -314,7 +334,7 @@ static int parse(char *text, struct model *m, char **name)
 		if (at < 0 || kstrtou64(value, 0, (u64 *)m + at))
 			return -EINVAL;
 	}
-	if (!*name || strlen(*name) >= DISK_NAME_LEN || m->sectors < 2 || m->channels > MAX_CHANNELS ||
+	if (!*name || strlen(*name) >= DISK_NAME_LEN || m->sectors < 2 ||
 	    !m->depth || m->depth > BLK_MQ_MAX_DEPTH || m->seek_max_ns < m->seek_min_ns ||
 	    (m->rotation_ns && (!m->read_bw || m->read_bw != m->write_bw || !track_sectors(m))))
 		return -EINVAL;

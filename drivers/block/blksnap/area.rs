@@ -17,7 +17,8 @@
 //! if one of its chunks was saved meanwhile it is done over.
 //!
 //! Where a region of the device is written again and again, more is copied at a time: what is
-//! around the chunk that is written, ahead of the writes to it.
+//! around the chunk that is written, if a longer read costs little. What follows writes in sequence
+//! is copied ahead of them, in claims of its own.
 //!
 //! Copy-on-write is in `copy`, moving copies to the storage in `store`, image reads in `images`.
 //!
@@ -41,6 +42,13 @@ use self::{
     }, //
 };
 use crate::{
+    ahead::{
+        Begun,
+        Costs,
+        Streams,
+        NO_MARK,
+        STREAMS, //
+    },
     chunk::{
         ChunkRange,
         Geometry, //
@@ -69,7 +77,6 @@ use kernel::{
         SECTOR_SHIFT, //
     },
     fmt,
-    impl_has_hr_timer,
     new_condvar,
     new_spinlock_irq,
     page::{
@@ -92,10 +99,7 @@ use kernel::{
         UniqueArc, //
     },
     time::{
-        hrtimer::{
-            HrTimer,
-            RelativeMode, //
-        },
+        Instant,
         Monotonic, //
     },
     workqueue::{
@@ -115,6 +119,7 @@ struct Claim {
     waiting: BioList,
     /// Memory for the extent that it becomes.
     extent: NewExtent<Old>,
+    begun: Begun,
 }
 
 /// Where the old data of an extent is.
@@ -149,10 +154,13 @@ struct State {
     /// Extents that are claimed and not stored, and the bytes in them.
     copies: usize,
     copy_bytes: usize,
-    /// The bytes in `read`.
+    /// The bytes in `read`: those that no worker has taken.
     read_bytes: usize,
     /// The bytes that were stored so far.
     stored_bytes: u64,
+    /// Writes in sequence, and what reads cost.
+    streams: Streams,
+    costs: Costs,
     /// The bytes that were claimed ahead of writes so far.
     ahead_bytes: usize,
     /// How many bytes may be in memory for more to be claimed ahead of writes.
@@ -162,8 +170,9 @@ struct State {
     /// The most there were of these at a time.
     peak_copy_bytes: usize,
     peak_parked: usize,
-    /// The worker that stores copies is at work, or waits for more of them.
-    storing: bool,
+    /// Workers that store copies, and whether one of them waits for more.
+    storing: usize,
+    gathering: bool,
     /// Writes wait until there are fewer copies.
     starved: bool,
     /// Image reads that need more than the origin.
@@ -188,6 +197,8 @@ pub(crate) struct Area {
     gathered: CondVar,
     #[pin]
     idle: CondVar,
+    /// Chunks a write to which is the reason to copy more ahead, also if they are saved.
+    marks: [Atomic<u64>; STREAMS],
     /// 0, or the negative error number of the failure.
     error: Atomic<i32>,
     /// Image reads that have to end before the area can be closed.
@@ -207,9 +218,6 @@ pub(crate) struct Area {
     store_work: Work<Area, STORE>,
     #[pin]
     image_work: Work<Area, IMAGE>,
-    /// Runs while the storage is written.
-    #[pin]
-    store_timer: HrTimer<Area>,
 }
 
 const LANES: u64 = 0;
@@ -222,12 +230,6 @@ impl_has_work! {
     impl HasWork<Self, 1> for Area { self.as_root_work }
     impl HasWork<Self, 2> for Area { self.store_work }
     impl HasWork<Self, 3> for Area { self.image_work }
-}
-
-impl_has_hr_timer! {
-    impl HasHrTimer<Self> for Area {
-        mode: RelativeMode<Monotonic>, field: self.store_timer
-    }
 }
 
 /// The workqueues of a snapshot.
@@ -280,6 +282,7 @@ impl Area {
         let saved = SavedMap::new(geometry.nr_chunks())?;
         let read = KVVec::with_capacity(max_copies, GFP_KERNEL)?;
         let ahead_room = params::ahead_room(&config.storage.space());
+        let shares_disk = config.storage.shares_disk(&config.origin);
         let lanes = Lanes::new()?;
         let reads = BioSet::new(Self::RESERVE)?;
         let forwards = BioSet::new(Self::RESERVE)?;
@@ -300,18 +303,22 @@ impl Area {
                     copy_bytes: 0,
                     read_bytes: 0,
                     stored_bytes: 0,
+                    streams: Streams::new(),
+                    costs: Costs::new(shares_disk),
                     ahead_bytes: 0,
                     ahead_room,
                     parked: 0,
                     peak_copy_bytes: 0,
                     peak_parked: 0,
-                    storing: false,
+                    storing: 0,
+                    gathering: false,
                     starved: false,
                     images: BioList::new(),
                     active: 0,
                 }, "blksnap_area"),
                 gathered <- new_condvar!("blksnap_area_gathered"),
                 idle <- new_condvar!("blksnap_area_idle"),
+                marks: [const { Atomic::new(NO_MARK) }; STREAMS],
                 error: Atomic::new(0),
                 reading: Atomic::new(0),
                 repeated: Atomic::new(0),
@@ -324,7 +331,6 @@ impl Area {
                 as_root_work <- new_work!("blksnap_as_root"),
                 store_work <- new_work!("blksnap_store"),
                 image_work <- new_work!("blksnap_image"),
-                store_timer <- HrTimer::new(),
             }),
             GFP_KERNEL,
         )
@@ -368,6 +374,11 @@ impl Area {
         self.fail(error, What::Corrupted(self.origin.dev(), error));
     }
 
+    /// The time for `Costs`, in ns.
+    fn now(&self) -> u64 {
+        Instant::<Monotonic>::now().as_nanos().max(0) as u64
+    }
+
     fn done(&self, state: &mut State, count: usize) {
         state.active -= count;
         if state.active == 0 {
@@ -402,6 +413,7 @@ impl Area {
         let (copy_bytes, peak_copy_bytes) = (state.copy_bytes, state.peak_copy_bytes);
         let (parked, peak_parked) = (state.parked, state.peak_parked);
         let (stored_bytes, ahead_bytes) = (state.stored_bytes, state.ahead_bytes);
+        let costs = state.costs.of(1 << 20);
         drop(state);
 
         f.write_fmt(fmt!("origin {}\n", self.origin.dev()))?;
@@ -413,6 +425,9 @@ impl Area {
         writeln!(f, "copy_bytes_peak {peak_copy_bytes}")?;
         writeln!(f, "stored_bytes {stored_bytes}")?;
         writeln!(f, "copied_ahead_bytes {ahead_bytes}")?;
+        let (read_ns, mib_ns) = costs.unwrap_or_default();
+        writeln!(f, "read_ns {read_ns}")?;
+        writeln!(f, "read_mib_ns {mib_ns}")?;
         writeln!(f, "parked_writes {parked}")?;
         writeln!(f, "parked_writes_peak {peak_parked}")?;
         writeln!(f, "image_reads_repeated {}", self.repeated.load(Relaxed))

@@ -24,6 +24,7 @@ use kernel::{
     vmfork, //
 };
 
+mod ahead;
 mod area;
 mod arg;
 mod barrier;
@@ -34,6 +35,7 @@ mod control;
 mod debug;
 mod event;
 mod extent_map;
+mod freeze;
 mod image;
 mod lanes;
 mod links;

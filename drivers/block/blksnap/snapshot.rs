@@ -21,6 +21,10 @@ use crate::{
         AreaFile,
         Directory, //
     },
+    freeze::{
+        Deadline,
+        Freezer, //
+    },
     image::{
         self,
         Image, //
@@ -35,7 +39,6 @@ use kernel::{
     block::bdev::{
         BdevFile,
         BlockDevice,
-        FrozenFs,
         SectorRange, //
     },
     new_mutex,
@@ -69,6 +72,7 @@ pub(crate) struct Snapshots {
     list: Mutex<KVec<Arc<Snapshot>>>,
     links: Arc<Links>,
     debug: Directory,
+    freezer: Arc<Freezer>,
 }
 
 impl Snapshots {
@@ -76,11 +80,13 @@ impl Snapshots {
     pub(crate) fn enable() -> Result<SnapshotsGuard> {
         let links = Arc::pin_init(Links::new(), GFP_KERNEL)?;
         let debug = Directory::new()?;
+        let freezer = Arc::new(Freezer::new()?, GFP_KERNEL)?;
         let snapshots = Arc::pin_init(
             pin_init!(Self {
                 list <- new_mutex!(KVec::new(), "blksnap_snapshots"),
                 links,
                 debug,
+                freezer,
             }),
             GFP_KERNEL,
         )?;
@@ -169,6 +175,7 @@ pub(crate) struct Snapshot {
     storage: Arc<Storage>,
     links: Arc<Links>,
     debug: Directory,
+    freezer: Arc<Freezer>,
     queues: Arc<Queues>,
     #[pin]
     devices: Mutex<Devices>,
@@ -182,12 +189,14 @@ impl Snapshot {
         let id = Uuid::random();
         let links = snapshots.links.clone();
         let debug = snapshots.debug.clone();
+        let freezer = snapshots.freezer.clone();
         let snapshot = Arc::pin_init(
             pin_init!(Self {
                 id,
                 storage,
                 links,
                 debug,
+                freezer,
                 queues,
                 devices <- new_mutex!(Devices {
                     list: KVec::new(),
@@ -332,16 +341,6 @@ impl Snapshot {
         result
     }
 
-    /// Thaws file systems, the last one first. With EAGAIN one had been thawed before, as far as
-    /// that can be told, and might have been written to before its device was stopped.
-    fn thaw_all(mut frozen: KVec<FrozenFs>) -> Result {
-        let mut result = Ok(());
-        while let Some(fs) = frozen.pop() {
-            result = result.and(fs.thaw());
-        }
-        result.map_err(|error| if error == EINVAL { EAGAIN } else { error })
-    }
-
     fn take_all(&self, devices: &mut KVec<Device>, also_frozen: &[Arc<BdevFile>]) -> Result {
         // Whatever can fail for lack of something comes first.
         let max_copy_bytes = params::max_copy_bytes() / devices.len();
@@ -373,13 +372,10 @@ impl Snapshot {
         let mut frozen_for = Delta::ZERO;
         // Reclaim could wait for what is frozen.
         let result: Result = noio::scope(|| {
+            let deadline = Deadline::new();
             for device in with_fs {
-                let dev = device.dev();
-                let fs = FrozenFs::new(device).inspect_err(|error| {
-                    pr_err!("the file system on {dev} cannot be frozen: {error:?}\n");
-                })?;
                 // There is room for it.
-                let _ = frozen.push_within_capacity(fs);
+                let _ = frozen.push_within_capacity(self.freezer.freeze(device, deadline)?);
             }
             let begin = Instant::<Monotonic>::now();
             barrier.run(params::freeze_timeout(), || {
@@ -392,7 +388,7 @@ impl Snapshot {
             frozen_for = begin.elapsed();
             Ok(())
         });
-        let thawed = noio::scope(|| Self::thaw_all(frozen));
+        let thawed = noio::scope(|| self.freezer.thaw(frozen));
         result.and(thawed)?;
 
         for device in devices.iter_mut() {

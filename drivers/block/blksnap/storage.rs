@@ -420,6 +420,14 @@ impl Storage {
         })
     }
 
+    /// Returns whether one of its media is on the disk of `bdev`, as far as that can be seen.
+    pub(crate) fn shares_disk(&self, bdev: &BlockDevice) -> bool {
+        self.parts().any(|part| {
+            let device = part.medium.device.as_ref();
+            device.is_some_and(|device| device.has_disk_of(bdev))
+        })
+    }
+
     /// Returns the trackers that writes to the storage reach. Its snapshot is not taken, and cannot
     /// be taken during the call. May sleep.
     ///
@@ -487,23 +495,35 @@ impl Storage {
         }
     }
 
-    /// Appends the first `len` bytes of `pages` to the log, waits until they are written, and
-    /// returns where they are. May sleep, but allocates without I/O.
+    /// Reserves space in the log, and returns where. How many bytes is what `choose` returns, which
+    /// is told how many there are in one piece: at least `len`, unless space is at its end. Nothing
+    /// is reserved if that is 0. May sleep, but allocates without I/O.
     ///
     /// # Errors
     ///
     /// [`ENOSPC`] if there is no space, or what the file says.
-    pub(crate) fn append(&self, pages: &[&Pages], len: usize) -> Result<u64> {
+    pub(crate) fn reserve(&self, len: usize, choose: impl FnOnce(usize) -> usize) -> Result<u64> {
         noio::scope(|| {
-            let (number, at, part) = {
-                let mut logs = self.logs.lock();
-                let (number, log) = logs.append(len as u64)?;
-                let at = log.next - len as u64;
-                let part = self.part(number)?;
-                part.grow(log)?;
-                self.tell(logs.low());
-                (number, at, part)
-            };
+            let mut logs = self.logs.lock();
+            let room = logs.seek(len as u64);
+            let len = choose(usize::try_from(room).unwrap_or(usize::MAX)) as u64;
+            let (number, log) = logs.append(len)?;
+            let at = log.next - len;
+            self.part(number)?.grow(log)?;
+            self.tell(logs.low());
+            Ok(((number as u64) << PART_SHIFT) + at)
+        })
+    }
+
+    /// Writes the first `len` bytes of `pages` to `at`, which was reserved, and waits for it. May
+    /// sleep, but allocates without I/O.
+    ///
+    /// # Errors
+    ///
+    /// What the file says.
+    pub(crate) fn write(&self, at: u64, pages: &[&Pages], len: usize) -> Result {
+        let (part, at) = self.find(at)?;
+        noio::scope(|| {
             part.each_run(at, len, |pos, skip, len| {
                 let result = part.medium.file.write(pos, pages, skip, len);
                 match (result, &part.medium.device) {
@@ -511,8 +531,7 @@ impl Storage {
                     (Err(e), Some(_)) if e == ENOSPC => Err(EIO),
                     (result, _) => result,
                 }
-            })?;
-            Ok(((number as u64) << PART_SHIFT) + at)
+            })
         })
     }
 
@@ -533,12 +552,6 @@ impl Storage {
         let device = part.medium.device.as_ref()?;
         let (pos, run) = part.ranges.locate(at)?;
         Some((device, pos >> SECTOR_SHIFT, run))
-    }
-
-    /// How many bytes can be appended at a time: at least `len`, unless space is at its end.
-    pub(crate) fn room(&self, len: usize) -> usize {
-        let room = self.logs.lock().seek(len as u64);
-        usize::try_from(room).unwrap_or(usize::MAX)
     }
 
     /// How much there is.

@@ -366,8 +366,12 @@ impl Stack {
         let mapped = names_in(&disk.join("holders"))
             .iter()
             .map(|holder| self.sys.join("class/block").join(holder))
-            // See the uuid of a map in multipath-tools, UUID_PREFIX.
-            .find(|it| attribute(it, "dm/uuid").is_some_and(|uuid| uuid.starts_with("mpath-")))?;
+            // A device that takes requests has their queues, and sends them past filters. For
+            // the uuid see UUID_PREFIX of multipath-tools.
+            .find(|it| {
+                it.join("dm").is_dir() && it.join("mq").is_dir()
+                    || attribute(it, "dm/uuid").is_some_and(|uuid| uuid.starts_with("mpath-"))
+            })?;
         Some(self.dev.join("mapper").join(attribute(&mapped, "dm/name")?))
     }
 
@@ -494,6 +498,12 @@ mod tests {
         let path = device("sdd", "4008:48");
         fs::write(path.join("holders/dm-3"), "").unwrap();
         let part = device("sdd/sdd1", "4008:49");
+        let by_hand = device("dm-4", "4000:4");
+        fs::create_dir_all(by_hand.join("dm")).unwrap();
+        fs::create_dir_all(by_hand.join("mq")).unwrap();
+        fs::write(by_hand.join("dm/name"), "map\n").unwrap();
+        let path = device("sde", "4008:64");
+        fs::write(path.join("holders/dm-4"), "").unwrap();
         fs::write(part.join("partition"), "1\n").unwrap();
         let on_file = device("loop0", "4007:0");
         fs::create_dir_all(on_file.join("loop")).unwrap();
@@ -623,6 +633,7 @@ mod tests {
         let multipath = Some(PathBuf::from("/dev/mapper/mpatha"));
         assert_eq!(above("4008:48"), multipath);
         assert_eq!(above("4008:49"), multipath);
+        assert_eq!(above("4008:64"), Some(PathBuf::from("/dev/mapper/map")));
         for text in ["4008:0", "4008:1", "4000:3", "4000:0", "4999:0"] {
             assert_eq!(above(text), None, "{text}");
         }

@@ -3,6 +3,7 @@
 //! Copy-on-write: claims of what is written, and the release of writes whose chunks are saved.
 
 use super::{
+    store::STORES,
     Area,
     Claim,
     Old,
@@ -13,6 +14,7 @@ use super::{
     STORE, //
 };
 use crate::{
+    ahead::Begun,
     chunk::ChunkRange,
     extent_map::{
         NewExtent,
@@ -33,6 +35,7 @@ use kernel::{
             BioList,
             BioRead,
             EndIo,
+            Op,
             OwnedBio, //
         },
         filter::{
@@ -43,6 +46,7 @@ use kernel::{
     page::Pages,
     prelude::*,
     sync::{
+        atomic::Relaxed,
         Arc,
         ArcBorrow,
         UniqueArc, //
@@ -56,12 +60,24 @@ const REGION_TOUCHES: u64 = 4;
 /// The most that is copied then at a time, and what it is aligned to.
 const GROWN_BYTES: u64 = 256 << 10;
 
+/// The most that is copied ahead of writes in sequence at a time, also in writes as long as that
+/// which is the reason.
+const STREAM_BYTES: usize = 4 << 20;
+const STREAM_WRITES: u64 = 64;
+
 impl Area {
     /// Whether a write may go to the origin right away. Does not sleep.
     #[inline]
     pub(crate) fn may_pass(&self, range: SectorRange) -> bool {
         let chunks = self.geometry.chunks_of(range);
-        self.saved.first_unsaved(chunks).is_none() || self.error() != 0
+        self.saved.first_unsaved(chunks).is_none() && !self.is_marked(chunks) || self.error() != 0
+    }
+
+    /// Whether a write to `chunks` is the reason to copy more ahead.
+    #[inline]
+    fn is_marked(&self, chunks: ChunkRange) -> bool {
+        let inside = |mark: u64| chunks.start <= mark && mark < chunks.end;
+        self.marks.iter().any(|mark| inside(mark.load(Relaxed)))
     }
 
     /// Decides on a write that may not pass right away: claims what it overwrites and lets it wait
@@ -75,7 +91,11 @@ impl Area {
         let mut prepared: Option<Copy<'_>> = None;
         loop {
             let mut state = this.state.lock();
-            let run = match this.look_at(&state, chunks) {
+            let look = this.look_at(&state, chunks);
+            if bio.op() == Op::Write && this.follows(&state, &look, chunks) {
+                break;
+            }
+            let run = match look {
                 Look::Passes => return bio.pass(),
                 Look::Waits(found) => return state.park_behind(found.start, bio),
                 Look::Claims(run) => run,
@@ -93,14 +113,20 @@ impl Area {
             };
             if let Some(copy) = prepared.take_if(fits) {
                 let start = copy.run.start;
-                state.claim(&this, copy.claim, copy.run);
-                state.ahead_bytes += this.geometry.bytes_of(copy.run) - this.geometry.bytes_of(run);
+                state.claim(&this, copy.claim, copy.run, true);
+                let asked = this.geometry.bytes_of(run);
+                state.costs.ask(asked);
+                state.ahead_bytes += this.geometry.bytes_of(copy.run) - asked;
+                if bio.op() == Op::Write {
+                    // It begins one, if anything.
+                    let _ = this.follow(&mut state, chunks, run.start);
+                }
                 let verdict = state.park_behind(start, bio);
                 drop(state);
                 verdict.submit_read(copy.read, ClaimRead::Writer(this.into(), start));
                 return verdict;
             }
-            let grown = this.grown(&state, run);
+            let grown = this.grown(&mut state, run);
             drop(state);
             // A PF_MEMALLOC writer could drain the reserves that the worker relies on.
             let flags = GFP_NOWAIT | __GFP_NOMEMALLOC;
@@ -220,24 +246,23 @@ impl Area {
         }
     }
 
-    /// What to copy when `run` is written, which can be claimed: more than that if its region is
-    /// written again and again, as long as that takes neither the memory nor the storage that
-    /// writes may need. The more writes wait, the less it takes to be such a region: then it is the
-    /// number of copies that limits them, not the time of one.
-    fn grown(&self, state: &State, run: ChunkRange) -> ChunkRange {
+    /// What to copy when `run` is written, which can be claimed: more than that if its region was
+    /// written so often that it is worth it, as long as that takes neither the memory nor the
+    /// storage that writes may need.
+    fn grown(&self, state: &mut State, run: ChunkRange) -> ChunkRange {
         let Some(region) = self.geometry.region_of(run) else {
             return run;
         };
-        let enough = (region.len() / 2 / (state.parked as u64 + 1)).max(REGION_TOUCHES);
-        if self.saved.count(region) < enough {
+        if self.saved.count(region) < REGION_TOUCHES {
             return run;
         }
-        let unit = (GROWN_BYTES >> self.geometry.chunk_shift()).max(1);
-        let start = run.start / unit * unit;
-        let mut rest = ChunkRange {
+        let len = (GROWN_BYTES >> self.geometry.chunk_shift()).max(1);
+        let start = run.start / len * len;
+        let unit = ChunkRange {
             start,
-            end: (start + unit).clamp(run.end, region.end),
+            end: (start + len).clamp(run.end, region.end),
         };
+        let mut rest = unit;
         let hole = loop {
             match self.unsaved(state, rest) {
                 None => return run,
@@ -248,11 +273,88 @@ impl Area {
                 Some((_, Piece::Extent(found))) => rest.start = found.end,
             }
         };
-        let bytes = state.copy_bytes + self.geometry.bytes_of(hole);
-        if bytes as u64 > state.ahead_room || bytes > self.max_copy_bytes / 8 * 7 {
+        if hole == run || !self.has_room_ahead(state, hole) {
             return run;
         }
-        hole
+        let touched = self.saved.count(unit);
+        let asked = self.geometry.bytes_of(run) as u64;
+        let rest = self.geometry.bytes_of(hole) as u64 - asked;
+        if state.costs.is_worth(touched, asked, rest) {
+            hole
+        } else {
+            run
+        }
+    }
+
+    /// Whether more may be in memory than what must be copied, and on the storage.
+    fn has_room_ahead(&self, state: &State, run: ChunkRange) -> bool {
+        let bytes = state.copy_bytes + self.geometry.bytes_of(run);
+        bytes as u64 <= state.ahead_room && bytes <= self.max_copy_bytes / 8 * 7
+    }
+
+    /// Whether a write to `chunks` belongs to a stream that wants more copied ahead.
+    fn follows(&self, state: &State, look: &Look, chunks: ChunkRange) -> bool {
+        self.is_marked(chunks)
+            || matches!(look, Look::Claims(run) if state.streams.follows(ChunkRange {
+                start: run.start,
+                ..chunks
+            }))
+    }
+
+    /// There is a write to `chunks`, of which `first` is the first that is claimed for it, or has a
+    /// mark. Returns what is to be copied ahead of those after it.
+    fn follow(&self, state: &mut State, chunks: ChunkRange, first: u64) -> Option<ChunkRange> {
+        let most =
+            (STREAM_BYTES.min(self.max_copy_bytes / 8) >> self.geometry.chunk_shift()) as u64;
+        let limit = most.min(chunks.len() * STREAM_WRITES);
+        let chunks = ChunkRange {
+            start: first,
+            ..chunks
+        };
+        let ahead = state.streams.follow(chunks, limit);
+        for (mark, new) in self.marks.iter().zip(state.streams.marks()) {
+            mark.store(new, Relaxed);
+        }
+        ahead
+    }
+
+    /// Copies chunks that are going to be written, as far as there is room.
+    fn copy_ahead(this: &Arc<Self>, bio: &Bio, ahead: ChunkRange) {
+        let unit = (GROWN_BYTES >> this.geometry.chunk_shift()).max(1);
+        let mut rest = ChunkRange {
+            end: ahead.end.min(this.geometry.nr_chunks()),
+            ..ahead
+        };
+        while rest.start < rest.end {
+            let run = {
+                let state = this.state.lock();
+                match this.unsaved(&state, rest) {
+                    None => return,
+                    Some((_, Piece::Extent(found))) => {
+                        rest.start = found.end;
+                        continue;
+                    }
+                    Some((start, Piece::Hole(end))) => ChunkRange {
+                        start,
+                        end: end.min(start + unit),
+                    },
+                }
+            };
+            let copy = Copy::new(this, bio, run, GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NOWARN);
+            let mut state = this.state.lock();
+            let Some(copy) = copy.ok().filter(|_| this.has_room_ahead(&state, run)) else {
+                state.streams.stopped(ahead, rest.start);
+                return;
+            };
+            // A writer may have been faster.
+            if this.error() == 0 && this.is_free(&state, run) {
+                state.claim(this, copy.claim, run, false);
+                state.ahead_bytes += this.geometry.bytes_of(run);
+                drop(state);
+                copy.read.submit(ClaimRead::Writer(this.clone(), run.start));
+            }
+            rest.start = run.end;
+        }
     }
 
     /// Claims what `bio` is going to overwrite, and lets it wait for the copies or resubmits it.
@@ -263,6 +365,17 @@ impl Area {
             return Ok(());
         };
         let chunks = this.geometry.chunks_of(range);
+        let is_write = bio.op() == Op::Write;
+        let follows = {
+            let state = this.state.lock();
+            let look = this.look_at(&state, chunks);
+            let first = match &look {
+                Look::Claims(run) => run.start,
+                _ => chunks.start,
+            };
+            (is_write && this.follows(&state, &look, chunks) || matches!(look, Look::Claims(_)))
+                .then_some(first)
+        };
 
         // All of it is read at once, as far as there may be copies.
         let mut rest = chunks;
@@ -291,13 +404,20 @@ impl Area {
             let mut state = this.state.lock();
             // A writer may have been faster.
             if this.is_free(&state, run) && !state.is_full(this, run) {
-                state.claim(this, copy.claim, run);
+                state.claim(this, copy.claim, run, false);
+                state.costs.ask(this.geometry.bytes_of(run));
                 drop(state);
                 copy.read.submit(ClaimRead::Worker(this.clone(), run.start));
                 rest.start = run.end;
             }
         }
 
+        if let Some(first) = follows.filter(|_| is_write) {
+            let ahead = this.follow(&mut this.state.lock(), chunks, first);
+            if let Some(ahead) = ahead {
+                Self::copy_ahead(this, &bio, ahead);
+            }
+        }
         let mut state = this.state.lock();
         match this.look_at(&state, chunks) {
             Look::Passes => {
@@ -341,9 +461,10 @@ impl Area {
 
     /// Whether all that `bio` is going to overwrite is saved.
     fn is_saved(&self, bio: &Bio) -> bool {
-        self.origin
-            .range_of(bio)
-            .is_none_or(|range| self.may_pass(range))
+        self.origin.range_of(bio).is_none_or(|range| {
+            let chunks = self.geometry.chunks_of(range);
+            self.saved.first_unsaved(chunks).is_none() || self.error() != 0
+        })
     }
 
     /// The old data of a claim was read, or the area has failed. Does not sleep.
@@ -353,6 +474,11 @@ impl Area {
         let Some((chunks, mut claim)) = state.claims.remove(start) else {
             return;
         };
+        let now = this.now();
+        state.costs.end(now);
+        state
+            .costs
+            .took(claim.begun, now, this.geometry.bytes_of(chunks));
         let old = Old::Memory(pages.into());
         state.map.insert(claim.extent, chunks, old);
         this.saved.set(chunks);
@@ -367,15 +493,27 @@ impl Area {
         // There is room for all copies, so this cannot fail.
         let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
         let _ = state.read.insert_within_capacity(at, start);
-        let storing = core::mem::replace(&mut state.storing, true);
-        let enough = state.read_bytes >= GATHER_BYTES;
         // Before what was read can be stored and the area be closed, since the queues may go then.
         Self::start_workers(this.as_arc_borrow(), &mut state);
-        drop(state);
-        if !storing {
+        Self::start_storing(&this, &mut state);
+    }
+
+    /// There are more copies to be stored.
+    fn start_storing(this: &Arc<Self>, state: &mut State) {
+        if state.storing == 0 {
+            state.storing = 1;
             let _ = this.queues.stores.enqueue::<Arc<Self>, STORE>(this.clone());
-        } else if enough {
-            this.gathered.notify_all();
+        } else if state.read_bytes >= GATHER_BYTES {
+            if state.gathering {
+                this.gathered.notify_all();
+            } else if state.storing < STORES {
+                let area = this.clone();
+                let store = move || Self::store_all(&area);
+                // Without memory those that are at work are enough.
+                if this.queues.stores.try_spawn(GFP_NOWAIT, store).is_ok() {
+                    state.storing += 1;
+                }
+            }
         }
     }
 
@@ -388,6 +526,7 @@ impl Area {
             while let Some(bio) = claim.waiting.pop() {
                 state.lanes.push_taken(bio);
             }
+            state.costs.end(this.now());
             state.copies -= 1;
             state.copy_bytes -= this.geometry.bytes_of(chunks);
         }
@@ -406,7 +545,7 @@ impl Area {
 
 impl State {
     /// Claims free chunks, which are going to be read.
-    fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange) {
+    fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange, alone: bool) {
         let NewClaim {
             claim,
             extent,
@@ -414,7 +553,17 @@ impl State {
         } = claim;
         let waiting = BioList::new();
         area.saved.reserve(leaves);
-        self.claims.insert(claim, chunks, Claim { waiting, extent });
+        let begun = Begun {
+            ns: area.now(),
+            alone,
+        };
+        self.costs.begin(begun.ns, self.claims.count() == 0);
+        let value = Claim {
+            waiting,
+            extent,
+            begun,
+        };
+        self.claims.insert(claim, chunks, value);
         self.copies += 1;
         self.copy_bytes += area.geometry.bytes_of(chunks);
         self.peak_copy_bytes = self.peak_copy_bytes.max(self.copy_bytes);

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Moves copies from memory to the storage.
+//!
+//! Some workers do so at a time, as many as there are copies for. What one has taken is the only
+//! one's to store.
 
 use super::{
     Area,
@@ -15,6 +18,7 @@ use crate::{
 };
 use kernel::{
     block::SECTOR_SHIFT,
+    impl_has_hr_timer,
     page::Pages,
     prelude::*,
     sync::{
@@ -23,12 +27,15 @@ use kernel::{
     },
     time::{
         hrtimer::{
+            HrTimer,
             HrTimerCallback,
             HrTimerCallbackContext,
             HrTimerPointer,
-            HrTimerRestart, //
+            HrTimerRestart,
+            RelativeMode, //
         },
-        msecs_to_jiffies, //
+        msecs_to_jiffies,
+        Monotonic, //
     },
     workqueue::WorkItem, //
 };
@@ -36,28 +43,35 @@ use kernel::{
 /// A write begins when [`GATHER_BYTES`] of copies are there, or after so many milliseconds.
 const GATHER_MSECS: u32 = 10;
 
-/// So many bytes it takes at the most, if they came while the last one was under way.
+/// So many bytes it takes at the most, if they came while others were under way.
 const STORE_BYTES: usize = 1 << 20;
 
+/// The most writes to the storage that are under way at a time.
+pub(super) const STORES: usize = 4;
+
 impl Area {
-    /// Moves what is in memory to the storage.
-    fn store_all(this: &Arc<Self>) {
+    /// The work of one worker. It is counted in `storing`, until it returns.
+    pub(super) fn store_all(this: &Arc<Self>) {
         loop {
             let mut state = this.state.lock();
             if state.read_bytes < GATHER_BYTES && !state.starved && this.error() == 0 {
+                // One of them waits for more.
+                if state.gathering {
+                    state.storing -= 1;
+                    return;
+                }
+                state.gathering = true;
                 let _ = this
                     .gathered
                     .wait_interruptible_timeout(&mut state, msecs_to_jiffies(GATHER_MSECS));
+                state.gathering = false;
             }
             if state.read.is_empty() {
-                state.storing = false;
+                state.storing -= 1;
                 return;
             }
             drop(state);
-            let timer = this.clone().start(params::storage_timeout());
-            let stored = this.store_batch();
-            drop(timer);
-            if let Err(e) = stored {
+            if let Err(e) = Self::store_batch(this) {
                 if this.error() == 0 {
                     this.fail_io(e);
                 }
@@ -70,49 +84,78 @@ impl Area {
         }
     }
 
-    fn store_batch(&self) -> Result {
-        self.check()?;
-        let count = self.state.lock().read.len();
+    fn store_batch(this: &Arc<Self>) -> Result {
+        this.check()?;
+        let count = this.state.lock().read.len();
         // Where pages are larger than 4 KiB, a chunk can be more than that.
-        let count = count.min((STORE_BYTES / self.geometry.chunk_bytes()).max(1));
-        let mut starts = KVec::with_capacity(count, GFP_NOIO)?;
-        let mut pages: KVec<Arc<Pages>> = KVec::with_capacity(count, GFP_NOIO)?;
-        let mut len = 0;
-        let max = STORE_BYTES.min(self.storage.room(Geometry::MAX_BYTES));
-        {
-            let mut guard = self.state.lock();
-            let state = &mut *guard;
-            for start in state.read.iter().take(count) {
-                if let Some((_, Old::Memory(old))) = state.map.get_mut(*start) {
-                    if len > 0 && len + old.len() > max {
-                        break;
-                    }
-                    len += old.len();
-                    let _ = starts.push_within_capacity(*start);
-                    let _ = pages.push_within_capacity(old.clone());
+        let count = count.min((STORE_BYTES / this.geometry.chunk_bytes()).max(1));
+        let mut batch = Batch {
+            starts: KVec::with_capacity(count, GFP_NOIO)?,
+            pages: KVec::with_capacity(count, GFP_NOIO)?,
+            len: 0,
+        };
+        let mut refs = KVec::with_capacity(count, GFP_NOIO)?;
+        let watch = Arc::pin_init(Watch::new(this.clone()), GFP_NOIO)?;
+        let watch = watch.start(params::storage_timeout());
+        let begun = this.now();
+        let stored = this
+            .storage
+            .reserve(Geometry::MAX_BYTES, |room| this.take(&mut batch, room))
+            .and_then(|at| {
+                for pages in &batch.pages {
+                    let _ = refs.push_within_capacity(&**pages);
                 }
+                this.storage.write(at, &refs, batch.len).map(|()| at)
+            });
+        drop(watch);
+        match stored {
+            Ok(at) => this.stored(&batch, at, this.now().saturating_sub(begun)),
+            Err(e) => {
+                if e == ENOSPC {
+                    this.fail(e, What::NoSpace((batch.len >> SECTOR_SHIFT) as u64));
+                }
+                for start in &batch.starts {
+                    this.forget(*start);
+                }
+                return Err(e);
             }
         }
+        Ok(())
+    }
 
-        let mut refs = KVec::with_capacity(pages.len(), GFP_NOIO)?;
-        for pages in &pages {
-            refs.push(&**pages, GFP_NOIO)?;
-        }
-        let mut at = self.storage.append(&refs, len).inspect_err(|e| {
-            if *e == ENOSPC {
-                self.fail(*e, What::NoSpace((len >> SECTOR_SHIFT) as u64));
+    /// Takes copies for one write of at most `room` bytes, or larger if that is the first one.
+    /// Returns the bytes of them. Does not sleep.
+    fn take(&self, batch: &mut Batch, room: usize) -> usize {
+        let max = STORE_BYTES.min(room);
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        for start in state.read.iter().take(batch.starts.capacity()) {
+            if let Some((_, Old::Memory(old))) = state.map.get_mut(*start) {
+                if batch.len > 0 && batch.len + old.len() > max {
+                    break;
+                }
+                batch.len += old.len();
+                let _ = batch.starts.push_within_capacity(*start);
+                let _ = batch.pages.push_within_capacity(old.clone());
             }
-        })?;
+        }
+        let mut left = batch.starts.len();
+        state.read.retain(|_| {
+            let taken = left > 0;
+            left -= usize::from(taken);
+            !taken
+        });
+        state.read_bytes -= batch.len;
+        batch.len
+    }
 
+    /// A batch is on the storage now, which has taken `ns`.
+    fn stored(&self, batch: &Batch, mut at: u64, ns: u64) {
+        let shares_disk = self.storage.shares_disk(&self.origin);
         let ahead_room = params::ahead_room(&self.storage.space());
         let mut state = self.state.lock();
         state.ahead_room = ahead_room;
-        // They are in the same order.
-        let mut gone = starts.iter().peekable();
-        state
-            .read
-            .retain(|start| gone.next_if_eq(&&*start).is_none());
-        for (start, pages) in starts.iter().zip(&pages) {
+        for (start, pages) in batch.starts.iter().zip(&batch.pages) {
             if let Some((_, place)) = state.map.get_mut(*start) {
                 *place = Old::Stored {
                     at,
@@ -122,32 +165,91 @@ impl Area {
             at += pages.len() as u64;
             state.map.merge(*start);
         }
-        state.copies -= starts.len();
-        state.copy_bytes -= len;
-        state.read_bytes -= len;
-        state.stored_bytes += len as u64;
-        self.done(&mut state, starts.len());
-        Ok(())
+        state.copies -= batch.starts.len();
+        state.copy_bytes -= batch.len;
+        state.stored_bytes += batch.len as u64;
+        state.costs.stored(ns, batch.len, shares_disk);
+        self.done(&mut state, batch.starts.len());
     }
 
-    /// The area has failed: gives the memory of the copies back.
+    /// The area has failed: gives the memory of the copies back that nobody has taken.
     fn forget_copies(&self) {
         loop {
-            let mut guard = self.state.lock();
-            let state = &mut *guard;
+            let mut state = self.state.lock();
             let Some(start) = state.read.pop() else {
                 return;
             };
-            let old = state.map.remove(start);
-            if let Some((_, Old::Memory(pages))) = &old {
-                state.copies -= 1;
-                state.copy_bytes -= pages.len();
-                state.read_bytes -= pages.len();
+            if let Some((_, Old::Memory(pages))) = state.map.get_mut(start) {
+                let len = pages.len();
+                state.read_bytes -= len;
             }
-            self.done(state, 1);
-            drop(guard);
-            drop(old);
+            drop(state);
+            self.forget(start);
         }
+    }
+
+    /// Gives the memory of a copy back, which is in no list any more. The area has failed.
+    fn forget(&self, start: u64) {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let old = state.map.remove(start);
+        if let Some((_, Old::Memory(pages))) = &old {
+            state.copies -= 1;
+            state.copy_bytes -= pages.len();
+        }
+        self.done(state, 1);
+        drop(guard);
+        drop(old);
+    }
+}
+
+/// Copies that are stored with one write: the first chunks of their extents and their memory.
+struct Batch {
+    starts: KVec<u64>,
+    pages: KVec<Arc<Pages>>,
+    /// In bytes.
+    len: usize,
+}
+
+/// Looks after one write to the storage.
+#[pin_data]
+struct Watch {
+    area: Arc<Area>,
+    #[pin]
+    timer: HrTimer<Watch>,
+}
+
+impl Watch {
+    fn new(area: Arc<Area>) -> impl PinInit<Self> {
+        pin_init!(Self {
+            area,
+            timer <- HrTimer::new(),
+        })
+    }
+}
+
+impl_has_hr_timer! {
+    impl HasHrTimer<Self> for Watch {
+        mode: RelativeMode<Monotonic>, field: self.timer
+    }
+}
+
+impl HrTimerCallback for Watch {
+    type Pointer<'a> = Arc<Self>;
+
+    /// The write takes long.
+    fn run(
+        this: ArcBorrow<'_, Self>,
+        mut timer: HrTimerCallbackContext<'_, Self>,
+    ) -> HrTimerRestart {
+        let area = &this.area;
+        if !area.state.lock().starved {
+            timer.forward_now(params::storage_timeout());
+            return HrTimerRestart::Restart;
+        }
+        area.fail_io(ETIMEDOUT);
+        Area::unstall(area.as_arc_borrow(), &mut area.state.lock());
+        HrTimerRestart::NoRestart
     }
 }
 
@@ -156,23 +258,5 @@ impl WorkItem<STORE> for Area {
 
     fn run(this: Arc<Self>) {
         Self::store_all(&this);
-    }
-}
-
-impl HrTimerCallback for Area {
-    type Pointer<'a> = Arc<Self>;
-
-    /// A write to the storage takes long.
-    fn run(
-        this: ArcBorrow<'_, Self>,
-        mut timer: HrTimerCallbackContext<'_, Self>,
-    ) -> HrTimerRestart {
-        if !this.state.lock().starved {
-            timer.forward_now(params::storage_timeout());
-            return HrTimerRestart::Restart;
-        }
-        this.fail_io(ETIMEDOUT);
-        Self::unstall(this, &mut this.state.lock());
-        HrTimerRestart::NoRestart
     }
 }

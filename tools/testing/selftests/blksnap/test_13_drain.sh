@@ -378,6 +378,65 @@ stacked()
 	done
 }
 
+# More levels, from the bottom and from the top, and in between
+levels()
+{
+	local devices=() ordered=() i order
+
+	null_blk $((SIZE + 4)); devices+=("$REPLY")
+	for i in 1 2 3 4; do
+		dm_linear "blksnap-level$i" "$REPLY" 2048 $(((SIZE + 4 - i) << 11))
+		devices+=("$REPLY")
+	done
+	for i in 0 1 2 3 4; do
+		attach "${devices[i]}"
+	done
+	write_to "${devices[4]}" 2 65536
+	for order in "0 1 2 3 4" "4 3 2 1 0" "2 0 1 4 3"; do
+		ordered=()
+		for i in $order; do
+			ordered+=("${devices[i]}")
+		done
+		take "${ordered[@]}"
+		stays "$(image_of "${devices[4]}")"
+		ctl destroy "$snapshot"
+	done
+}
+
+# A file system whose device does not answer can be neither frozen nor thawed. It must not keep
+# another one frozen: what is above is above a device-mapper device that is suspended.
+stuck_fs()
+{
+	local healthy mnt stuck since
+
+	null_blk 64; healthy=$REPLY
+	make_fs ext4 "$healthy"
+	mounted "$healthy"; mnt=$REPLY
+	null_blk 512
+	dm_linear blksnap-stuck "$REPLY" 0 $((512 << 11))
+	dm_linear blksnap-above "$REPLY" 0 $((512 << 11)); stuck=$REPLY
+	make_fs "$1" "$stuck"
+	mounted "$stuck"
+	sync
+	attach "$healthy"
+	attach "$stuck"
+	new_storage
+	create "$storage" "$ROOM"
+	ctl add "$healthy" "$snapshot"
+	ctl add "$stuck" "$snapshot"
+	dmsetup suspend --noudevsync blksnap-stuck
+	undo dmsetup resume --noudevsync blksnap-stuck
+	since=$SECONDS
+	expect ETIMEDOUT ctl take "$snapshot"
+	since=$((SECONDS - since))
+	# 5 s to freeze it, and 5 to thaw it.
+	[ $since -lt $((10 + STALL / 2)) ] || wrong "the take has lasted $since s"
+	dd if=/dev/zero of="$mnt/file" bs=4k count=1 conv=fsync status=none
+	dmsetup resume --noudevsync blksnap-stuck
+	ctl take "$snapshot"
+	dd if=/dev/zero of="$mnt/file" bs=4k count=1 conv=fsync status=none
+}
+
 # More than a task can hold locks of
 many_disks()
 {
@@ -558,6 +617,9 @@ run_cases \
 	"bios in a chain" chained \
 	"flushes without an end" flushed \
 	"stack of devices" stacked \
+	"stack of five devices" levels \
+	"ext4 whose device is stuck" "stuck_fs ext4" \
+	"xfs whose device is stuck" "stuck_fs xfs" \
 	"many disks" many_disks \
 	"device that is suspended" suspended \
 	"many writers" many_writers \

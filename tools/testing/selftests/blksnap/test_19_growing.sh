@@ -138,7 +138,9 @@ gone()
 	add_and_take
 	null_blk 16; store=$REPLY
 	ctl append "$snapshot" "$store"
-	put direct 0 $((4 << 20)) "$dev" "$new"
+	# Not in sequence, or what follows would be copied ahead.
+	put direct 0 $((1 << 20)) "$dev" "$new"
+	put direct $((2 << 20)) $((1 << 20)) "$dev" "$new"
 	kept
 	echo 0 >"/sys/kernel/config/nullb/${store#/dev/}/power"
 	put direct $((4 << 20)) $((4 << 20)) "$dev" "$new"

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck disable=SC2317,SC2329
 #
-# Regions that are written again and again are copied ahead of the writes, as long as there is
-# room for it, and what cannot be read ahead breaks nothing.
+# What follows writes in sequence, and regions that are written again and again, are copied ahead of
+# the writes, as long as there is room for it, and what cannot be read ahead breaks nothing.
 
 # shellcheck source=blksnap_lib.sh
 . "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
@@ -54,9 +54,9 @@ cold()
 
 	begin 64
 	for region in 0 1 2 3 4 5 6 7; do
-		touch_chunks "$region" 16 4
+		touch_chunks "$region" 3 64
 	done
-	eventually stored_is $((8 * 16 * CHUNK))
+	eventually stored_is $((8 * 3 * CHUNK))
 	equal 0 "$(ahead)" "bytes that were copied ahead"
 	same "$(image_of "$dev")" "$scratch/old"
 }
@@ -112,6 +112,40 @@ scarce()
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
+# sequence FIRST COUNT: so many writes of two chunks, one behind the other
+sequence()
+{
+	local i
+
+	for ((i = 0; i < $2; i++)); do
+		put direct $((($1 + 2 * i) * CHUNK)) $((2 * CHUNK)) "$dev"
+	done
+}
+
+in_sequence()
+{
+	local dev first
+
+	begin 64
+	sequence 256 1
+	equal 0 "$(ahead)" "bytes that were copied ahead of one write"
+	# 2 ahead of the second one, then 4, 8, 16 and 32 when that is begun
+	sequence 258 15
+	equal $((62 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
+	eventually stored_is $((66 * CHUNK))
+	# Two at a time, which go on after others elsewhere
+	sequence 512 4
+	first=$(ahead)
+	sequence 1024 1
+	sequence 1536 1
+	sequence 520 4
+	[ "$(ahead)" -gt "$first" ] || wrong "nothing was copied ahead of what goes on"
+	# Up to the end of the device, and not further
+	sequence 1984 32
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
+	same "$(image_of "$dev")" "$scratch/old"
+}
+
 # bad_sectors +|- FIRST LAST: these of the fourth MiB are bad from now on, or not any more
 bad_sectors()
 {
@@ -146,7 +180,7 @@ unreadable()
 	put direct $((3 * MIB + 160 * CHUNK)) 4096 "$dev"
 	eventually stored_is $((129 * CHUNK))
 	# What follows can be read.
-	put direct $((3 * MIB + 161 * CHUNK)) 4096 "$dev"
+	put direct $((3 * MIB + 165 * CHUNK)) 4096 "$dev"
 	eventually stored_is $((160 * CHUNK))
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
 	"$1" - 1056 1063
@@ -182,6 +216,7 @@ run_cases \
 	"a region that is written again and again" hot \
 	"chunks between claimed ones" holes \
 	"a storage that is nearly full" scarce \
+	"writes in sequence" in_sequence \
 	"a chunk that cannot be read" "unreadable bad_sectors" \
 	"a chunk that cannot be read, which is known at once" unreadable_at_once \
 	"a chunk that cannot be read, which is known before" unreadable_at_submission \
