@@ -438,7 +438,6 @@ def main():
         parser.add_argument(f"--{name}")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--icount", action="store_true")
-    parser.add_argument("--readme", action="store_true")
     parser.add_argument("--report", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=BUILD / "bench-results")
     parser.add_argument("--null-blk", action="append", default=[])
@@ -486,9 +485,6 @@ def main():
     print("\n" + text, end="")
     for name, chart in plots(cells).items():
         (out / f"{name}.svg").write_text(chart)
-        if args.readme:
-            (REPO / "doc").mkdir(exist_ok=True)
-            (REPO / "doc" / f"bench-{name}.svg").write_text(chart)
     say(f"all of it: {out}")
     kinds = {r["kind"] for r in data["records"]}
     sys.exit(1 if "failure" in kinds or not kinds & {"run", "take", "memory"} else 0)

@@ -49,7 +49,7 @@ PLANS = [
     Plan("test_14", ALL, ALL, "^virtio|unloading", "virtio disks, which can be unplugged"),
     # User-mode Linux with two processors loses swapped pages, also without the driver: see README.md.
     Plan("test_15", ALL, "hardware queues|schedulers", "^swap", "swap on two processors, to a virtio disk"),
-    Plan("test_16", ALL, ALL, ALL, "all system calls on x86-64 code", {"BLKSNAP_FUZZ_CALLS": "8000"}),
+    Plan("test_16", ALL, None, ALL, "all system calls on x86-64 code, by two processors", {"BLKSNAP_FUZZ_CALLS": "8000"}),
     Plan("test_17", None, None, ALL, "32-bit programs, which user-mode Linux does not run"),
     Plan("test_18", ALL, None, None, ""),
     Plan("test_19", ALL, None, "ranges of a disk", SMOKE),

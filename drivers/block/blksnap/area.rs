@@ -20,7 +20,8 @@
 //! around the chunk that is written, if a longer read costs little. What follows writes in sequence
 //! is copied ahead of them, in claims of its own.
 //!
-//! Copy-on-write is in `copy`, moving copies to the storage in `store`, image reads in `images`.
+//! Copy-on-write is in `copy`, copies of more than that in `ahead`, moving copies to the storage in
+//! `store`, image reads in `images`.
 //!
 //! If anything goes wrong the area fails for good: writes pass, image reads give an error. That
 //! there is no end to a write to the storage, while others wait for it to the origin, is wrong too.
@@ -30,6 +31,7 @@
 //! `state` is a leaf lock, taken also where bios end. The saved bits are set under it, and read
 //! without it: neither a write to saved chunks nor an image read of others takes a lock.
 
+mod ahead;
 mod copy;
 mod images;
 mod store;

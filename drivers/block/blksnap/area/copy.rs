@@ -54,17 +54,6 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// So many chunks of a region must be saved, at least, before more than what is written is copied.
-const REGION_TOUCHES: u64 = 4;
-
-/// The most that is copied then at a time, and what it is aligned to.
-const GROWN_BYTES: u64 = 256 << 10;
-
-/// The most that is copied ahead of writes in sequence at a time, also in writes as long as that
-/// which is the reason.
-const STREAM_BYTES: usize = 4 << 20;
-const STREAM_WRITES: u64 = 64;
-
 impl Area {
     /// Whether a write may go to the origin right away. Does not sleep.
     #[inline]
@@ -75,7 +64,7 @@ impl Area {
 
     /// Whether a write to `chunks` is the reason to copy more ahead.
     #[inline]
-    fn is_marked(&self, chunks: ChunkRange) -> bool {
+    pub(super) fn is_marked(&self, chunks: ChunkRange) -> bool {
         let inside = |mark: u64| chunks.start <= mark && mark < chunks.end;
         self.marks.iter().any(|mark| inside(mark.load(Relaxed)))
     }
@@ -225,7 +214,7 @@ impl Area {
 
     /// The first of `chunks` that is not saved. It is in a claim, or free, with those after it that
     /// are free too, as far as one bio can read.
-    fn unsaved(&self, state: &State, chunks: ChunkRange) -> Option<(u64, Piece)> {
+    pub(super) fn unsaved(&self, state: &State, chunks: ChunkRange) -> Option<(u64, Piece)> {
         let start = self.saved.first_unsaved(chunks)?;
         let end = chunks.end.min(start + self.geometry.max_run());
         let mut piece = state.claims.lookup(ChunkRange { start, end });
@@ -239,121 +228,10 @@ impl Area {
     }
 
     /// Whether `chunks`, which one bio can read, are neither saved nor claimed.
-    fn is_free(&self, state: &State, chunks: ChunkRange) -> bool {
+    pub(super) fn is_free(&self, state: &State, chunks: ChunkRange) -> bool {
         match self.unsaved(state, chunks) {
             Some((start, Piece::Hole(end))) => ChunkRange { start, end } == chunks,
             _ => false,
-        }
-    }
-
-    /// What to copy when `run` is written, which can be claimed: more than that if its region was
-    /// written so often that it is worth it, as long as that takes neither the memory nor the
-    /// storage that writes may need.
-    fn grown(&self, state: &mut State, run: ChunkRange) -> ChunkRange {
-        let Some(region) = self.geometry.region_of(run) else {
-            return run;
-        };
-        if self.saved.count(region) < REGION_TOUCHES {
-            return run;
-        }
-        let len = (GROWN_BYTES >> self.geometry.chunk_shift()).max(1);
-        let start = run.start / len * len;
-        let unit = ChunkRange {
-            start,
-            end: (start + len).clamp(run.end, region.end),
-        };
-        let mut rest = unit;
-        let hole = loop {
-            match self.unsaved(state, rest) {
-                None => return run,
-                Some((start, Piece::Hole(end))) if end > run.start => {
-                    break ChunkRange { start, end };
-                }
-                Some((_, Piece::Hole(end))) => rest.start = end,
-                Some((_, Piece::Extent(found))) => rest.start = found.end,
-            }
-        };
-        if hole == run || !self.has_room_ahead(state, hole) {
-            return run;
-        }
-        let touched = self.saved.count(unit);
-        let asked = self.geometry.bytes_of(run) as u64;
-        let rest = self.geometry.bytes_of(hole) as u64 - asked;
-        if state.costs.is_worth(touched, asked, rest) {
-            hole
-        } else {
-            run
-        }
-    }
-
-    /// Whether more may be in memory than what must be copied, and on the storage.
-    fn has_room_ahead(&self, state: &State, run: ChunkRange) -> bool {
-        let bytes = state.copy_bytes + self.geometry.bytes_of(run);
-        bytes as u64 <= state.ahead_room && bytes <= self.max_copy_bytes / 8 * 7
-    }
-
-    /// Whether a write to `chunks` belongs to a stream that wants more copied ahead.
-    fn follows(&self, state: &State, look: &Look, chunks: ChunkRange) -> bool {
-        self.is_marked(chunks)
-            || matches!(look, Look::Claims(run) if state.streams.follows(ChunkRange {
-                start: run.start,
-                ..chunks
-            }))
-    }
-
-    /// There is a write to `chunks`, of which `first` is the first that is claimed for it, or has a
-    /// mark. Returns what is to be copied ahead of those after it.
-    fn follow(&self, state: &mut State, chunks: ChunkRange, first: u64) -> Option<ChunkRange> {
-        let most =
-            (STREAM_BYTES.min(self.max_copy_bytes / 8) >> self.geometry.chunk_shift()) as u64;
-        let limit = most.min(chunks.len() * STREAM_WRITES);
-        let chunks = ChunkRange {
-            start: first,
-            ..chunks
-        };
-        let ahead = state.streams.follow(chunks, limit);
-        for (mark, new) in self.marks.iter().zip(state.streams.marks()) {
-            mark.store(new, Relaxed);
-        }
-        ahead
-    }
-
-    /// Copies chunks that are going to be written, as far as there is room.
-    fn copy_ahead(this: &Arc<Self>, bio: &Bio, ahead: ChunkRange) {
-        let unit = (GROWN_BYTES >> this.geometry.chunk_shift()).max(1);
-        let mut rest = ChunkRange {
-            end: ahead.end.min(this.geometry.nr_chunks()),
-            ..ahead
-        };
-        while rest.start < rest.end {
-            let run = {
-                let state = this.state.lock();
-                match this.unsaved(&state, rest) {
-                    None => return,
-                    Some((_, Piece::Extent(found))) => {
-                        rest.start = found.end;
-                        continue;
-                    }
-                    Some((start, Piece::Hole(end))) => ChunkRange {
-                        start,
-                        end: end.min(start + unit),
-                    },
-                }
-            };
-            let copy = Copy::new(this, bio, run, GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NOWARN);
-            let mut state = this.state.lock();
-            let Some(copy) = copy.ok().filter(|_| this.has_room_ahead(&state, run)) else {
-                state.streams.stopped(ahead, rest.start);
-                return;
-            };
-            // A writer may have been faster.
-            if this.error() == 0 && this.is_free(&state, run) {
-                state.claim(this, copy.claim, run, false);
-                state.ahead_bytes += this.geometry.bytes_of(run);
-                drop(state);
-                copy.read.submit(ClaimRead::Writer(this.clone(), run.start));
-            }
-            rest.start = run.end;
         }
     }
 
@@ -365,16 +243,10 @@ impl Area {
             return Ok(());
         };
         let chunks = this.geometry.chunks_of(range);
-        let is_write = bio.op() == Op::Write;
-        let follows = {
-            let state = this.state.lock();
-            let look = this.look_at(&state, chunks);
-            let first = match &look {
-                Look::Claims(run) => run.start,
-                _ => chunks.start,
-            };
-            (is_write && this.follows(&state, &look, chunks) || matches!(look, Look::Claims(_)))
-                .then_some(first)
+        // From where on it is told to the streams.
+        let first = match this.look_at(&this.state.lock(), chunks) {
+            Look::Claims(run) => Some(run.start),
+            _ => this.is_marked(chunks).then_some(chunks.start),
         };
 
         // All of it is read at once, as far as there may be copies.
@@ -412,7 +284,7 @@ impl Area {
             }
         }
 
-        if let Some(first) = follows.filter(|_| is_write) {
+        if let Some(first) = first.filter(|_| bio.op() == Op::Write) {
             let ahead = this.follow(&mut this.state.lock(), chunks, first);
             if let Some(ahead) = ahead {
                 Self::copy_ahead(this, &bio, ahead);
@@ -545,7 +417,7 @@ impl Area {
 
 impl State {
     /// Claims free chunks, which are going to be read.
-    fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange, alone: bool) {
+    pub(super) fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange, alone: bool) {
         let NewClaim {
             claim,
             extent,
@@ -602,7 +474,7 @@ impl State {
 }
 
 /// What is to be done about a write.
-enum Look {
+pub(super) enum Look {
     /// Nothing.
     Passes,
     /// It waits for this claim.
@@ -612,21 +484,21 @@ enum Look {
 }
 
 /// Memory for a claim, for the extent that it becomes, and for the bits of its chunks.
-struct NewClaim {
+pub(super) struct NewClaim {
     claim: NewExtent<Claim>,
     extent: NewExtent<Old>,
     leaves: NewLeaves,
 }
 
 /// All that is needed to claim chunks and read them, allocated ahead.
-struct Copy<'a> {
+pub(super) struct Copy<'a> {
     run: ChunkRange,
-    claim: NewClaim,
-    read: BioRead<'a, ClaimRead>,
+    pub(super) claim: NewClaim,
+    pub(super) read: BioRead<'a, ClaimRead>,
 }
 
 impl<'a> Copy<'a> {
-    fn new(area: &'a Area, bio: &Bio, run: ChunkRange, flags: Flags) -> Result<Self> {
+    pub(super) fn new(area: &'a Area, bio: &Bio, run: ChunkRange, flags: Flags) -> Result<Self> {
         Ok(Self {
             run,
             claim: NewClaim {
