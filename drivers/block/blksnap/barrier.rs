@@ -32,36 +32,45 @@ const BUSY: Delta = Delta::from_millis(10);
 /// Items in an ordered list of groups.
 struct Groups<T> {
     things: KVec<T>,
-    /// Rank of each item, in descending order. Items of the same rank are a group.
-    ranks: KVec<u32>,
+    /// Whether each item is the first of its group.
+    first: KVec<bool>,
 }
 
 impl<T> Groups<T> {
     /// One group.
     fn new(things: KVec<T>) -> Result<Self> {
-        let ranks = KVec::from_elem(0, things.len(), GFP_KERNEL)?;
-        Ok(Self { things, ranks })
+        let mut first = KVec::from_elem(false, things.len(), GFP_KERNEL)?;
+        if let Some(first) = first.first_mut() {
+            *first = true;
+        }
+        Ok(Self { things, first })
     }
 
-    /// Moves the item at `index` and those behind it in its group ahead of the others of the group,
-    /// or if it is the first of them, it alone.
+    /// Splits the group with the item at `index`: that and those behind it go ahead of the others.
+    /// If it is the first one, it alone does; if it has no others, it goes ahead of the group before.
     fn raise(&mut self, index: usize) {
-        let Some(rank) = self.ranks.get(index).copied() else {
+        if index >= self.things.len() {
             return;
-        };
-        let group = |r: &u32| *r == rank;
-        let start = self.ranks.iter().position(group).unwrap_or(index);
-        let end = self.ranks.iter().rposition(group).unwrap_or(index) + 1;
-        let (end, count) = if index == start {
-            (start + 1, 1)
-        } else {
-            (end, end - index)
-        };
-        if let Some(things) = self.things.get_mut(start..end) {
-            things.rotate_right(count);
         }
-        if let Some(raised) = self.ranks.get_mut(start..start + count) {
-            raised.fill(rank + 1);
+        let start_of =
+            |first: &[bool], at: usize| first[..=at].iter().rposition(|first| *first).unwrap_or(0);
+        let mut start = start_of(&self.first, index);
+        let behind = self.first[start + 1..].iter().position(|first| *first);
+        let end = behind.map_or(self.first.len(), |len| start + 1 + len);
+        let mut count = end - index;
+        if index == start {
+            count = 1;
+            if end == start + 1 && start > 0 {
+                start = start_of(&self.first, start - 1);
+            }
+        }
+        if index > start {
+            self.things[start..end].rotate_right(count);
+        }
+        self.first[start..end].fill(false);
+        self.first[start] = true;
+        if let Some(first) = self.first.get_mut(start + count) {
+            *first = true;
         }
     }
 }
@@ -69,21 +78,21 @@ impl<T> Groups<T> {
 /// Quiesces `devices` group by group, within `patience` milliseconds after `begin`, and runs `f`.
 fn try_once(
     devices: &[&BlockDevice],
-    ranks: &[u32],
+    first: &[bool],
     begin: Instant<Monotonic>,
     patience: i64,
     f: &mut impl FnMut(),
 ) -> Result<(), Late> {
-    let Some(rank) = ranks.first() else {
+    let Some((_, rest)) = first.split_first() else {
         f();
         return Ok(());
     };
-    let count = ranks.iter().take_while(|r| *r == rank).count();
+    let count = 1 + rest.iter().take_while(|first| !**first).count();
     let (group, others) = devices.split_at(count);
     let left = patience.saturating_sub(begin.elapsed().as_millis()).max(1);
     let _quiesced = Quiesced::new(group, msecs_to_jiffies(left as u32))?;
     // There are no more groups than trials.
-    try_once(others, &ranks[count..], begin, patience, f).map_err(|late| Late {
+    try_once(others, &first[count..], begin, patience, f).map_err(|late| Late {
         device: late.device + count,
         ..late
     })
@@ -110,9 +119,9 @@ impl<'a> Barrier<'a> {
         loop {
             let left = timeout.as_millis() - begin.elapsed().as_millis();
             let trial = patience.clamp(1, left.max(1));
-            let Groups { things, ranks } = &self.0;
+            let Groups { things, first } = &self.0;
             let now = Instant::<Monotonic>::now();
-            let late = match try_once(things, ranks, now, trial, &mut f) {
+            let late = match try_once(things, first, now, trial, &mut f) {
                 Ok(()) => return Ok(()),
                 Err(late) => late,
             };
@@ -146,11 +155,15 @@ mod tests {
         let mut groups = groups(&['a', 'b', 'c', 'd'])?;
         groups.raise(2);
         assert_eq!(groups.things[..], ['c', 'd', 'a', 'b']);
-        assert_eq!(groups.ranks[..], [1, 1, 0, 0]);
-        // It alone, to the end of the group ahead of its own.
+        assert_eq!(groups.first[..], [true, false, true, false]);
+        // The first one, alone
         groups.raise(2);
         assert_eq!(groups.things[..], ['c', 'd', 'a', 'b']);
-        assert_eq!(groups.ranks[..], [1, 1, 1, 0]);
+        assert_eq!(groups.first[..], [true, false, true, true]);
+        // Ahead of the group before
+        groups.raise(2);
+        assert_eq!(groups.things[..], ['a', 'c', 'd', 'b']);
+        assert_eq!(groups.first[..], [true, true, false, true]);
         Ok(())
     }
 
@@ -160,11 +173,11 @@ mod tests {
         let mut trials = 0;
         loop {
             trials += 1;
+            let group = |at: usize| groups.first[..=at].iter().filter(|first| **first).count();
             // One is late if it is in a group with one of those, or behind it.
             let late = (0..order.len()).find(|at| {
                 (0..order.len()).any(|other| {
-                    groups.ranks[other] >= groups.ranks[*at]
-                        && groups.things[other] > groups.things[*at]
+                    group(other) <= group(*at) && groups.things[other] > groups.things[*at]
                 })
             });
             match late {
@@ -178,21 +191,23 @@ mod tests {
 
     #[test]
     fn stacks_are_found() -> Result {
-        assert!(trials(&['d', 'b', 'a', 'c'])? <= 6);
-        // The common ones, from the bottom and from the top
-        assert!(trials(&['e', 'd', 'c', 'b', 'a'])? <= 6);
-        assert!(trials(&['a', 'b', 'c', 'd', 'e'])? <= 6);
+        // From the bottom and from the top, one for each level
+        assert_eq!(trials(&['f', 'e', 'd', 'c', 'b', 'a'])?, 6);
+        assert_eq!(trials(&['a', 'b', 'c', 'd', 'e', 'f'])?, 6);
+        assert_eq!(trials(&['d', 'b', 'a', 'c'])?, 5);
+        // The worst order of four
+        assert_eq!(trials(&['c', 'b', 'a', 'd'])?, 7);
         Ok(())
     }
 
     #[test]
-    fn the_first_stays_the_first() -> Result {
+    fn one_alone_stays() -> Result {
         let mut groups = groups(&['a', 'b'])?;
         groups.raise(0);
         groups.raise(0);
         groups.raise(7);
         assert_eq!(groups.things[..], ['a', 'b']);
-        assert_eq!(groups.ranks[..], [2, 0]);
+        assert_eq!(groups.first[..], [true, true]);
         Ok(())
     }
 }
