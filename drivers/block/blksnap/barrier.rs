@@ -47,7 +47,8 @@ impl<T> Groups<T> {
     }
 
     /// Splits the group with the item at `index`: that and those behind it go ahead of the others.
-    /// If it is the first one, it alone does; if it has no others, it goes ahead of the group before.
+    /// If it is the first one, it alone does; if there are no others, it goes ahead of the group
+    /// before.
     fn raise(&mut self, index: usize) {
         if index >= self.things.len() {
             return;

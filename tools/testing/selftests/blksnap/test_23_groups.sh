@@ -42,8 +42,8 @@ in_group()
 	"${@:2}"
 }
 
-# touch_chunks FIRST COUNT: writes 4 KiB to each of COUNT chunks, one of five so that nothing is copied
-# ahead
+# touch_chunks FIRST COUNT: writes 4 KiB to each of COUNT chunks, one of five, so that nothing is
+# copied ahead
 touch_chunks()
 {
 	local i
