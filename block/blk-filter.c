@@ -84,7 +84,7 @@ static bool blk_filter_supports(struct block_device *bdev)
 
 	if (bdev_is_zoned(bdev) || blk_queue_dax(disk->queue))
 		return false;
-	return queue_is_mq(disk->queue) || disk->fops->quiesce_bios ||
+	return queue_is_mq(disk->queue) || disk->fops->start_quiesce_bios ||
 	       (disk->queue->limits.features & BLK_FEAT_SYNC_WRITE);
 }
 
@@ -92,38 +92,36 @@ static bool blk_filter_supports(struct block_device *bdev)
  * Use the freeze without an owner: lockdep tracks 48 held locks per task, and
  * an owned freeze takes two of them.
  */
-static void blk_filter_start_quiesce(struct gendisk *disk)
+static int blk_filter_start_quiesce(struct block_device *bdev)
 {
-	if (!disk->fops->quiesce_bios)
-		blk_freeze_queue_start_non_owner(disk->queue);
+	struct gendisk *disk = bdev->bd_disk;
+
+	if (!blk_filter_supports(bdev))
+		return -EOPNOTSUPP;
+	if (disk->fops->start_quiesce_bios)
+		return disk->fops->start_quiesce_bios(disk);
+	blk_freeze_queue_start_non_owner(disk->queue);
+	return 0;
 }
 
-static int blk_filter_wait_quiesced(struct gendisk *disk,
+static bool blk_filter_wait_quiesce(struct gendisk *disk,
 				    unsigned long deadline)
 {
 	long left = deadline - jiffies;
 
-	if (disk->fops->quiesce_bios)
-		return disk->fops->quiesce_bios(disk, deadline);
-	if (!blk_mq_freeze_queue_wait_timeout(disk->queue, max(left, 0L)))
-		return -ETIMEDOUT;
-	return 0;
-}
-
-static void blk_filter_end_quiesce(struct gendisk *disk, bool quiesced)
-{
-	if (!disk->fops->quiesce_bios)
-		blk_mq_unfreeze_queue_non_owner(disk->queue);
-	else if (quiesced)
-		disk->fops->unquiesce_bios(disk);
+	left = max(left, 0L);
+	if (disk->fops->start_quiesce_bios)
+		return disk->fops->wait_quiesce_bios(disk, left);
+	return blk_mq_freeze_queue_wait_timeout(disk->queue, left);
 }
 
 /**
  * blk_filter_quiesce - stop the I/O of devices and wait for their writes
- * @bdevs: the devices, which the caller has open; some may be on the same disk
+ * @bdevs: the devices, which the caller has open, each on a disk of its own
  * @count: how many
  * @timeout: how long to wait, in jiffies
- * @late: on error, set to the index of the device that caused it
+ * @late: set to the number of devices that caused -ETIMEDOUT, which are moved
+ *	to the front of @bdevs; else 0
  *
  * On return all writes that passed the filters of the devices' disks are
  * completed, and no filter's ->submit_bio() runs. New bios are held back.
@@ -131,42 +129,39 @@ static void blk_filter_end_quiesce(struct gendisk *disk, bool quiesced)
  * and its allocations are GFP_NOIO.
  *
  * If one of the devices is stacked on another one, I/O of the upper device can
- * block in the lower one, and this times out with @late set to the upper one.
- * Quiesce stacked devices first, by a separate call.
+ * block in the lower one, and the upper one is late. Quiesce stacked devices
+ * first, by a separate call.
  *
  * Context: May sleep.
  * Return: 0, -EOPNOTSUPP if filters do not see all writes to a device, -EBUSY
- * if the device is being suspended or resumed, -ETIMEDOUT if the I/O in flight
- * did not complete in time. On error no device is quiesced.
+ * if a device is being suspended or resumed, -ETIMEDOUT if I/O in flight did
+ * not complete in time. On error no device is quiesced.
  */
-int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
+int blk_filter_quiesce(struct block_device **bdevs, unsigned int count,
 		       unsigned long timeout, unsigned int *late)
 {
 	unsigned long deadline = jiffies + timeout;
-	unsigned int i;
+	unsigned int started, i;
 	int ret;
 
+	*late = 0;
+	/* Start all first: each takes a grace period and has I/O in flight. */
+	for (started = 0; started < count; started++) {
+		ret = blk_filter_start_quiesce(bdevs[started]);
+		if (ret)
+			goto undo;
+	}
 	for (i = 0; i < count; i++) {
-		if (!blk_filter_supports(bdevs[i])) {
-			*late = i;
-			return -EOPNOTSUPP;
+		if (!blk_filter_wait_quiesce(bdevs[i]->bd_disk, deadline)) {
+			swap(bdevs[i], bdevs[*late]);
+			++*late;
 		}
 	}
-
-	/* Start all freezes first: each takes an RCU grace period. */
-	for (i = 0; i < count; i++)
-		blk_filter_start_quiesce(bdevs[i]->bd_disk);
-	for (i = 0; i < count; i++) {
-		ret = blk_filter_wait_quiesced(bdevs[i]->bd_disk, deadline);
-		if (ret)
-			break;
-	}
-	if (i == count)
+	if (!*late)
 		return 0;
-
-	*late = i;
-	while (count--)
-		blk_filter_end_quiesce(bdevs[count]->bd_disk, count < *late);
+	ret = -ETIMEDOUT;
+undo:
+	blk_filter_unquiesce(bdevs, started);
 	return ret;
 }
 EXPORT_SYMBOL_GPL(blk_filter_quiesce);
@@ -179,8 +174,15 @@ EXPORT_SYMBOL_GPL(blk_filter_quiesce);
 void blk_filter_unquiesce(struct block_device *const *bdevs,
 			  unsigned int count)
 {
-	while (count--)
-		blk_filter_end_quiesce(bdevs[count]->bd_disk, true);
+	struct gendisk *disk;
+
+	while (count--) {
+		disk = bdevs[count]->bd_disk;
+		if (disk->fops->start_quiesce_bios)
+			disk->fops->unquiesce_bios(disk);
+		else
+			blk_mq_unfreeze_queue_non_owner(disk->queue);
+	}
 }
 EXPORT_SYMBOL_GPL(blk_filter_unquiesce);
 

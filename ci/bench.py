@@ -302,10 +302,10 @@ def takes_of(records):
 
 # --- the report --------------------------------------------------------------------
 
-def table(heads, rows):
-    """Columns as wide as they must be, the first one to the left."""
+def table(heads, rows, left=1):
+    """Columns as wide as they must be, the first ones to the left."""
     widths = [max(len(r[i]) for r in [heads, *rows]) for i in range(len(heads))]
-    return ["  ".join(text.ljust(w) if i == 0 else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths))).rstrip()
+    return ["  ".join(text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(row, widths))).rstrip()
             for row in (heads, ["-" * w for w in widths], *rows)]
 
 

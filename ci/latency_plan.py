@@ -7,9 +7,9 @@ from typing import NamedTuple
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 US, MS, S = 1000, 1000_000, 1000_000_000
 
-# In ns and bytes a second; see ci/guest/kmod/model_disk.c. They stand for a kind of disk, not for
-# one that is sold: times of one I/O and rates as data sheets of the kind give them. None
-# has a volatile cache: a flush takes as long as a write, and of the hard disk no time.
+# In ns and bytes a second; see ci/guest/kmod/model_disk.c. Each stands for a kind of disk, not for
+# one that is sold. None has a volatile cache: a flush takes as long as a write, and of the hard
+# disk no time.
 DISKS = {
     "nvme": {"read_ns": 80 * US, "write_ns": 15 * US, "read_bw": 6500_000_000, "write_bw": 2500_000_000, "channels": 64,
              "flush_ns": 15 * US, "depth": 1023},

@@ -87,7 +87,7 @@ int blk_filter_register(const struct blk_filter_ops *ops);
 void blk_filter_unregister(const struct blk_filter_ops *ops);
 
 void blk_filter_resubmit_bio(struct bio *bio);
-int blk_filter_quiesce(struct block_device *const *bdevs, unsigned int count,
+int blk_filter_quiesce(struct block_device **bdevs, unsigned int count,
 		       unsigned long timeout, unsigned int *late);
 void blk_filter_unquiesce(struct block_device *const *bdevs,
 			  unsigned int count);
@@ -107,8 +107,8 @@ static inline bool blk_filter_in_use(void)
  * blk_filter_bio - show a bio to the filters of its disk
  * @bio: a bio that was submitted to the disk
  *
- * For the block layer and for bio-based drivers with ->quiesce_bios(). Such a
- * driver calls it with the reference held that ->quiesce_bios() waits for, and
+ * For the block layer and for bio-based drivers with ->wait_quiesce_bios(). Such
+ * a driver calls it with the reference held that this operation waits for, and
  * before the bio is visible to anything else.
  *
  * Context: Process context, in ->submit_bio(). Does not sleep.

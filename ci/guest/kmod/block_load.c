@@ -15,13 +15,11 @@
  *	order	random	a permutation of all units
  *		sequential
  *		zipf	unit n with a probability of 1/n, scattered over the device by a permutation
- *		hot	nine of ten I/Os in the first tenth, at random with repetition
  *		log	sequential, and a flush after each
  *	bytes	of an I/O
  *	unit	in bytes: what the device is divided into; an I/O is at the beginning of one
  *		(default: bytes). A larger one leaves gaps.
- *	first, span	in bytes: from where on, and how much (default: to the end)
- *	skip	how many I/Os of the order are left out first
+ *	span	in bytes, from the device's start (default: all of it)
  *	count	of I/Os, all threads together
  *	limit_ns	after which no more is begun (default: 0, none)
  *	align_ns	it begins when the clock is a multiple of that (default: at once)
@@ -39,21 +37,23 @@
 #include <linux/sort.h>
 #include <linux/vmalloc.h>
 
+#include "words.h"
+
 enum op { OP_WRITE, OP_READ, OP_MIXED };
-enum order { RANDOM, SEQUENTIAL, ZIPF, HOT, LOG };
+enum order { RANDOM, SEQUENTIAL, ZIPF, LOG };
 
 #define MAX_BYTES	SZ_4M
 
 static const char * const ops[] = { "write", "read", "mixed" };
-static const char * const orders[] = { "random", "sequential", "zipf", "hot", "log" };
+static const char * const orders[] = { "random", "sequential", "zipf", "log" };
 
 /* The numbers that a job has, in this order. */
 struct numbers {
-	u64 bytes, unit, first, span, skip, count, threads, depth, batch, seed, read_percent, limit_ns, align_ns;
+	u64 bytes, unit, span, count, threads, depth, batch, seed, read_percent, limit_ns, align_ns;
 };
 
 static const char * const fields[] = {
-	"bytes", "unit", "first", "span", "skip", "count", "threads", "depth", "batch", "seed", "read_percent",
+	"bytes", "unit", "span", "count", "threads", "depth", "batch", "seed", "read_percent",
 	"limit_ns", "align_ns",
 };
 
@@ -68,7 +68,7 @@ struct job {
 	struct block_device *bdev;
 	struct folio *folio;		/* all I/Os write and read it */
 	u64 units;
-	u64 start, deadline;
+	u64 deadline;
 	atomic64_t next;		/* of the order */
 	atomic64_t ios;			/* that were begun */
 	struct completion ended;	/* by each thread */
@@ -145,18 +145,12 @@ static u64 zipf(u32 random, u64 n)
 
 static u64 unit_of(struct job *job, u64 number)
 {
-	u64 random = mix(job->n.seed + mix(number + 1));
-
-	number += job->n.skip;
 	switch (job->order) {
 	case RANDOM:
 		return permute(number % job->units, job->units, job->n.seed);
 	case ZIPF:
-		return permute(zipf((u32)random, job->units), job->units, job->n.seed);
-	case HOT:
-		if ((random >> 32) % 10)
-			return (u32)random % max(job->units / 10, 1);
-		return (u32)random % job->units;
+		return permute(zipf((u32)mix(job->n.seed + mix(number + 1)), job->units),
+			       job->units, job->n.seed);
 	default:
 		return number % job->units;
 	}
@@ -191,8 +185,7 @@ static void submit(struct io *io)
 		bio_init(bio, job->bdev, NULL, 0, REQ_OP_WRITE | REQ_PREFLUSH | REQ_SYNC);
 	} else {
 		bio_init(bio, job->bdev, &io->vec, 1, op_of(job, io->number) | REQ_SYNC);
-		bio->bi_iter.bi_sector =
-			(job->n.first + unit_of(job, io->number) * job->n.unit) >> SECTOR_SHIFT;
+		bio->bi_iter.bi_sector = (unit_of(job, io->number) * job->n.unit) >> SECTOR_SHIFT;
 		bio_add_folio_nofail(bio, job->folio, job->n.bytes, 0);
 	}
 	bio->bi_end_io = end_io;
@@ -271,13 +264,7 @@ static int parse(char *text, struct job *job)
 	char *word, *value;
 	int at;
 
-	while ((word = strsep(&text, " \n"))) {
-		if (!*word)
-			continue;
-		value = strchr(word, '=');
-		if (!value)
-			return -EINVAL;
-		*value++ = 0;
+	while ((at = next_word(&text, &word, &value)) > 0) {
 		if (!strcmp(word, "dev")) {
 			job->dev = value;
 		} else if (!strcmp(word, "op")) {
@@ -290,13 +277,11 @@ static int parse(char *text, struct job *job)
 			if (at < 0)
 				return at;
 			job->order = at;
-		} else {
-			at = match_string(fields, ARRAY_SIZE(fields), word);
-			if (at < 0 || kstrtou64(value, 0, (u64 *)&job->n + at))
-				return -EINVAL;
+		} else if (set_number(word, value, fields, ARRAY_SIZE(fields), &job->n)) {
+			return -EINVAL;
 		}
 	}
-	return job->dev ? 0 : -EINVAL;
+	return at ?: job->dev ? 0 : -EINVAL;
 }
 
 /* What was not given, and whether the job is possible on its device */
@@ -306,12 +291,10 @@ static int check(struct job *job)
 	u64 size = bdev_nr_bytes(job->bdev);
 
 	n->unit = n->unit ?: n->bytes;
-	if (n->first >= size)
-		return -EINVAL;
-	n->span = n->span ?: size - n->first;
+	n->span = n->span ?: size;
 	if (!n->bytes || n->bytes > MAX_BYTES || n->unit < n->bytes ||
-	    (n->bytes | n->unit | n->first) & (bdev_logical_block_size(job->bdev) - 1) ||
-	    n->span > size - n->first || n->span < n->unit || !n->count || n->count > SZ_16M ||
+	    (n->bytes | n->unit) & (bdev_logical_block_size(job->bdev) - 1) ||
+	    n->span > size || n->span < n->unit || !n->count || n->count > SZ_16M ||
 	    !n->threads || n->threads > 1024 || !n->depth || n->depth > 65536 || !n->batch || n->batch > n->depth)
 		return -EINVAL;
 	job->units = div64_u64(n->span, n->unit);
@@ -330,7 +313,7 @@ static int run(struct job *job, struct results *results)
 {
 	blk_mode_t mode = BLK_OPEN_READ | (job->op == OP_READ ? 0 : BLK_OPEN_WRITE);
 	struct file *file = bdev_file_open_by_path(job->dev, mode, NULL, NULL);
-	u64 ns, sum = 0, count, started = 0;
+	u64 start, ns, sum = 0, count, started = 0;
 	int err;
 
 	if (IS_ERR(file))
@@ -353,8 +336,8 @@ static int run(struct job *job, struct results *results)
 		set_current_state(TASK_UNINTERRUPTIBLE);
 		schedule_hrtimeout_range(&at, 0, HRTIMER_MODE_ABS);
 	}
-	job->start = ktime_get_ns();
-	job->deadline = job->n.limit_ns ? job->start + job->n.limit_ns : U64_MAX;
+	start = ktime_get_ns();
+	job->deadline = job->n.limit_ns ? start + job->n.limit_ns : U64_MAX;
 	for (u64 i = 0; i < job->n.threads; i++) {
 		struct task_struct *task = kthread_run(load, job, "block_load/%llu", i);
 
@@ -372,7 +355,7 @@ static int run(struct job *job, struct results *results)
 		}
 		started--;
 	}
-	ns = ktime_get_ns() - job->start;
+	ns = ktime_get_ns() - start;
 	err = job->error;
 	if (err)
 		goto free;

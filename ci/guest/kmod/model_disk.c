@@ -32,6 +32,8 @@
 #include <linux/module.h>
 #include <linux/rbtree.h>
 
+#include "words.h"
+
 #define AGING			32
 #define ZEROED_SECTORS		(SZ_1M >> SECTOR_SHIFT)
 
@@ -44,12 +46,11 @@ struct model {
 	u64 read_bw, write_bw;
 	u64 read_iops, write_iops;
 	u64 rotation_ns, seek_min_ns, seek_max_ns;
-	u64 discard_sectors;
 };
 
 static const char * const fields[] = {
 	"sectors", "depth", "channels", "read_ns", "write_ns", "flush_ns", "read_bw", "write_bw",
-	"read_iops", "write_iops", "rotation_ns", "seek_min_ns", "seek_max_ns", "discard_sectors",
+	"read_iops", "write_iops", "rotation_ns", "seek_min_ns", "seek_max_ns",
 };
 
 static_assert(sizeof(struct model) == ARRAY_SIZE(fields) * sizeof(u64));
@@ -79,7 +80,6 @@ struct io {
 
 static LIST_HEAD(disks);
 static DEFINE_MUTEX(disks_lock);
-static int major;
 
 static u64 now_ns(void)
 {
@@ -91,14 +91,11 @@ static bool is_write(struct request *rq)
 	return op_is_write(req_op(rq));
 }
 
-/* Discards and zeroes carry no data. */
 static u64 transfer_ns(const struct model *m, struct request *rq)
 {
 	u64 bw = is_write(rq) ? m->write_bw : m->read_bw;
 
-	if (!bw || !blk_rq_payload_bytes(rq))
-		return 0;
-	return div64_u64((u64)blk_rq_payload_bytes(rq) * NSEC_PER_SEC, bw);
+	return bw ? div64_u64((u64)blk_rq_bytes(rq) * NSEC_PER_SEC, bw) : 0;
 }
 
 static u64 base_ns(const struct model *m, struct request *rq)
@@ -317,23 +314,16 @@ static const struct block_device_operations fops = {
 static int parse(char *text, struct model *m, char **name)
 {
 	char *word, *value;
-	int at;
+	int ret;
 
-	while ((word = strsep(&text, " \n"))) {
-		if (!*word)
-			continue;
-		value = strchr(word, '=');
-		if (!value)
-			return -EINVAL;
-		*value++ = 0;
-		if (!strcmp(word, "name")) {
+	while ((ret = next_word(&text, &word, &value)) > 0) {
+		if (!strcmp(word, "name"))
 			*name = value;
-			continue;
-		}
-		at = match_string(fields, ARRAY_SIZE(fields), word);
-		if (at < 0 || kstrtou64(value, 0, (u64 *)m + at))
+		else if (set_number(word, value, fields, ARRAY_SIZE(fields), m))
 			return -EINVAL;
 	}
+	if (ret)
+		return ret;
 	if (!*name || strlen(*name) >= DISK_NAME_LEN || m->sectors < 2 ||
 	    !m->depth || m->depth > BLK_MQ_MAX_DEPTH || m->seek_max_ns < m->seek_min_ns ||
 	    (m->rotation_ns && (!m->read_bw || m->read_bw != m->write_bw || !track_sectors(m))))
@@ -347,9 +337,6 @@ static int add_disk_of(const char *name, const struct model *m)
 		.max_hw_sectors = SZ_1M >> SECTOR_SHIFT,
 		.max_segments = 256,
 		.physical_block_size = SZ_4K,
-		.max_hw_discard_sectors = m->discard_sectors,
-		.discard_granularity = m->discard_sectors ? SZ_4K : 0,
-		.max_write_zeroes_sectors = m->discard_sectors,
 		.features = (m->flush_ns ? BLK_FEAT_WRITE_CACHE : 0) | (m->rotation_ns ? BLK_FEAT_ROTATIONAL : 0),
 	};
 	struct model_disk *d = kzalloc(sizeof(*d), GFP_KERNEL);
@@ -376,19 +363,8 @@ static int add_disk_of(const char *name, const struct model *m)
 		err = PTR_ERR(d->disk);
 		goto tags;
 	}
-	d->disk->major = major;
-	d->disk->minors = 1;
 	d->disk->fops = &fops;
 	strscpy(d->disk->disk_name, name, DISK_NAME_LEN);
-	for (d->disk->first_minor = 0; ; d->disk->first_minor++) {
-		struct model_disk *other;
-		bool used = false;
-
-		list_for_each_entry(other, &disks, list)
-			used |= other->disk->first_minor == d->disk->first_minor;
-		if (!used)
-			break;
-	}
 	set_capacity(d->disk, m->sectors);
 	err = add_disk(d->disk);
 	if (err)
@@ -456,22 +432,14 @@ static const struct kernel_param_ops remove_ops = { .set = remove_set };
 module_param_cb(add, &add_ops, NULL, 0200);
 module_param_cb(remove, &remove_ops, NULL, 0200);
 
-static int __init model_disk_init(void)
-{
-	major = register_blkdev(0, "model_disk");
-	return major < 0 ? major : 0;
-}
-
 static void __exit model_disk_exit(void)
 {
 	struct model_disk *d, *next;
 
 	list_for_each_entry_safe(d, next, &disks, list)
 		remove_disk(d);
-	unregister_blkdev(major, "model_disk");
 }
 
-module_init(model_disk_init);
 module_exit(model_disk_exit);
 MODULE_DESCRIPTION("Disk without memory that takes as long as a disk would");
 MODULE_LICENSE("GPL");

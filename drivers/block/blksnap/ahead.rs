@@ -1,42 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! When more is copied than is about to be overwritten: ahead of writes in sequence, and around
-//! writes to a region if a longer read costs little.
+//! Decides when to copy more than is about to be overwritten: ahead of sequential writes, and
+//! around writes to a region if a longer read costs little.
 
 use crate::chunk::ChunkRange;
 use kernel::prelude::*;
 
-/// Writes in sequence that are known at a time.
+/// Maximum number of streams that are followed at a time.
 pub(crate) const STREAMS: usize = 4;
 
-/// No chunk.
+/// Number of bytes that are read around a write, at most, and their alignment.
+pub(crate) const UNIT_BYTES: u64 = 256 << 10;
+
+/// Mark of a stream that is not copied ahead.
 pub(crate) const NO_MARK: u64 = u64::MAX;
 
-/// Writes, one behind the other.
+/// Sequential writes.
 #[derive(Clone, Copy)]
 struct Stream {
-    /// The chunk after the last one that was written or is copied ahead.
+    /// The chunk after the last one that was written or copied ahead.
     end: u64,
-    /// How many chunks were copied ahead at a time; 0 if one write is all that there was so far.
+    /// Number of chunks that were copied ahead last; 0 if there was only one write.
     window: u64,
-    /// A write to this chunk is the reason to copy more.
+    /// A write to this chunk triggers the next window.
     mark: u64,
-    /// When it was used, in writes that were looked at.
+    /// Value of `clock` when it was followed last.
     used: u64,
 }
 
-/// The writes in sequence of a device.
+/// The streams of sequential writes to a device.
 ///
-/// A write that begins where another one has ended makes a stream of the two, and what follows is
-/// copied ahead: as much as the write has, then twice as much each time, up to a limit. More is
-/// copied when a write comes to what was copied last, so that it is ready in time.
+/// A write that starts where another one has ended makes a stream of the two, and the chunks after
+/// it are copied ahead: as many as the write has, then twice as many each time, up to a limit. The
+/// next window is copied when a write reaches the one before, so that it is ready in time.
 pub(crate) struct Streams {
     list: [Stream; STREAMS],
+    /// Number of calls of follow().
     clock: u64,
 }
 
 impl Streams {
-    /// One that was followed is kept for so many writes longer than one that was not.
+    /// Number of writes that a stream of two or more writes is kept longer than a single write.
     const PATIENCE: u64 = 64;
 
     pub(crate) const fn new() -> Self {
@@ -52,7 +56,7 @@ impl Streams {
         }
     }
 
-    /// Whether [`Self::follow`] would return something.
+    /// Returns whether [`Self::follow`] would return chunks.
     pub(crate) fn follows(&self, chunks: ChunkRange) -> bool {
         self.find(chunks).is_some()
     }
@@ -64,8 +68,8 @@ impl Streams {
         self.list.iter().position(follows)
     }
 
-    /// There is a write to `chunks`, the first of which is not saved or has a mark. Returns what is
-    /// to be copied ahead of those after it, at most `limit` chunks.
+    /// Adds a write to `chunks`, the first of which is not saved or has a mark. Returns the chunks
+    /// to copy ahead, at most `limit`.
     pub(crate) fn follow(&mut self, chunks: ChunkRange, limit: u64) -> Option<ChunkRange> {
         self.clock += 1;
         let clock = self.clock;
@@ -90,15 +94,15 @@ impl Streams {
         })
     }
 
-    /// What [`Self::follow`] has returned is copied up to `end` only: the rest is tried again when
-    /// that is written.
+    /// Cuts what [`Self::follow`] has returned off at `end`: no more could be copied. The rest is
+    /// tried again when a write reaches `end`.
     pub(crate) fn stopped(&mut self, ahead: ChunkRange, end: u64) {
         if let Some(stream) = self.list.iter_mut().find(|s| s.end == ahead.end) {
             stream.end = end;
         }
     }
 
-    /// Forgets the stream that is of least use for one that ends at `end`.
+    /// Replaces the least useful stream by a write that ends at `end`.
     fn replace(&mut self, end: u64) {
         let worth = |stream: &Stream| stream.used + u64::from(stream.window > 0) * Self::PATIENCE;
         if let Some(stream) = self.list.iter_mut().min_by_key(|stream| worth(stream)) {
@@ -111,71 +115,112 @@ impl Streams {
         }
     }
 
-    /// The chunks a write to which [`Self::follow`] is to be told of.
+    /// Returns the chunks a write to which must be passed to [`Self::follow`] even if they are
+    /// saved.
     pub(crate) fn marks(&self) -> [u64; STREAMS] {
         self.list.map(|stream| stream.mark)
     }
 }
 
-/// What reads from the origin cost, and whether it is worth it to read more than what is asked for.
+/// Cost of reads from the origin. Decides whether to read more than what is needed now.
 ///
-/// A read takes time for itself, and time for its bytes. The second is what a long read takes more
-/// than short ones do then. The first is what is left of the time in which there was any read, for
-/// each of them: with many at a time it is small, for one after the other it is what the writer
-/// waits.
+/// A read has a cost of its own and a cost per byte. The cost per byte is the time that long reads
+/// take beyond short ones. The cost of its own is the time with reads in flight, without that for
+/// bytes, divided by the number of reads: small if many are in flight, the latency if there is one
+/// after the other.
 ///
-/// The rest of a unit is read once the reads of single chunks of it have taken as long as that will
-/// take: so the two together are at most twice what the better of them takes, whatever is written
-/// later (the "ski rental" of A. R. Karlin et al., "Competitive snoopy caching", 1988).
-/// Nor is more read ahead than was asked for, or twice as much where all of the rest costs less
-/// than one read: a storage lasts at least half, or a third, as long.
+/// If the bytes of a unit cost no more than a few reads, its rest is read right away. That takes
+/// space, but hardly any time; the share of the storage that copying ahead can use is a parameter.
+/// This is so if the disk has to seek, unless the storage is there, too.
+///
+/// Otherwise the rest is read once the reads of single chunks of the unit have cost as much as it
+/// will. So the two together cost at most twice as much as the better of them, whatever is written
+/// later (the "ski rental" of A. R. Karlin et al., "Competitive snoopy caching", 1988). No more is
+/// read so than what was needed, or twice as much if the rest costs no more than one read: the
+/// storage lasts at least half or a third as long.
 pub(crate) struct Costs {
-    /// Mean times of short reads, and of what long ones took more, in ns; for so many bytes more as
-    /// [`Costs::MORE_BYTES`]. None of them yet: None.
-    short: Option<i64>,
-    more_ns: Option<i64>,
-    /// The mean time of storing [`Costs::MORE_BYTES`], and whether the storage is on the same disk.
-    store_ns: Option<i64>,
+    /// Latency of short reads, in ns.
+    short: Mean,
+    /// Additional latency of long reads, in ns for [`Costs::MORE_BYTES`].
+    more_ns: Mean,
+    /// Time of storing [`Costs::MORE_BYTES`], in ns.
+    store_ns: Mean,
+    /// A seek costs much more than the bytes of a unit.
+    rotational: bool,
+    /// The storage is on the origin's disk.
     shares_disk: bool,
-    /// The time with reads, up to when it is known, and the number and bytes of those that are
-    /// done. All are halved from time to time.
+    /// Time with reads in flight, in ns, counted up to `busy_since`; number and bytes of completed
+    /// reads. All three are halved every [`Costs::MEMORY`] reads.
     busy_ns: u64,
     busy_since: u64,
     reads: u64,
     bytes: u64,
-    /// What was asked for, and what more was read, in bytes.
+    /// Bytes that were needed, and those that were read beyond, except where that was cheap.
     asked: u64,
     more: u64,
-    /// Times that it was asked whether more is to be read.
-    tried: u32,
+    /// Long reads that were tried, and decisions since the last one.
+    tries: u32,
+    decisions: u32,
 }
 
-/// A read that has begun. Nobody has to tell of its end if it fails.
+/// A mean in which old values fade.
+#[derive(Clone, Copy)]
+struct Mean {
+    value: i64,
+    /// Number of values, up to [`Mean::FULL`].
+    count: i64,
+}
+
+impl Mean {
+    /// Number of values from which the mean is known, and reciprocal of a new one's weight then.
+    const FULL: i64 = 8;
+
+    const NONE: Self = Self { value: 0, count: 0 };
+
+    fn add(&mut self, new: i64) {
+        self.count = (self.count + 1).min(Self::FULL);
+        self.value += (new - self.value) / self.count;
+    }
+
+    /// None if it is not known yet.
+    fn get(&self) -> Option<i64> {
+        (self.count == Self::FULL).then_some(self.value)
+    }
+}
+
+/// A read in flight.
 #[derive(Clone, Copy)]
 pub(crate) struct Begun {
+    /// Time of the submission, in ns.
     pub(crate) ns: u64,
-    /// Whether it is one that a writer waits for, not of many at once.
+    /// It is the only read for its write, so that its latency counts.
     pub(crate) alone: bool,
 }
 
 impl Costs {
+    /// Upper limit of a short read.
     const SHORT_BYTES: usize = 16 << 10;
+    /// Lower limit of a long read.
     const LONG_BYTES: usize = 128 << 10;
+    /// Number of bytes that costs are given for.
     const MORE_BYTES: u64 = 1 << 20;
-    /// A new time is this part of a mean.
-    const WEIGHT: i64 = 8;
-    /// So many times more is read before it is known what that costs, and then one time of so many.
-    const TRIES: u32 = 4;
+    /// Bytes are cheap if those of a unit cost at most as much as this number of single reads.
+    const CHEAP: u64 = 4;
+    /// Long reads that are tried while costs are not known.
+    const TRIES: u32 = Mean::FULL as u32;
+    /// Later one of this many decisions is for a long read, so that costs stay known.
     const TRY_EVERY: u32 = 4096;
-    /// So many reads are remembered, and so many it takes to know what they cost.
+    /// Number of reads after which older ones count half.
     const MEMORY: u64 = 512;
+    /// Number of reads from which costs are known.
     const ENOUGH: u64 = 64;
 
-    pub(crate) const fn new(shares_disk: bool) -> Self {
+    pub(crate) const fn new(rotational: bool, shares_disk: bool) -> Self {
         Self {
-            short: None,
-            more_ns: None,
-            store_ns: None,
+            short: Mean::NONE,
+            more_ns: Mean::NONE,
+            store_ns: Mean::NONE,
+            rotational,
             shares_disk,
             busy_ns: 0,
             busy_since: 0,
@@ -183,34 +228,34 @@ impl Costs {
             bytes: 0,
             asked: 0,
             more: 0,
-            tried: 0,
+            tries: 0,
+            decisions: 0,
         }
     }
 
-    /// A read begins now. `first` if it is the only one.
+    /// Counts a read that is submitted; `first` if no other one is in flight.
     pub(crate) fn begin(&mut self, now: u64, first: bool) {
         if first {
             self.busy_since = now;
         }
     }
 
-    /// One has ended.
+    /// Counts a read that has completed.
     pub(crate) fn end(&mut self, now: u64) {
         self.busy_ns += now.saturating_sub(self.busy_since);
         self.busy_since = now;
     }
 
-    /// A read of so many bytes has succeeded, which has ended before.
+    /// Learns from a read that has succeeded, after [`Self::end`].
     pub(crate) fn took(&mut self, begun: Begun, now: u64, bytes: usize) {
         let ns = now.saturating_sub(begun.ns) as i64;
         if begun.alone && bytes <= Self::SHORT_BYTES {
-            self.short = Self::mean(self.short, ns);
-        } else if let Some(short) = self
-            .short
-            .filter(|_| begun.alone && bytes >= Self::LONG_BYTES)
-        {
-            let more = (ns - short).saturating_mul(Self::MORE_BYTES as i64) / bytes as i64;
-            self.more_ns = Self::mean(self.more_ns, more);
+            self.short.add(ns);
+        } else if begun.alone && bytes >= Self::LONG_BYTES {
+            if let Some(short) = self.short.get() {
+                let more = (ns - short).saturating_mul(Self::MORE_BYTES as i64);
+                self.more_ns.add(more / bytes as i64);
+            }
         }
         self.reads += 1;
         self.bytes += bytes as u64;
@@ -221,27 +266,28 @@ impl Costs {
         }
     }
 
-    fn mean(mean: Option<i64>, new: i64) -> Option<i64> {
-        Some(mean.map_or(new, |mean| mean + (new - mean) / Self::WEIGHT))
-    }
-
-    /// Storing so many bytes has taken `ns`.
+    /// Learns from a store of `bytes` that has taken `ns`.
     pub(crate) fn stored(&mut self, ns: u64, bytes: usize, shares_disk: bool) {
         self.shares_disk = shares_disk;
         if let Some(ns) = ns
             .saturating_mul(Self::MORE_BYTES)
             .checked_div(bytes as u64)
         {
-            self.store_ns = Self::mean(self.store_ns, ns as i64);
+            self.store_ns.add(ns as i64);
         }
     }
 
-    /// The time of a read without that for its bytes, and that for `bytes`, in ns, if it is known.
+    /// Returns the cost of a read without its bytes, and that of `bytes`, in ns. None if they are
+    /// not known yet.
     ///
-    /// Bytes that are stored on the same disk are paid for there, too.
+    /// If the storage is on the same disk, the cost of bytes includes that of storing them.
     pub(crate) fn of(&self, bytes: u64) -> Option<(u64, u64)> {
-        let store = if self.shares_disk { self.store_ns? } else { 0 };
-        let more = (self.more_ns?.max(0) + store) as u64;
+        let store = if self.shares_disk {
+            self.store_ns.get()?
+        } else {
+            0
+        };
+        let more = (self.more_ns.get()?.max(0) + store) as u64;
         if self.reads < Self::ENOUGH {
             return None;
         }
@@ -250,26 +296,34 @@ impl Costs {
         Some((all / self.reads, for_bytes(bytes)))
     }
 
-    /// Whether `rest` bytes are to be read beside the `asked` ones, as part of a unit that has
-    /// `touched` chunks that were asked for so far.
-    pub(crate) fn is_worth(&mut self, touched: u64, asked: u64, rest: u64) -> bool {
-        self.tried = self.tried.saturating_add(1);
-        let (worth, times) = match self.of(rest) {
-            None => (self.tried <= Self::TRIES, 1),
-            Some((one, for_rest)) => {
-                let times = if for_rest <= one { 2 } else { 1 };
-                (touched.saturating_mul(one) >= for_rest, times)
-            }
+    /// Returns whether to read `rest` bytes together with `asked` ones that are needed now, of a
+    /// unit with `touched` chunks that were needed before. If so, counts them.
+    pub(crate) fn take_rest(&mut self, touched: u64, asked: u64, rest: u64) -> bool {
+        let long = asked + rest >= Self::LONG_BYTES as u64;
+        self.decisions = self.decisions.saturating_add(1);
+        let costs = self.of(rest);
+        // Whether that number of single reads costs as much as the rest.
+        let pays =
+            |reads: u64| costs.is_some_and(|(one, for_rest)| reads.saturating_mul(one) >= for_rest);
+        let cheap = match self.of(UNIT_BYTES) {
+            _ if self.rotational && !self.shares_disk => true,
+            None => long && self.tries < Self::TRIES,
+            Some((one, unit)) => one.saturating_mul(Self::CHEAP) >= unit,
         };
-        let worth = (worth || self.tried.is_multiple_of(Self::TRY_EVERY))
-            && self.more + rest <= (self.asked + asked).saturating_mul(times);
-        if worth {
+        let times = if pays(1) { 2 } else { 1 };
+        let worth = pays(touched) || self.decisions >= Self::TRY_EVERY;
+        let takes = cheap || worth && self.more + rest <= (self.asked + asked) * times;
+        if takes && !cheap {
             self.more += rest;
         }
-        worth
+        if takes && long {
+            self.tries = self.tries.saturating_add(1);
+            self.decisions = 0;
+        }
+        takes
     }
 
-    /// A write has asked for so many bytes.
+    /// Counts bytes that are read because a write needs them.
     pub(crate) fn ask(&mut self, bytes: usize) {
         self.asked += bytes as u64;
     }
@@ -360,10 +414,10 @@ mod tests {
         }
     }
 
-    /// A device that takes `one` ns for a read and `all` for 256 KiB, with one read at a time: how
-    /// many of the 64 chunks of a unit are read on their own.
-    fn single(one: u64, all: u64) -> u64 {
-        let mut costs = Costs::new(false);
+    /// Returns the costs of a device that takes `one` ns for a read and `all` for a unit, after
+    /// reads one after the other.
+    fn learned(one: u64, all: u64) -> Costs {
+        let mut costs = Costs::new(false, false);
         let mut now = 0;
         let mut read = |costs: &mut Costs, bytes: usize| {
             let begun = Begun {
@@ -371,7 +425,7 @@ mod tests {
                 alone: true,
             };
             costs.begin(now, true);
-            now += one + bytes as u64 * all / (256 << 10);
+            now += one + bytes as u64 * all / UNIT_BYTES;
             costs.end(now);
             costs.took(begun, now, bytes);
         };
@@ -379,18 +433,25 @@ mod tests {
             read(&mut costs, 4096);
             costs.ask(4096);
         }
-        read(&mut costs, 256 << 10);
+        for _ in 0..Mean::FULL {
+            read(&mut costs, UNIT_BYTES as usize);
+        }
+        costs
+    }
+
+    /// Returns how many of the 64 chunks of a unit are read on their own then.
+    fn single(one: u64, all: u64) -> u64 {
+        let mut costs = learned(one, all);
         (0..64)
-            .find(|touched| costs.is_worth(*touched, 4096, (63 - touched) * 4096))
+            .find(|touched| costs.take_rest(*touched, 4096, (63 - touched) * 4096))
             .unwrap_or(64)
     }
 
     #[test]
     fn rest_is_read_when_it_has_paid() {
-        // The bytes are free.
+        // The bytes are free, or cheap.
         assert_eq!(single(1000, 0), 0);
-        // All of them cost as much as one read: after the first one.
-        assert_eq!(single(10_000, 10_000), 1);
+        assert_eq!(single(10_000, 40_000), 0);
         // They cost 16: 13 touches have cost as much as the 50 chunks that are left.
         assert_eq!(single(1000, 16_000), 13);
         // They cost as much as 64 reads.
@@ -398,8 +459,20 @@ mod tests {
     }
 
     #[test]
+    fn only_cheap_rest_has_no_limit() {
+        let takes = |one, all| {
+            let mut costs = learned(one, all);
+            let takes = (0..1000).filter(|_| costs.take_rest(64, 4096, UNIT_BYTES - 4096));
+            takes.count()
+        };
+        assert_eq!(takes(1_000, 4_000), 1000);
+        // 6 MiB were needed before, and 4 KiB are for each of these.
+        assert!((24..30).contains(&takes(1_000, 4_200)));
+    }
+
+    #[test]
     fn many_at_a_time_cost_less_each() {
-        let mut costs = Costs::new(false);
+        let mut costs = Costs::new(false, false);
         let begun = |ns| Begun { ns, alone: true };
         for round in 0..100 {
             let start = round * 1000;
@@ -409,7 +482,9 @@ mod tests {
                 costs.took(begun(start), start + 1000, 4096);
             }
         }
-        costs.took(begun(99_000), 100_000, 256 << 10);
+        for _ in 0..Mean::FULL {
+            costs.took(begun(99_000), 100_000, 256 << 10);
+        }
         assert_eq!(costs.of(0).map(|(one, _)| one / 10), Some(9));
         // As long as there is none, no time passes.
         costs.begin(1_000_000, true);
@@ -419,18 +494,26 @@ mod tests {
 
     #[test]
     fn no_more_than_was_asked_for() {
-        let mut costs = Costs::new(false);
-        assert!(!costs.is_worth(64, 4096, 8192));
+        let mut costs = learned(1000, 64_000);
+        costs.asked = 0;
+        assert!(!costs.take_rest(64, 4096, 8192));
         costs.ask(8192);
-        assert!(costs.is_worth(64, 0, 8192));
-        assert!(!costs.is_worth(64, 0, 1));
+        assert!(costs.take_rest(64, 0, 8192));
+        assert!(!costs.take_rest(64, 0, 8192));
     }
 
     #[test]
     fn few_tries_where_long_reads_fail() {
-        let mut costs = Costs::new(false);
+        let mut costs = Costs::new(false, false);
         costs.ask(1 << 30);
-        let tries = (0..1000).filter(|_| costs.is_worth(64, 0, 4096));
-        assert_eq!(tries.count(), 4);
+        let tries = (0..1000).filter(|_| costs.take_rest(64, 0, UNIT_BYTES));
+        assert_eq!(tries.count(), Costs::TRIES as usize);
+    }
+
+    #[test]
+    fn bytes_of_a_rotational_disk_are_cheap() {
+        assert!(Costs::new(true, false).take_rest(4, 4096, UNIT_BYTES));
+        let mut costs = Costs::new(true, true);
+        assert!(!costs.take_rest(4, 4096, 4096));
     }
 }

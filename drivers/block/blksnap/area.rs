@@ -13,23 +13,23 @@
 //! other groups may wait for the same chunks, or for memory.
 //!
 //! A write is released only when all of its chunks are saved. So as long as a chunk is not saved,
-//! the origin has its old data. An image read from the origin is looked at again when it is done:
-//! if one of its chunks was saved meanwhile it is done over.
+//! the origin has its old data. An image read from the origin is checked when it completes: if
+//! one of its chunks was saved meanwhile it is repeated.
 //!
-//! Where a region of the device is written again and again, more is copied at a time: what is
-//! around the chunk that is written, if a longer read costs little. What follows writes in sequence
-//! is copied ahead of them, in claims of its own.
+//! In a region that is written often more is copied at a time: the chunks around the written one,
+//! if a longer read costs little. The chunks after sequential writes are copied ahead of them, in
+//! claims of their own.
 //!
 //! Copy-on-write is in `copy`, copies of more than that in `ahead`, moving copies to the storage in
 //! `store`, image reads in `images`.
 //!
-//! If anything goes wrong the area fails for good: writes pass, image reads give an error. That
-//! there is no end to a write to the storage, while others wait for it to the origin, is wrong too.
+//! On any error the area fails for good: writes pass, image reads return an error. A store that
+//! does not complete while origin writes wait for it is an error, too.
 //!
 //! # Locking
 //!
-//! `state` is a leaf lock, taken also where bios end. The saved bits are set under it, and read
-//! without it: neither a write to saved chunks nor an image read of others takes a lock.
+//! `state` is a leaf lock, also taken where bios complete. The saved bits are set under it, and
+//! read without it: neither a write to saved chunks nor an image read of others takes a lock.
 
 mod ahead;
 mod copy;
@@ -112,9 +112,6 @@ use kernel::{
     }, //
 };
 
-/// A write to the storage begins when so many bytes of copies are gathered.
-const GATHER_BYTES: usize = 256 << 10;
-
 /// Chunks whose old data is being read from the origin.
 struct Claim {
     /// Writes that wait for it.
@@ -158,14 +155,13 @@ struct State {
     copy_bytes: usize,
     /// The bytes in `read`: those that no worker has taken.
     read_bytes: usize,
-    /// The bytes that were stored so far.
+    /// Number of bytes that were stored.
     stored_bytes: u64,
-    /// Writes in sequence, and what reads cost.
     streams: Streams,
     costs: Costs,
-    /// The bytes that were claimed ahead of writes so far.
+    /// Number of bytes that were claimed ahead of writes.
     ahead_bytes: usize,
-    /// How many bytes may be in memory for more to be claimed ahead of writes.
+    /// Bytes of the storage that copies ahead can still use.
     ahead_room: u64,
     /// Writes that were taken and not released yet.
     parked: usize,
@@ -199,7 +195,7 @@ pub(crate) struct Area {
     gathered: CondVar,
     #[pin]
     idle: CondVar,
-    /// Chunks a write to which is the reason to copy more ahead, also if they are saved.
+    /// Chunks a write to which triggers copies ahead of a stream, even if they are saved.
     marks: [Atomic<u64>; STREAMS],
     /// 0, or the negative error number of the failure.
     error: Atomic<i32>,
@@ -284,6 +280,7 @@ impl Area {
         let saved = SavedMap::new(geometry.nr_chunks())?;
         let read = KVVec::with_capacity(max_copies, GFP_KERNEL)?;
         let ahead_room = params::ahead_room(&config.storage.space());
+        let rotational = config.origin.is_rotational();
         let shares_disk = config.storage.shares_disk(&config.origin);
         let lanes = Lanes::new()?;
         let reads = BioSet::new(Self::RESERVE)?;
@@ -306,7 +303,7 @@ impl Area {
                     read_bytes: 0,
                     stored_bytes: 0,
                     streams: Streams::new(),
-                    costs: Costs::new(shares_disk),
+                    costs: Costs::new(rotational, shares_disk),
                     ahead_bytes: 0,
                     ahead_room,
                     parked: 0,

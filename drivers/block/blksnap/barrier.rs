@@ -2,11 +2,12 @@
 
 //! The barrier of a take: no device has I/O in flight.
 //!
-//! A stacked device must be quiesced before the device below it, or its I/O blocks there. The
-//! driver does not know the stacking, so it finds a working order by trial: all devices at once,
-//! then the one that timed out and those behind it, which were not waited for, before the others,
-//! and so on. I/O continues between two trials.
+//! A stacked device must be quiesced before the device below it, or its I/O blocks there and it is
+//! late. The driver does not know the stacking, so it finds a working order by trial: all devices
+//! at once, then the late ones before the others, and so on. Devices that are only slow are waited
+//! for together. I/O continues between two trials.
 
+use crate::deadline::Deadline;
 use kernel::{
     block::bdev::{
         BlockDevice,
@@ -16,10 +17,7 @@ use kernel::{
     prelude::*,
     time::{
         delay::fsleep,
-        msecs_to_jiffies,
-        Delta,
-        Instant,
-        Monotonic, //
+        Delta, //
     }, //
 };
 
@@ -31,72 +29,52 @@ const BUSY: Delta = Delta::from_millis(10);
 
 /// Items in an ordered list of groups.
 struct Groups<T> {
-    things: KVec<T>,
+    items: KVec<T>,
     /// Whether each item is the first of its group.
     first: KVec<bool>,
 }
 
 impl<T> Groups<T> {
-    /// One group.
-    fn new(things: KVec<T>) -> Result<Self> {
-        let mut first = KVec::from_elem(false, things.len(), GFP_KERNEL)?;
+    /// Makes one group of all.
+    fn new(items: KVec<T>) -> Result<Self> {
+        let mut first = KVec::from_elem(false, items.len(), GFP_KERNEL)?;
         if let Some(first) = first.first_mut() {
             *first = true;
         }
-        Ok(Self { things, first })
+        Ok(Self { items, first })
     }
 
-    /// Splits the group with the item at `index`: that and those behind it go ahead of the others.
-    /// If it is the first one, it alone does; if there are no others, it goes ahead of the group
-    /// before.
-    fn raise(&mut self, index: usize) {
-        if index >= self.things.len() {
-            return;
-        }
-        let start_of =
-            |first: &[bool], at: usize| first[..=at].iter().rposition(|first| *first).unwrap_or(0);
-        let mut start = start_of(&self.first, index);
-        let behind = self.first[start + 1..].iter().position(|first| *first);
-        let end = behind.map_or(self.first.len(), |len| start + 1 + len);
-        let mut count = end - index;
-        if index == start {
-            count = 1;
-            if end == start + 1 && start > 0 {
-                start = start_of(&self.first, start - 1);
-            }
-        }
-        if index > start {
-            self.things[start..end].rotate_right(count);
-        }
-        self.first[start..end].fill(false);
-        self.first[start] = true;
-        if let Some(first) = self.first.get_mut(start + count) {
+    /// Regroups after the first `late` items of the group at `start` were late.
+    ///
+    /// The others of the group come after them. If an earlier group was in the way, the next trial
+    /// shows that: they join the group before.
+    fn regroup(&mut self, start: usize, late: usize) {
+        if let Some(first) = self.first.get_mut(start + late) {
             *first = true;
+        }
+        if start > 0 {
+            self.first[start] = false;
         }
     }
 }
 
-/// Quiesces `devices` group by group, within `patience` milliseconds after `begin`, and runs `f`.
+/// Quiesces `devices` group by group and runs `f`. On error returns the start of the group that has
+/// failed, too.
 fn try_once(
-    devices: &[&BlockDevice],
+    devices: &mut [&BlockDevice],
     first: &[bool],
-    begin: Instant<Monotonic>,
-    patience: i64,
+    deadline: Deadline,
     f: &mut impl FnMut(),
-) -> Result<(), Late> {
+) -> Result<(), (usize, Late)> {
     let Some((_, rest)) = first.split_first() else {
         f();
         return Ok(());
     };
     let count = 1 + rest.iter().take_while(|first| !**first).count();
-    let (group, others) = devices.split_at(count);
-    let left = patience.saturating_sub(begin.elapsed().as_millis()).max(1);
-    let _quiesced = Quiesced::new(group, msecs_to_jiffies(left as u32))?;
+    let (group, others) = devices.split_at_mut(count);
+    let _quiesced = Quiesced::new(group, deadline.left().max(1)).map_err(|late| (0, late))?;
     // There are no more groups than trials.
-    try_once(others, &first[count..], begin, patience, f).map_err(|late| Late {
-        device: late.device + count,
-        ..late
-    })
+    try_once(others, &first[count..], deadline, f).map_err(|(start, late)| (start + count, late))
 }
 
 /// The devices of a barrier, and the order in which they are quiesced.
@@ -105,33 +83,39 @@ pub(crate) struct Barrier<'a>(Groups<&'a BlockDevice>);
 impl<'a> Barrier<'a> {
     /// May sleep.
     pub(crate) fn new(devices: KVec<&'a BlockDevice>) -> Result<Self> {
-        Ok(Self(Groups::new(devices)?))
+        // A disk is quiesced once, even if there are several partitions of it.
+        let mut disks: KVec<&BlockDevice> = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
+        for device in devices {
+            if !disks.iter().any(|disk| disk.has_disk_of(device)) {
+                disks.push(device, GFP_KERNEL)?;
+            }
+        }
+        Ok(Self(Groups::new(disks)?))
     }
 
-    /// Runs `f` while no I/O goes on to any of the devices; see [`Quiesced`] for what it must not
-    /// do. May sleep, for hardly longer than `timeout`. Does not allocate.
+    /// Runs `f` while no I/O is in flight to any of the devices; see [`Quiesced`] for what it must
+    /// not do. May sleep, for hardly longer than `timeout`. Does not allocate.
     ///
     /// # Errors
     ///
-    /// Those of [`Late`] for one of the devices; `f` has not run then.
+    /// Those of [`Late`]; `f` has not run then.
     pub(crate) fn run(mut self, timeout: Delta, mut f: impl FnMut()) -> Result {
-        let begin = Instant::<Monotonic>::now();
+        let deadline = Deadline::after(timeout);
         let mut patience = timeout.as_millis() / FIRST_TRIAL;
         loop {
-            let left = timeout.as_millis() - begin.elapsed().as_millis();
-            let trial = patience.clamp(1, left.max(1));
-            let Groups { things, first } = &self.0;
-            let now = Instant::<Monotonic>::now();
-            let late = match try_once(things, first, now, trial, &mut f) {
+            let millis = patience.min(deadline.left_millis().into());
+            let trial = Deadline::after(Delta::from_millis(millis));
+            let Groups { items, first } = &mut self.0;
+            let (start, late) = match try_once(items, first, trial, &mut f) {
                 Ok(()) => return Ok(()),
-                Err(late) => late,
+                Err(failed) => failed,
             };
-            if begin.elapsed() >= timeout {
+            if deadline.left_millis() == 0 {
                 return Err(late.error);
             }
             match late.error {
                 ETIMEDOUT => {
-                    self.0.raise(late.device);
+                    self.0.regroup(start, late.count);
                     patience *= 2;
                 }
                 EBUSY => fsleep(BUSY),
@@ -145,70 +129,84 @@ impl<'a> Barrier<'a> {
 mod tests {
     use super::*;
 
-    fn groups(things: &[char]) -> Result<Groups<char>> {
+    fn groups(items: &[char]) -> Result<Groups<char>> {
         let mut all = KVec::new();
-        all.extend_from_slice(things, GFP_KERNEL)?;
+        all.extend_from_slice(items, GFP_KERNEL)?;
         Groups::new(all)
     }
 
     #[test]
-    fn the_rest_of_a_group_goes_ahead() -> Result {
+    fn late_ones_go_ahead() -> Result {
         let mut groups = groups(&['a', 'b', 'c', 'd'])?;
-        groups.raise(2);
-        assert_eq!(groups.things[..], ['c', 'd', 'a', 'b']);
+        groups.regroup(0, 2);
         assert_eq!(groups.first[..], [true, false, true, false]);
-        // The first one, alone
-        groups.raise(2);
-        assert_eq!(groups.things[..], ['c', 'd', 'a', 'b']);
-        assert_eq!(groups.first[..], [true, false, true, true]);
-        // Ahead of the group before
-        groups.raise(2);
-        assert_eq!(groups.things[..], ['a', 'c', 'd', 'b']);
+        groups.regroup(0, 1);
+        assert_eq!(groups.first[..], [true, true, true, false]);
+        // Of a later group: together with those before
+        groups.regroup(2, 1);
         assert_eq!(groups.first[..], [true, true, false, true]);
         Ok(())
     }
 
-    /// How many trials it takes; each character is stacked on those after it in the alphabet.
-    fn trials(order: &[char]) -> Result<usize> {
-        let mut groups = groups(order)?;
+    #[test]
+    fn slow_ones_stay_together() -> Result {
+        let mut groups = groups(&['a', 'b', 'c'])?;
+        groups.regroup(0, 3);
+        assert_eq!(groups.first[..], [true, false, false]);
+        groups.regroup(0, 1);
+        groups.regroup(1, 2);
+        assert_eq!(groups.first[..], [true, false, false]);
+        Ok(())
+    }
+
+    /// Returns the number of trials; each character is stacked on those after it in the alphabet.
+    fn trials(groups: &mut Groups<char>) -> usize {
         let mut trials = 0;
         loop {
             trials += 1;
-            let group = |at: usize| groups.first[..=at].iter().filter(|first| **first).count();
-            // One is late if it is in a group with one of those, or behind it.
-            let late = (0..order.len()).find(|at| {
-                (0..order.len()).any(|other| {
-                    group(other) <= group(*at) && groups.things[other] > groups.things[*at]
-                })
-            });
-            match late {
-                Some(at) => groups.raise(at),
-                None => break,
+            let mut failed = None;
+            let mut start = 0;
+            while start < groups.items.len() && failed.is_none() {
+                let rest = &groups.first[start + 1..];
+                let end = start + 1 + rest.iter().take_while(|first| !**first).count();
+                // An item is late if one below it is in its group or an earlier one.
+                let lowest = groups.items[..end].iter().copied().max();
+                let mut late = 0;
+                for at in start..end {
+                    if Some(groups.items[at]) < lowest {
+                        groups.items.swap(at, start + late);
+                        late += 1;
+                    }
+                }
+                if late > 0 {
+                    failed = Some((start, late));
+                }
+                start = end;
+            }
+            match failed {
+                Some((start, late)) => groups.regroup(start, late),
+                None => return trials,
             }
         }
-        assert!(groups.things.is_sorted());
-        Ok(trials)
     }
 
     #[test]
     fn stacks_are_found() -> Result {
-        // From the bottom and from the top, one for each level
-        assert_eq!(trials(&['f', 'e', 'd', 'c', 'b', 'a'])?, 6);
-        assert_eq!(trials(&['a', 'b', 'c', 'd', 'e', 'f'])?, 6);
-        assert_eq!(trials(&['d', 'b', 'a', 'c'])?, 5);
-        // The worst order of four
-        assert_eq!(trials(&['c', 'b', 'a', 'd'])?, 7);
-        Ok(())
-    }
-
-    #[test]
-    fn one_alone_stays() -> Result {
-        let mut groups = groups(&['a', 'b'])?;
-        groups.raise(0);
-        groups.raise(0);
-        groups.raise(7);
-        assert_eq!(groups.things[..], ['a', 'b']);
-        assert_eq!(groups.first[..], [true, true]);
+        // One trial for each level, whatever the order is
+        for order in [
+            ['f', 'e', 'd', 'c', 'b', 'a'],
+            ['a', 'b', 'c', 'd', 'e', 'f'],
+            ['d', 'b', 'a', 'c', 'f', 'e'],
+        ] {
+            let mut groups = groups(&order)?;
+            assert_eq!(trials(&mut groups), 6);
+            assert!(groups.items.is_sorted());
+        }
+        // From the worst order of groups
+        let mut groups = groups(&['d', 'c', 'b', 'a'])?;
+        groups.first.fill(true);
+        assert!(trials(&mut groups) <= 12);
+        assert!(groups.items.is_sorted());
         Ok(())
     }
 }

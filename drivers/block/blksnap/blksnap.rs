@@ -32,6 +32,7 @@ mod change_map;
 mod chunk;
 mod compat;
 mod control;
+mod deadline;
 mod debug;
 mod event;
 mod extent_map;

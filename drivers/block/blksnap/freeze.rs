@@ -6,7 +6,10 @@
 //! stay frozen for that. So a worker does it: the task that waits gives up after some time, and
 //! what the worker has done then is undone.
 
-use crate::params;
+use crate::{
+    deadline::Deadline,
+    params, //
+};
 use kernel::{
     block::bdev::{
         BdevFile,
@@ -20,43 +23,14 @@ use kernel::{
         Completion,
         Mutex, //
     },
-    time::{
-        msecs_to_jiffies,
-        Delta,
-        Instant,
-        Jiffies,
-        Monotonic, //
-    },
     workqueue::OwnedQueue, //
 };
 
-/// Until when something has to be done.
-#[derive(Clone, Copy)]
-pub(crate) struct Deadline {
-    begin: Instant<Monotonic>,
-    after: Delta,
-}
-
-impl Deadline {
-    /// In `freeze_timeout`.
-    pub(crate) fn new() -> Self {
-        Self {
-            begin: Instant::now(),
-            after: params::freeze_timeout(),
-        }
-    }
-
-    fn left(&self) -> Jiffies {
-        let left = self.after.as_millis() - self.begin.elapsed().as_millis();
-        msecs_to_jiffies(u32::try_from(left).unwrap_or(0))
-    }
-}
-
-/// What has become of a job.
+/// State of a job.
 enum State<R> {
-    Runs,
-    Done(R),
-    /// Nobody wants to know.
+    Running,
+    Done(Result<R>),
+    /// The deadline has passed: the result is dropped.
     GivenUp,
 }
 
@@ -68,7 +42,7 @@ struct Job<R> {
     done: Completion,
 }
 
-/// The workers. Dropping it waits for what they still do.
+/// The workers. Dropping it waits until they are done.
 pub(crate) struct Freezer(OwnedQueue);
 
 impl Freezer {
@@ -85,7 +59,6 @@ impl Freezer {
     pub(crate) fn freeze(&self, device: Arc<BdevFile>, deadline: Deadline) -> Result<FrozenFs> {
         let dev = device.dev();
         self.run(deadline, move || FrozenFs::new(device))
-            .flatten()
             .inspect_err(|error| {
                 pr_err!("the file system on {dev} cannot be frozen: {error:?}\n");
             })
@@ -99,27 +72,28 @@ impl Freezer {
     /// written to before its device was stopped. Those of [`Self::run`]: then they are thawed once
     /// that is possible.
     pub(crate) fn thaw(&self, mut frozen: KVec<FrozenFs>) -> Result {
-        let deadline = Deadline::new();
+        let deadline = Deadline::after(params::freeze_timeout());
         let mut result = Ok(());
         while let Some(fs) = frozen.pop() {
-            result = result.and(self.run(deadline, move || fs.thaw()).flatten());
+            result = result.and(self.run(deadline, move || fs.thaw()));
         }
         result.map_err(|error| if error == EINVAL { EAGAIN } else { error })
     }
 
-    /// Has a worker call `f`, and waits for it until the deadline.
+    /// Calls `f` in a worker, and waits for it until the deadline.
     ///
     /// # Errors
     ///
-    /// [`ETIMEDOUT`] after the deadline: what `f` returns is dropped. [`ENOMEM`], without a call.
+    /// [`ETIMEDOUT`] after the deadline: the result of `f` is dropped. [`ENOMEM`] if `f` was not
+    /// called. Those of `f`.
     fn run<R: Send + Unpin + 'static>(
         &self,
         deadline: Deadline,
-        f: impl FnOnce() -> R + Send + 'static,
+        f: impl FnOnce() -> Result<R> + Send + 'static,
     ) -> Result<R> {
         let job = Arc::pin_init(
             pin_init!(Job {
-                state <- new_mutex!(State::Runs, "blksnap_job"),
+                state <- new_mutex!(State::Running, "blksnap_job"),
                 done <- Completion::new(),
             }),
             GFP_NOIO,
@@ -130,18 +104,18 @@ impl Freezer {
             noio::scope(|| {
                 let result = f();
                 let mut state = of_worker.state.lock();
-                if let State::Runs = *state {
+                if let State::Running = *state {
                     *state = State::Done(result);
                     of_worker.done.complete_all();
                 }
             });
         })?;
-        // The result tells more than that this has returned.
+        // The state says whether it was in time.
         let _ = job.done.wait_for_completion_timeout(deadline.left());
         let state = core::mem::replace(&mut *job.state.lock(), State::GivenUp);
         match state {
-            State::Done(result) => Ok(result),
-            State::Runs | State::GivenUp => Err(ETIMEDOUT),
+            State::Done(result) => result,
+            State::Running | State::GivenUp => Err(ETIMEDOUT),
         }
     }
 }

@@ -17,14 +17,12 @@ use crate::{
     },
     barrier::Barrier,
     chunk::Geometry,
+    deadline::Deadline,
     debug::{
         AreaFile,
         Directory, //
     },
-    freeze::{
-        Deadline,
-        Freezer, //
-    },
+    freeze::Freezer,
     image::{
         self,
         Image, //
@@ -358,7 +356,7 @@ impl Snapshot {
         }
         let mut bdevs: KVec<&BlockDevice> = KVec::with_capacity(devices.len(), GFP_KERNEL)?;
         for device in devices.iter() {
-            bdevs.push(&**device.origin, GFP_KERNEL)?;
+            bdevs.push(&device.origin, GFP_KERNEL)?;
         }
 
         let with_fs = Self::may_have_fs(devices, also_frozen)?;
@@ -372,7 +370,7 @@ impl Snapshot {
         let mut frozen_for = Delta::ZERO;
         // Reclaim could wait for what is frozen.
         let result: Result = noio::scope(|| {
-            let deadline = Deadline::new();
+            let deadline = Deadline::after(params::freeze_timeout());
             for device in with_fs {
                 // There is room for it.
                 let _ = frozen.push_within_capacity(self.freezer.freeze(device, deadline)?);

@@ -228,6 +228,14 @@ impl BlockDevice {
         unsafe { bindings::bdev_read_only(self.as_raw()) }
     }
 
+    /// Returns whether the disk is rotational: an I/O elsewhere takes much longer than the one
+    /// behind the last one.
+    #[inline]
+    pub fn is_rotational(&self) -> bool {
+        // SAFETY: The device is valid by the type invariant.
+        unsafe { bindings::bdev_rot(self.as_raw()) }
+    }
+
     /// Whether this and `other` are the same disk, or partitions of it.
     #[inline]
     pub fn has_disk_of(&self, other: &Self) -> bool {
@@ -440,8 +448,9 @@ impl Drop for FrozenFs {
 ///
 /// /// Writes before this count for the old generation, those after it for the new one.
 /// fn next_generation(bdev: &BlockDevice, generation: &Atomic<u64>) -> Result {
-///     let devices = [bdev];
-///     let quiesced = Quiesced::new(&devices, msecs_to_jiffies(1000)).map_err(|late| late.error)?;
+///     let mut devices = [bdev];
+///     let timeout = msecs_to_jiffies(1000);
+///     let quiesced = Quiesced::new(&mut devices, timeout).map_err(|late| late.error)?;
 ///     generation.add(1, Relaxed);
 ///     drop(quiesced);
 ///     Ok(())
@@ -458,37 +467,36 @@ pub struct Quiesced<'a> {
 #[cfg(CONFIG_BLK_FILTER)]
 #[derive(Debug)]
 pub struct Late {
-    /// The index of the device that is to blame.
-    pub device: usize,
-    /// [`EOPNOTSUPP`] if filters do not see all that is written to it, [`EBUSY`] if its driver is
-    /// just being suspended or resumed, [`ETIMEDOUT`] if the I/O that is on its way was not done in
-    /// time.
+    /// The number of devices whose I/O in flight was not completed in time. They are the first ones
+    /// of the slice now.
+    pub count: usize,
+    /// [`EOPNOTSUPP`] if filters do not see all writes to a device, [`EBUSY`] if a device is being
+    /// suspended or resumed, [`ETIMEDOUT`] if some are late.
     pub error: Error,
 }
 
 #[cfg(CONFIG_BLK_FILTER)]
 impl<'a> Quiesced<'a> {
-    /// Stops the I/O of `devices`, of which some may be on the same disk, and waits at most
+    /// Stops the I/O of `devices`, each of which is on a disk of its own, and waits at most
     /// `timeout` for their writes. May sleep.
     ///
-    /// If one of them is stacked on another one, I/O of the upper one may be stuck in the lower
-    /// one, and that is an [`ETIMEDOUT`] of the upper one. What is stacked is to be quiesced first,
-    /// by a call of its own.
+    /// If one of them is stacked on another one, I/O of the upper device can block in the lower
+    /// one, and the upper one is late. Quiesce stacked devices first, by a separate call.
     ///
     /// # Errors
     ///
     /// Those of [`Late`]; no device is quiesced then.
-    pub fn new(devices: &'a [&'a BlockDevice], timeout: Jiffies) -> Result<Self, Late> {
+    pub fn new<'b: 'a>(devices: &'a mut [&'b BlockDevice], timeout: Jiffies) -> Result<Self, Late> {
         let mut late = 0;
         // A reference to a `BlockDevice` is a pointer to its `struct block_device`.
-        let bdevs = devices.as_ptr().cast::<*mut bindings::block_device>();
+        let bdevs = devices.as_mut_ptr().cast::<*mut bindings::block_device>();
         // More than `u32::MAX` pointers are more than there is of memory for devices.
         let count = devices.len() as u32;
-        // SAFETY: There are `count` devices, which are valid and open. If they are quiesced
-        // `drop()` undoes it.
+        // SAFETY: There are `count` devices, which are valid and open, and the call only changes
+        // their order. If they are quiesced `drop()` undoes it.
         to_result(unsafe { bindings::blk_filter_quiesce(bdevs, count, timeout, &mut late) })
             .map_err(|error| Late {
-                device: late as usize,
+                count: late as usize,
                 error,
             })?;
         // INVARIANT: They were quiesced just now.

@@ -498,13 +498,13 @@ mod tests {
         let path = device("sdd", "4008:48");
         fs::write(path.join("holders/dm-3"), "").unwrap();
         let part = device("sdd/sdd1", "4008:49");
+        fs::write(part.join("partition"), "1\n").unwrap();
         let by_hand = device("dm-4", "4000:4");
         fs::create_dir_all(by_hand.join("dm")).unwrap();
         fs::create_dir_all(by_hand.join("mq")).unwrap();
         fs::write(by_hand.join("dm/name"), "map\n").unwrap();
         let path = device("sde", "4008:64");
         fs::write(path.join("holders/dm-4"), "").unwrap();
-        fs::write(part.join("partition"), "1\n").unwrap();
         let on_file = device("loop0", "4007:0");
         fs::create_dir_all(on_file.join("loop")).unwrap();
         let file = root.join("backing");

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Copies of more than is about to be overwritten.
+//! Claims of more than is about to be overwritten.
 
 use super::{
     copy::{
@@ -12,6 +12,7 @@ use super::{
     State, //
 };
 use crate::{
+    ahead::UNIT_BYTES,
     chunk::ChunkRange,
     extent_map::Piece, //
 };
@@ -24,21 +25,24 @@ use kernel::{
     }, //
 };
 
-/// So many chunks of a region must be saved, at least, before more than what is written is copied.
+/// Number of saved chunks in a region from which more than what is written is copied.
 const REGION_TOUCHES: u64 = 4;
 
-/// The most that is copied then at a time, and what it is aligned to.
-const GROWN_BYTES: u64 = 256 << 10;
+/// Upper limit of what is copied ahead of sequential writes at a time.
+const WINDOW_BYTES: usize = 4 << 20;
 
-/// The most that is copied ahead of writes in sequence at a time, also in writes as long as that
-/// which is the reason.
-const STREAM_BYTES: usize = 4 << 20;
-const STREAM_WRITES: u64 = 64;
+/// The same as a multiple of the write that triggers it.
+const WINDOW_WRITES: u64 = 64;
 
 impl Area {
-    /// What to copy when `run` is written, which can be claimed: more than that if its region was
-    /// written so often that it is worth it, as long as that takes neither the memory nor the
-    /// storage that writes may need.
+    /// Number of chunks in a unit.
+    fn unit(&self) -> u64 {
+        (UNIT_BYTES >> self.geometry.chunk_shift()).max(1)
+    }
+
+    /// Returns what to claim for a write to `run`, which can be claimed: more than `run` if its
+    /// region is written often and a longer read is worth it, unless that takes memory or storage
+    /// that writes can need.
     pub(super) fn grown(&self, state: &mut State, run: ChunkRange) -> ChunkRange {
         let Some(region) = self.geometry.region_of(run) else {
             return run;
@@ -46,7 +50,7 @@ impl Area {
         if self.saved.count(region) < REGION_TOUCHES {
             return run;
         }
-        let len = (GROWN_BYTES >> self.geometry.chunk_shift()).max(1);
+        let len = self.unit();
         let start = run.start / len * len;
         let unit = ChunkRange {
             start,
@@ -69,20 +73,20 @@ impl Area {
         let touched = self.saved.count(unit);
         let asked = self.geometry.bytes_of(run) as u64;
         let rest = self.geometry.bytes_of(hole) as u64 - asked;
-        if state.costs.is_worth(touched, asked, rest) {
+        if state.costs.take_rest(touched, asked, rest) {
             hole
         } else {
             run
         }
     }
 
-    /// Whether more may be in memory than what must be copied, and on the storage.
+    /// Returns whether there is room for copies ahead, in memory and in the storage.
     fn has_room_ahead(&self, state: &State, run: ChunkRange) -> bool {
         let bytes = state.copy_bytes + self.geometry.bytes_of(run);
         bytes as u64 <= state.ahead_room && bytes <= self.max_copy_bytes / 8 * 7
     }
 
-    /// Whether a write to `chunks` belongs to a stream that wants more copied ahead.
+    /// Returns whether a write to `chunks` triggers copies ahead of a stream.
     pub(super) fn follows(&self, state: &State, look: &Look, chunks: ChunkRange) -> bool {
         self.error() == 0 && self.is_marked(chunks)
             || matches!(look, Look::Claims(run) if state.streams.follows(ChunkRange {
@@ -91,31 +95,32 @@ impl Area {
             }))
     }
 
-    /// There is a write to `chunks`, of which `first` is the first that is claimed for it, or has a
-    /// mark. Returns what is to be copied ahead of those after it.
+    /// Adds a write to `chunks` to the streams; `first` is its first chunk that is claimed or has a
+    /// mark. Returns the chunks to copy ahead.
     pub(super) fn follow(
         &self,
         state: &mut State,
         chunks: ChunkRange,
         first: u64,
     ) -> Option<ChunkRange> {
-        let most =
-            (STREAM_BYTES.min(self.max_copy_bytes / 8) >> self.geometry.chunk_shift()) as u64;
-        let limit = most.min(chunks.len() * STREAM_WRITES);
+        let most = WINDOW_BYTES.min(self.max_copy_bytes / 8) >> self.geometry.chunk_shift();
+        let limit = chunks.len().saturating_mul(WINDOW_WRITES).min(most as u64);
         let chunks = ChunkRange {
             start: first,
             ..chunks
         };
         let ahead = state.streams.follow(chunks, limit);
         for (mark, new) in self.marks.iter().zip(state.streams.marks()) {
-            mark.store(new, Relaxed);
+            // Each write reads them, so their cache line is left alone as long as possible.
+            if mark.load(Relaxed) != new {
+                mark.store(new, Relaxed);
+            }
         }
         ahead
     }
 
-    /// Copies chunks that are going to be written, as far as there is room.
+    /// Claims chunks ahead of a stream, on behalf of its write `bio`, as far as there is room.
     pub(super) fn copy_ahead(this: &Arc<Self>, bio: &Bio, ahead: ChunkRange) {
-        let unit = (GROWN_BYTES >> this.geometry.chunk_shift()).max(1);
         let mut rest = ChunkRange {
             end: ahead.end.min(this.geometry.nr_chunks()),
             ..ahead
@@ -131,7 +136,7 @@ impl Area {
                     }
                     Some((start, Piece::Hole(end))) => ChunkRange {
                         start,
-                        end: end.min(start + unit),
+                        end: end.min(start + this.unit()),
                     },
                 }
             };
@@ -141,12 +146,13 @@ impl Area {
                 state.streams.stopped(ahead, rest.start);
                 return;
             };
-            // A writer may have been faster.
+            // A write may have claimed it meanwhile.
             if this.error() == 0 && this.is_free(&state, run) {
                 state.claim(this, copy.claim, run, false);
                 state.ahead_bytes += this.geometry.bytes_of(run);
                 drop(state);
-                copy.read.submit(ClaimRead::Writer(this.clone(), run.start));
+                copy.read
+                    .submit(ClaimRead::Optional(this.clone(), run.start));
             }
             rest.start = run.end;
         }

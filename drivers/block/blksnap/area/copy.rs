@@ -3,15 +3,12 @@
 //! Copy-on-write: claims of what is written, and the release of writes whose chunks are saved.
 
 use super::{
-    store::STORES,
     Area,
     Claim,
     Old,
     State,
     AS_ROOT,
-    GATHER_BYTES,
-    LANES,
-    STORE, //
+    LANES, //
 };
 use crate::{
     ahead::Begun,
@@ -55,22 +52,29 @@ use kernel::{
 };
 
 impl Area {
-    /// Whether a write may go to the origin right away. Does not sleep.
+    /// Returns whether a write can pass right away. Does not sleep.
     #[inline]
     pub(crate) fn may_pass(&self, range: SectorRange) -> bool {
         let chunks = self.geometry.chunks_of(range);
-        self.saved.first_unsaved(chunks).is_none() && !self.is_marked(chunks) || self.error() != 0
+        self.may_release(chunks) && (!self.is_marked(chunks) || self.error() != 0)
     }
 
-    /// Whether a write to `chunks` is the reason to copy more ahead.
+    /// Returns whether a write to `chunks` can go to the origin: all of them are saved, or the
+    /// image is broken.
+    #[inline]
+    fn may_release(&self, chunks: ChunkRange) -> bool {
+        self.saved.first_unsaved(chunks).is_none() || self.error() != 0
+    }
+
+    /// Returns whether a write to `chunks` triggers copies ahead of a stream.
     #[inline]
     pub(super) fn is_marked(&self, chunks: ChunkRange) -> bool {
         let inside = |mark: u64| chunks.start <= mark && mark < chunks.end;
         self.marks.iter().any(|mark| inside(mark.load(Relaxed)))
     }
 
-    /// Decides on a write that may not pass right away: claims what it overwrites and lets it wait
-    /// for the copy. What cannot be had without sleeping is left to a worker. Does not sleep.
+    /// Handles a write that cannot pass right away: claims what it overwrites and holds it until
+    /// that is copied. If that needs to sleep, a worker does it. Does not sleep.
     pub(crate) fn intercept<'a>(
         this: ArcBorrow<'_, Self>,
         bio: FilteredBio<'a>,
@@ -112,7 +116,7 @@ impl Area {
                 }
                 let verdict = state.park_behind(start, bio);
                 drop(state);
-                verdict.submit_read(copy.read, ClaimRead::Writer(this.into(), start));
+                verdict.submit_read(copy.read, ClaimRead::Optional(this.into(), start));
                 return verdict;
             }
             let grown = this.grown(&mut state, run);
@@ -279,7 +283,7 @@ impl Area {
                 state.claim(this, copy.claim, run, false);
                 state.costs.ask(this.geometry.bytes_of(run));
                 drop(state);
-                copy.read.submit(ClaimRead::Worker(this.clone(), run.start));
+                copy.read.submit(ClaimRead::Needed(this.clone(), run.start));
                 rest.start = run.end;
             }
         }
@@ -331,12 +335,10 @@ impl Area {
         Copy::new(self, bio, first, flags).map(Some)
     }
 
-    /// Whether all that `bio` is going to overwrite is saved.
+    /// Returns whether a held write can go to the origin.
     fn is_saved(&self, bio: &Bio) -> bool {
-        self.origin.range_of(bio).is_none_or(|range| {
-            let chunks = self.geometry.chunks_of(range);
-            self.saved.first_unsaved(chunks).is_none() || self.error() != 0
-        })
+        let range = self.origin.range_of(bio);
+        range.is_none_or(|range| self.may_release(self.geometry.chunks_of(range)))
     }
 
     /// The old data of a claim was read, or the area has failed. Does not sleep.
@@ -370,28 +372,8 @@ impl Area {
         Self::start_storing(&this, &mut state);
     }
 
-    /// There are more copies to be stored.
-    fn start_storing(this: &Arc<Self>, state: &mut State) {
-        if state.storing == 0 {
-            state.storing = 1;
-            let _ = this.queues.stores.enqueue::<Arc<Self>, STORE>(this.clone());
-        } else if state.read_bytes >= GATHER_BYTES {
-            if state.gathering {
-                this.gathered.notify_all();
-            } else if state.storing < STORES {
-                let area = this.clone();
-                let store = move || Self::store_all(&area);
-                // Without memory those that are at work are enough.
-                if this.queues.stores.try_spawn(GFP_NOWAIT, store).is_ok() {
-                    state.storing += 1;
-                }
-            }
-        }
-    }
-
-    /// The old data of a claim could not be read without waiting, which its writer must not, or
-    /// there was an error, which may be that of a chunk that nobody writes: a worker claims again
-    /// what the waiting writes need. Does not sleep.
+    /// An optional read of a claim has failed. A worker claims again what the waiting writes need.
+    /// Does not sleep.
     fn not_copied(this: Arc<Self>, start: u64) {
         let mut state = this.state.lock();
         if let Some((chunks, mut claim)) = state.claims.remove(start) {
@@ -511,12 +493,12 @@ impl<'a> Copy<'a> {
     }
 }
 
-/// A read of what a claim covers. The claim starts at this chunk.
+/// A read of the old data of the claim that starts at this chunk.
 pub(super) enum ClaimRead {
-    /// Submitted by the task that writes.
-    Writer(Arc<Area>, u64),
-    /// Submitted by a worker.
-    Worker(Arc<Area>, u64),
+    /// Must not wait, or has chunks that are not written yet: an error only drops the claim.
+    Optional(Arc<Area>, u64),
+    /// An error breaks the image.
+    Needed(Arc<Area>, u64),
 }
 
 #[vtable]
@@ -525,9 +507,9 @@ impl EndIo for ClaimRead {
 
     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
         match self {
-            ClaimRead::Writer(area, start) if result.is_err() => Area::not_copied(area, start),
-            ClaimRead::Writer(area, start) => Area::copied(area, start, pages),
-            ClaimRead::Worker(area, start) => {
+            ClaimRead::Optional(area, start) if result.is_err() => Area::not_copied(area, start),
+            ClaimRead::Optional(area, start) => Area::copied(area, start, pages),
+            ClaimRead::Needed(area, start) => {
                 // Ahead of the release of the writes, so that no image read misses it.
                 if let Err(e) = result {
                     area.fail_io(e);

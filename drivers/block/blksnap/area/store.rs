@@ -2,13 +2,13 @@
 
 //! Moves copies from memory to the storage.
 //!
-//! Some workers do so at a time, as many as there are copies for. What one has taken is the only
-//! one's to store.
+//! Several workers do this at a time if there are enough copies. Each takes copies off the list for
+//! one write to the storage.
 
 use super::{
     Area,
     Old,
-    GATHER_BYTES,
+    State,
     STORE, //
 };
 use crate::{
@@ -40,18 +40,41 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// A write begins when [`GATHER_BYTES`] of copies are there, or after so many milliseconds.
+/// Bytes of copies that are gathered for one store.
+const GATHER_BYTES: usize = 256 << 10;
+
+/// Milliseconds after which fewer are stored.
 const GATHER_MSECS: u32 = 10;
 
-/// So many bytes it takes at the most, if they came while others were under way.
+/// Upper limit of one store; reached only if copies piled up behind those in flight.
 const STORE_BYTES: usize = 1 << 20;
 
-/// The most writes to the storage that are under way at a time.
-pub(super) const STORES: usize = 4;
+/// Maximum number of stores in flight.
+const STORES: usize = 4;
 
 impl Area {
-    /// The work of one worker. It is counted in `storing`, until it returns.
-    pub(super) fn store_all(this: &Arc<Self>) {
+    /// Starts or wakes a worker for a new copy. The area must not be closed while the caller holds
+    /// the lock. Does not sleep.
+    pub(super) fn start_storing(this: &Arc<Self>, state: &mut State) {
+        if state.storing == 0 {
+            state.storing = 1;
+            let _ = this.queues.stores.enqueue::<Arc<Self>, STORE>(this.clone());
+        } else if state.read_bytes >= GATHER_BYTES {
+            if state.gathering {
+                this.gathered.notify_all();
+            } else if state.storing < STORES {
+                let area = this.clone();
+                let store = move || Self::store_all(&area);
+                // If there is no memory, the running ones do it.
+                if this.queues.stores.try_spawn(GFP_NOWAIT, store).is_ok() {
+                    state.storing += 1;
+                }
+            }
+        }
+    }
+
+    /// Stores copies until there are none. The caller is counted in `storing`.
+    fn store_all(this: &Arc<Self>) {
         loop {
             let mut state = this.state.lock();
             if state.read_bytes < GATHER_BYTES && !state.starved && this.error() == 0 {

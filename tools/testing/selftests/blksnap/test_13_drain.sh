@@ -378,7 +378,7 @@ stacked()
 	done
 }
 
-# More levels, from the bottom and from the top, and in between
+# More levels, all of which are written
 levels()
 {
 	local devices=() ordered=() i order
@@ -390,8 +390,10 @@ levels()
 	done
 	for i in 0 1 2 3 4; do
 		attach "${devices[i]}"
+		background blksnap_ctl churn direct 0 $((SIZE << 20)) 65536 "${devices[i]}" \
+			/dev/null
 	done
-	write_to "${devices[4]}" 2 65536
+	sleep 0.6
 	for order in "0 1 2 3 4" "4 3 2 1 0" "2 0 1 4 3"; do
 		ordered=()
 		for i in $order; do
@@ -401,6 +403,23 @@ levels()
 		stays "$(image_of "${devices[4]}")"
 		ctl destroy "$snapshot"
 	done
+}
+
+# They are waited for together: one after the other they would take longer than freeze_timeout.
+busy()
+{
+	local devices=() i
+
+	for ((i = 0; i < 6; i++)); do
+		null_blk "$SIZE"
+		dm "blksnap-busy$i" "0 $((SIZE << 11)) delay $REPLY 0 0 $REPLY 0 1500"
+		attach "$REPLY"
+		devices+=("$REPLY")
+		background blksnap_ctl churn direct 0 $((SIZE << 20)) 65536 "$REPLY" /dev/null
+	done
+	sleep 0.6
+	take "${devices[@]}"
+	stays "$(image_of "${devices[5]}")"
 }
 
 # A file system whose device does not answer can be neither frozen nor thawed. It must not keep
@@ -618,6 +637,7 @@ run_cases \
 	"flushes without an end" flushed \
 	"stack of devices" stacked \
 	"stack of five devices" levels \
+	"busy devices" busy \
 	"ext4 whose device is stuck" "stuck_fs ext4" \
 	"xfs whose device is stuck" "stuck_fs xfs" \
 	"many disks" many_disks \
