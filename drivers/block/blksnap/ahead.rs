@@ -201,7 +201,7 @@ impl Costs {
     /// Upper limit of a short read.
     const SHORT_BYTES: usize = 16 << 10;
     /// Lower limit of a long read.
-    const LONG_BYTES: usize = 128 << 10;
+    const LONG_BYTES: usize = 64 << 10;
     /// Number of bytes that costs are given for.
     const MORE_BYTES: u64 = 1 << 20;
     /// Bytes are cheap if those of a unit cost at most as much as this number of single reads.
@@ -307,11 +307,12 @@ impl Costs {
             |reads: u64| costs.is_some_and(|(one, for_rest)| reads.saturating_mul(one) >= for_rest);
         let cheap = match self.of(UNIT_BYTES) {
             _ if self.rotational && !self.shares_disk => true,
-            None => long && self.tries < Self::TRIES,
+            None => false,
             Some((one, unit)) => one.saturating_mul(Self::CHEAP) >= unit,
         };
+        let tries = costs.is_none() && long && self.tries < Self::TRIES;
         let times = if pays(1) { 2 } else { 1 };
-        let worth = pays(touched) || self.decisions >= Self::TRY_EVERY;
+        let worth = pays(touched) || tries || self.decisions >= Self::TRY_EVERY;
         let takes = cheap || worth && self.more + rest <= (self.asked + asked) * times;
         if takes && !cheap {
             self.more += rest;

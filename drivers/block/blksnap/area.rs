@@ -201,8 +201,10 @@ pub(crate) struct Area {
     error: Atomic<i32>,
     /// Image reads that have to end before the area can be closed.
     reading: Atomic<usize>,
-    /// Image reads that were done over.
+    /// Image reads that were repeated.
     repeated: Atomic<u64>,
+    /// Bytes of discards that were ignored.
+    ignored_bytes: Atomic<u64>,
     storage: Arc<Storage>,
     queues: Arc<Queues>,
     reads: BioSet<ClaimRead>,
@@ -321,6 +323,7 @@ impl Area {
                 error: Atomic::new(0),
                 reading: Atomic::new(0),
                 repeated: Atomic::new(0),
+                ignored_bytes: Atomic::new(0),
                 storage: config.storage,
                 queues: config.queues,
                 reads,
@@ -429,7 +432,12 @@ impl Area {
         writeln!(f, "read_mib_ns {mib_ns}")?;
         writeln!(f, "parked_writes {parked}")?;
         writeln!(f, "parked_writes_peak {peak_parked}")?;
-        writeln!(f, "image_reads_repeated {}", self.repeated.load(Relaxed))
+        writeln!(f, "image_reads_repeated {}", self.repeated.load(Relaxed))?;
+        writeln!(
+            f,
+            "ignored_discard_bytes {}",
+            self.ignored_bytes.load(Relaxed)
+        )
     }
 
     /// Ends the area: no writes are parked any more and the image gives errors. The device's filter

@@ -75,6 +75,11 @@ module! {
             description: "Percentage of the storage up to which data is copied ahead of writes",
             perm: 0o444,
         },
+        ignore_discards: u32 {
+            default: 1,
+            description: "Ignore discards of chunks that are not saved (1), or save these (0)",
+            perm: 0o444,
+        },
         freeze_timeout: u32 {
             default: 5,
             description: "Seconds that a take may hold I/O back, to wait for writes",

@@ -32,6 +32,11 @@ pub(crate) fn ahead_room(space: &Space) -> u64 {
     (space.total / 100 * u64::from(percent)).saturating_sub(space.used)
 }
 
+/// Returns whether discards of chunks that are not saved are ignored.
+pub(crate) fn ignores_discards() -> bool {
+    module_parameters::ignore_discards.value() != 0
+}
+
 /// The binary logarithm of a chunk's size in bytes.
 pub(crate) fn chunk_shift() -> u32 {
     module_parameters::chunk_minimum_shift.value()

@@ -399,11 +399,16 @@ impl Filter for Tracker {
             return bio.pass();
         }
         let guard = rcu::read_lock();
+        let area = this.area.get(&guard);
+        if let Some(area) = area.filter(|area| area.ignores(bio.op(), range)) {
+            // It changes nothing, so there is nothing to track.
+            return area.ignore(bio, range);
+        }
         token::check(&guard, &bio, &this);
         if let Some(map) = this.map.get(&guard) {
             map.mark(range);
         }
-        match this.area.get(&guard) {
+        match area {
             Some(area) if !area.may_pass(range) => Area::intercept(area, bio, range),
             _ => bio.pass(),
         }

@@ -21,6 +21,7 @@ use crate::{
         Key,
         Step, //
     },
+    params,
     saved_map::NewLeaves, //
 };
 use kernel::{
@@ -38,7 +39,8 @@ use kernel::{
         filter::{
             FilteredBio,
             Verdict, //
-        }, //
+        },
+        SECTOR_SHIFT, //
     },
     page::Pages,
     prelude::*,
@@ -64,6 +66,24 @@ impl Area {
     #[inline]
     fn may_release(&self, chunks: ChunkRange) -> bool {
         self.saved.first_unsaved(chunks).is_none() || self.error() != 0
+    }
+
+    /// Returns whether an operation is to be ignored: a discard, which is advice, of chunks that
+    /// would have to be saved for it. Does not sleep.
+    #[inline]
+    pub(crate) fn ignores(&self, op: Op, range: SectorRange) -> bool {
+        op == Op::Discard
+            && params::ignores_discards()
+            && !self.may_release(self.geometry.chunks_of(range))
+    }
+
+    /// Completes a discard that is ignored. Does not sleep.
+    pub(crate) fn ignore<'a>(&self, bio: FilteredBio<'a>, range: SectorRange) -> Verdict<'a> {
+        let bytes = range.len << SECTOR_SHIFT;
+        self.ignored_bytes.fetch_add(bytes, Relaxed);
+        let (bio, verdict) = bio.take();
+        bio.end(Ok(()));
+        verdict
     }
 
     /// Returns whether a write to `chunks` triggers copies ahead of a stream.

@@ -655,6 +655,19 @@ figure()
 	[ ! -e "$file" ] || sed -n "s/^$2 //p" "$file"
 }
 
+# cbt DEV WHAT: of the change map
+cbt()
+{
+	ctl cbtinfo "$1" | sed -n "s/^$2 //p"
+}
+
+# map DEV: the blocks that are not 0, as BLOCK:NUMBER
+map()
+{
+	ctl cbtmap "$1" 0 "$(cbt "$1" block_count)" |
+		awk '$1 { printf "%s%d:%d", n++ ? " " : "", NR - 1, $1 }'
+}
+
 # space WHAT: "total", "used" or "low" of the snapshot's storage, in sectors
 space()
 {

@@ -36,6 +36,12 @@ zeroes()
 	same "$1" "$scratch/zeroes" "$2"
 }
 
+# saving: the driver saves what is discarded, and discards it
+saving()
+{
+	reloaded ignore_discards=0
+}
+
 discard_on()
 {
 	local dev=$1
@@ -79,24 +85,28 @@ zero_on()
 
 discard_null_blk()
 {
+	saving
 	null_blk "$SIZE" discard=1
 	discard_on "$REPLY"
 }
 
 discard_brd()
 {
+	saving
 	brd "$SIZE"
 	discard_on "$REPLY"
 }
 
 discard_loop()
 {
+	saving
 	loop "$SIZE"
 	discard_on "$REPLY"
 }
 
 discard_disk()
 {
+	saving
 	disk 0
 	discard_on "$REPLY"
 }
@@ -106,6 +116,7 @@ discard_much()
 {
 	local dev mebibytes=96 peak
 
+	saving
 	null_blk "$mebibytes" discard=1; dev=$REPLY
 	old=$scratch/old
 	filled "$dev" "$SIZE" "$old"
@@ -123,6 +134,91 @@ discard_much()
 	result "at most $peak bytes were in memory"
 	[ "$peak" -gt 0 ]
 	[ "$peak" -le $((32 << 20)) ]
+}
+
+# at_most MOST FIGURE: of the image
+at_most()
+{
+	local got
+
+	got=$(figure "$image" "$2")
+	[ "${got:-0}" -le "$1" ] || wrong "$2 is $got, more than $1"
+}
+
+# at_least LEAST FIGURE
+at_least()
+{
+	local got
+
+	got=$(figure "$image" "$2")
+	[ "${got:-$1}" -ge "$1" ] || wrong "$2 is $got, less than $1"
+}
+
+# A discard that would have something saved does nothing, and the map of changes is without it.
+ignored_on()
+{
+	local dev=$1 block bytes
+
+	[ "$(limit_of "$dev" discard_max_bytes)" != 0 ] || skip "no discard on $dev"
+	begin "$dev"
+	block=$(cbt "$dev" block_size)
+	bytes=$(((SIZE << 20) - 2 * block))
+	cp "$old" "$scratch/new"
+	put direct 0 4096 "$dev" "$scratch/new"
+	# Chunks that are saved, and others
+	discard "$dev" -l $((2 * block))
+	discard "$dev" -o $((4 * block)) -l $((bytes - 2 * block))
+	uncache "$dev"
+	same "$dev" "$scratch/new"
+	same "$image" "$old"
+	at_most 4096 stored_bytes
+	at_least "$bytes" ignored_discard_bytes
+	at_most "$bytes" ignored_discard_bytes
+	# Only chunks that are saved
+	discard "$dev" -l 4096
+	uncache "$dev"
+	zeroes "$dev" 0 4096
+	same "$image" "$old"
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
+	ctl destroy "$snapshot"
+	take "$dev"
+	equal "0:2" "$(map "$dev")" "the map of changes"
+	ctl destroy "$snapshot"
+	# Nothing is held any more.
+	discard "$dev" -o "$block" -l "$block"
+	uncache "$dev"
+	zeroes "$dev" "$block" "$block"
+	take "$dev"
+	equal "0:2 1:3" "$(map "$dev")" "the map of changes later"
+}
+
+ignored()
+{
+	case $1 in
+	null_blk)	null_blk "$SIZE" discard=1 ;;
+	*)		"$1" "$SIZE" ;;
+	esac
+	ignored_on "$REPLY"
+}
+
+# The free space of a file system costs nothing.
+trimmed()
+{
+	local dev mnt
+
+	need fstrim
+	null_blk 512 discard=1; dev=$REPLY
+	make_fs "$1" "$dev"
+	mounted "$dev"; mnt=$REPLY
+	echo something >"$mnt/file"
+	snapshot_of "$dev"
+	image=$(image_of "$dev")
+	fstrim "$mnt"
+	at_least $((128 << 20)) ignored_discard_bytes
+	sync
+	# What the file system writes itself
+	at_most $((1 << 20)) stored_bytes
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
 }
 
 zero_null_blk()
@@ -251,6 +347,12 @@ many_at_once()
 }
 
 run_cases \
+	"discard that is ignored, null_blk" "ignored null_blk" \
+	"discard that is ignored, brd" "ignored brd" \
+	"discard that is ignored, loop" "ignored loop" \
+	"fstrim of ext4" "trimmed ext4" \
+	"fstrim of xfs" "trimmed xfs" \
+	"fstrim of btrfs" "trimmed btrfs" \
 	"discard on null_blk" discard_null_blk \
 	"discard on brd" discard_brd \
 	"discard on loop" discard_loop \

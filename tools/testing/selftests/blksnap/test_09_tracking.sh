@@ -7,18 +7,6 @@
 # shellcheck source=blksnap_lib.sh
 . "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
 
-cbt()
-{
-	ctl cbtinfo "$1" | sed -n "s/^$2 //p"
-}
-
-# map DEV: the blocks that are not 0, as BLOCK:NUMBER
-map()
-{
-	ctl cbtmap "$1" 0 "$(cbt "$1" block_count)" |
-		awk '$1 { printf "%s%d:%d", n++ ? " " : "", NR - 1, $1 }'
-}
-
 # next DEV: takes and destroys a snapshot
 next()
 {

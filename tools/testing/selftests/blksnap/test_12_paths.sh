@@ -98,6 +98,8 @@ check()
 	if [ "$1" = dm ] && [ "$2" != disk ]; then
 		skip "disks of device-mapper have no partitions"
 	fi
+	# So that a discard is a write
+	reloaded ignore_discards=0
 	"on_$1"; disk=$REPLY
 	put direct $((4 << 10)) $(((SIZE - 4) << 10)) "$disk"
 	[ "$1" = dm ] || partition

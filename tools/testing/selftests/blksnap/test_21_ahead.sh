@@ -86,11 +86,15 @@ holes()
 	local dev
 
 	begin 64
-	touch_chunks 3 32 2
+	touch_chunks 3 4 2
 	put direct $((3 * MIB + 128 * CHUNK)) $((96 * CHUNK)) "$dev"
 	put direct $((3 * MIB + CHUNK)) 4096 "$dev"
-	eventually stored_is $((129 * CHUNK))
+	eventually stored_is $((101 * CHUNK))
 	equal 0 "$(ahead)" "bytes that were copied ahead"
+	# From the one after those to the end of the quarter
+	put direct $((3 * MIB + 20 * CHUNK)) 4096 "$dev"
+	eventually stored_is $((158 * CHUNK))
+	equal $((56 * CHUNK)) "$(ahead)" "bytes that were copied ahead"
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
