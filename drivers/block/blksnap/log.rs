@@ -10,31 +10,53 @@ use kernel::prelude::*;
 pub(crate) struct Log {
     /// Where the next data goes.
     pub(crate) next: u64,
-    /// Up to where the file is allocated.
+    /// Allocated up to here.
     pub(crate) allocated: u64,
-    /// What it may not exceed.
+    /// Hard limit.
     pub(crate) limit: u64,
-    /// By how much the file grows at a time.
+    /// Growth step of a file.
     pub(crate) step: u64,
+    /// What the file system has left.
+    pub(crate) available: u64,
 }
 
 impl Log {
+    /// Least growth of a file, so that not each store needs one.
+    const MIN_GROWTH: u64 = 1 << 20;
+
+    /// Least growth ahead of need.
+    const MIN_AHEAD: u64 = 64 << 20;
+
+    /// Part of a file system's space that growth ahead of need can take at a time.
+    const AHEAD_SHARE: u64 = 16;
+
+    /// Returns how many bytes can be appended.
     pub(crate) fn room(&self) -> u64 {
-        self.limit - self.next
+        let allocated = self.allocated.saturating_sub(self.next);
+        (self.limit - self.next).min(allocated.saturating_add(self.available))
     }
 
-    /// The start and length of what must be allocated so that half a step is free.
+    /// Returns the start and length of what to allocate: what was appended, and ahead of need as
+    /// much as keeps half a step free, but never what others need of the file system.
     pub(crate) fn growth(&self) -> Option<(u64, u64)> {
         let wanted = self.next.saturating_add(self.step / 2).min(self.limit);
         if self.allocated >= wanted {
             return None;
         }
-        let end = self
-            .allocated
-            .max(self.next)
-            .saturating_add(self.step)
-            .min(self.limit);
-        Some((self.allocated, end - self.allocated))
+        let needed = match self.next.saturating_sub(self.allocated) {
+            0 => 0,
+            needed => needed.next_multiple_of(Self::MIN_GROWTH),
+        };
+        let step = self.step.min(self.available / Self::AHEAD_SHARE);
+        let ahead = if step == self.step || step >= Self::MIN_AHEAD {
+            self.next
+                .saturating_add(step)
+                .saturating_sub(self.allocated)
+        } else {
+            0
+        };
+        let len = needed.max(ahead).min(self.limit - self.allocated);
+        (len > 0).then_some((self.allocated, len))
     }
 }
 
@@ -175,6 +197,7 @@ mod tests {
             allocated: 0,
             limit,
             step,
+            available: u64::MAX,
         }
     }
 
@@ -258,25 +281,62 @@ mod tests {
     #[test]
     fn grows_ahead() {
         let mut log = log(100, 40);
-        assert_eq!(log.growth(), Some((0, 40)));
-        log.allocated = 40;
+        log.next = 1;
+        assert_eq!(log.growth(), Some((0, 100)));
+        let mut log = self::log(100 << 20, 40 << 20);
+        assert_eq!(log.growth(), Some((0, 40 << 20)));
+        log.allocated = 40 << 20;
         assert_eq!(log.growth(), None);
-        log.next = 20;
+        log.next = 20 << 20;
         assert_eq!(log.growth(), None);
-        log.next = 21;
-        assert_eq!(log.growth(), Some((40, 40)));
-        log.allocated = 80;
-        log.next = 91;
-        assert_eq!(log.growth(), Some((80, 20)));
-        log.allocated = 100;
+        log.next = 21 << 20;
+        assert_eq!(log.growth(), Some((40 << 20, 21 << 20)));
+        log.allocated = 80 << 20;
+        log.next = 91 << 20;
+        assert_eq!(log.growth(), Some((80 << 20, 20 << 20)));
+        log.allocated = 100 << 20;
         assert_eq!(log.growth(), None);
     }
 
     #[test]
     fn growth_covers_a_large_append() {
-        let mut log = log(1000, 10);
+        let mut log = log(10 << 20, 10);
         log.next = 500;
-        assert_eq!(log.growth(), Some((0, 510)));
+        assert_eq!(log.growth(), Some((0, 1 << 20)));
+        log.next = 3 << 20;
+        assert_eq!(log.growth(), Some((0, (3 << 20) + 10)));
+        log.limit = log.next + 1;
+        assert_eq!(log.growth(), Some((0, (3 << 20) + 1)));
+    }
+
+    #[test]
+    fn growth_leaves_the_file_system_its_space() {
+        let mut log = log(10 << 30, 1 << 30);
+        log.next = 256 << 10;
+        // Plenty
+        log.available = 16 << 30;
+        assert_eq!(log.growth(), Some((0, (1 << 30) + (256 << 10))));
+        // A sixteenth of it
+        log.available = 2 << 30;
+        assert_eq!(log.growth(), Some((0, (128 << 20) + (256 << 10))));
+        // What is needed
+        log.available = 364 << 20;
+        assert_eq!(log.growth(), Some((0, 1 << 20)));
+        log.allocated = 1 << 20;
+        assert_eq!(log.growth(), None);
+    }
+
+    #[test]
+    fn room_is_what_there_is() -> Result {
+        let mut logs = logs(&[1000, 1000])?;
+        logs.list[0].allocated = 100;
+        logs.list[0].available = 50;
+        assert_eq!(logs.seek(1), 150);
+        assert_eq!(logs.left(), 1150);
+        assert_eq!(append(&mut logs, 120), Ok((0, 0)));
+        logs.list[0].available = 30;
+        assert_eq!(append(&mut logs, 40), Ok((1, 0)));
+        Ok(())
     }
 
     #[test]

@@ -186,6 +186,13 @@ impl Part {
         self.ranges.len()
     }
 
+    /// Updates what the file system of a file has left.
+    fn update(&self, log: &mut Log) {
+        if self.medium.device.is_none() {
+            log.available = self.medium.file.available().unwrap_or(u64::MAX);
+        }
+    }
+
     /// Allocates what the log is going to need.
     ///
     /// # Errors
@@ -317,6 +324,7 @@ impl Storage {
             allocated,
             limit: part.allowed(limit)?,
             step,
+            available: u64::MAX,
         };
         storage.add(&mut storage.logs.lock(), part, log)?;
         Ok(storage)
@@ -371,6 +379,7 @@ impl Storage {
             allocated: PART_BYTES,
             limit: ranges.len(),
             step: 0,
+            available: u64::MAX,
         };
         let part = Part { medium, ranges };
         let _agreed = agree(&part)?;
@@ -505,6 +514,9 @@ impl Storage {
     pub(crate) fn reserve(&self, len: usize, choose: impl FnOnce(usize) -> usize) -> Result<u64> {
         noio::scope(|| {
             let mut logs = self.logs.lock();
+            for (part, log) in self.parts().zip(&mut logs.list) {
+                part.update(log);
+            }
             let room = logs.seek(len as u64);
             let len = choose(usize::try_from(room).unwrap_or(usize::MAX)) as u64;
             let (number, log) = logs.append(len)?;

@@ -304,7 +304,8 @@ impl DirectFile {
 
     /// Makes sure that the file has `len` bytes from byte `start` on, allocated on its file system
     /// where that can be. May sleep. Nothing is done to a block device, nor in memory (tmpfs),
-    /// where it would take the memory right away.
+    /// where it would take the memory right away. On error nothing past the end of the file stays
+    /// allocated.
     ///
     /// # Errors
     ///
@@ -316,14 +317,44 @@ impl DirectFile {
         if self.is_bdev || magic == bindings::TMPFS_MAGIC as c_ulong {
             return Ok(());
         }
-        // SAFETY: By the type invariant the file is open for writing.
-        match to_result(unsafe {
-            bindings::vfs_fallocate(self.file.as_ptr(), 0, start as i64, len as i64)
-        }) {
+        let fallocate = |mode: u32, start: u64, end: u64| {
+            let (start, len) = (start as i64, end.wrapping_sub(start) as i64);
+            // SAFETY: By the type invariant the file is open for writing.
+            to_result(unsafe {
+                bindings::vfs_fallocate(self.file.as_ptr(), mode as c_int, start, len)
+            })
+        };
+        let size = self.size();
+        let end = start.wrapping_add(len);
+        match fallocate(0, start, end) {
             // Then writing extends it.
             Err(e) if e == EOPNOTSUPP => Ok(()),
-            other => other,
+            Err(e) => {
+                // Some of it may be allocated.
+                let mode = bindings::FALLOC_FL_PUNCH_HOLE | bindings::FALLOC_FL_KEEP_SIZE;
+                let _ = fallocate(mode, start.max(size), end);
+                Err(e)
+            }
+            Ok(()) => Ok(()),
         }
+    }
+
+    /// Returns the number of bytes that the file system has left for users without privileges.
+    /// [`None`] for a block device, and if the file system does not say. May sleep.
+    pub fn available(&self) -> Option<u64> {
+        if self.is_bdev {
+            return None;
+        }
+        let mut stat = bindings::kstatfs::default();
+        // SAFETY: By the type invariant the file is open, so its path is valid.
+        let result = to_result(unsafe {
+            let path = &raw const (*self.file.as_ptr()).__bindgen_anon_1.f_path;
+            bindings::vfs_statfs(path, &mut stat)
+        });
+        if result.is_err() || stat.f_blocks == 0 {
+            return None;
+        }
+        Some(stat.f_bavail.saturating_mul(stat.f_frsize as u64))
     }
 
     /// Writes `len` bytes of `pages`, from their byte `skip` on, at byte `pos`, and waits for it.
@@ -533,6 +564,19 @@ mod tests {
         assert_eq!(file.read(0, &mut pages, 0, PAGE_SIZE), Err(EIO));
         // Nothing is done for nothing.
         assert_eq!(file.write(0, &[], 0, 0), Ok(()));
+        Ok(())
+    }
+
+    #[test]
+    fn allocates_no_more_than_there_can_be() -> Result {
+        let Some(file) = unnamed() else {
+            return Ok(());
+        };
+        let before = file.available();
+        assert!(file.allocate(1 << 62, 1 << 62).is_err());
+        assert!(file.allocate(0, u64::MAX).is_err());
+        // In memory there is no limit, but for the one that it was given.
+        assert_eq!(file.available().is_some(), before.is_some());
         Ok(())
     }
 

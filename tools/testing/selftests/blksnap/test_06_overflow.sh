@@ -100,6 +100,75 @@ full_tmpfs()
 	overflow "$where" "$ROOM"
 }
 
+# left_on MOUNTPOINT: bytes that its file system has left, for users without privileges
+left_on()
+{
+	local blocks size
+
+	read -r blocks size < <(stat -f -c '%a %S' "$1")
+	echo $((blocks * size))
+}
+
+# on_fs KIND: $dev has a snapshot whose storage can grow to 10 GiB in a file system of 400 MiB, $mnt
+on_fs()
+{
+	null_blk "$SIZE"; dev=$REPLY
+	attach "$dev"
+	null_blk 400
+	make_fs "$1" "$REPLY"
+	mounted "$REPLY"; mnt=$REPLY
+	create "$mnt" $((10 << 21))
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+}
+
+# Space that is not needed now is left to others.
+frugal()
+{
+	local dev mnt before
+
+	on_fs "$1"
+	before=$(left_on "$mnt")
+	put direct 0 4096 "$dev"
+	eventually used_at_least 8
+	before=$((before - $(left_on "$mnt")))
+	result "$before bytes were taken for a chunk"
+	[ "$before" -le $((2 << 20)) ]
+}
+
+# What is kept for root is not for the storage, and a failed allocation takes nothing.
+reserve()
+{
+	local dev mnt before
+
+	on_fs ext4
+	fallocate -l "$(($(left_on "$mnt") - (64 << 10)))" "$mnt/file"
+	before=$(stat -f -c %f "$mnt")
+	[ "$before" -gt 0 ]
+	put direct 0 $((4 << 20)) "$dev"
+	eventually overflown "$dev"
+	ctl wait "$snapshot" 5000 | grep -x 'code 1'
+	before=$((before - $(stat -f -c %f "$mnt")))
+	[ "$before" -le 64 ] || wrong "$before blocks of the reserve were taken"
+}
+
+# How little the file system has left is told, too.
+low_on_fs()
+{
+	local dev mnt
+
+	on_fs ext4
+	ctl low-space "$snapshot" $((200 << 11))
+	put direct 0 4096 "$dev"
+	eventually used_at_least 8
+	expect ENOENT ctl wait "$snapshot" 100
+	fallocate -l "$(($(left_on "$mnt") - (100 << 20)))" "$mnt/file"
+	put direct 65536 4096 "$dev"
+	ctl wait "$snapshot" 5000 | tee "$scratch/event"
+	grep -qx 'code 32' "$scratch/event"
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
+}
+
 # Less than a chunk
 tiny()
 {
@@ -274,6 +343,11 @@ run_cases \
 	"block device with a limit" device_limit \
 	"ext4 that is full" full_ext4 \
 	"tmpfs that is full" full_tmpfs \
+	"ext4 with little space" "frugal ext4" \
+	"xfs with little space" "frugal xfs" \
+	"btrfs with little space" "frugal btrfs" \
+	"ext4 with nothing but its reserve" reserve \
+	"low space of the file system" low_on_fs \
 	"storage smaller than a chunk" tiny \
 	"many writers at once" many_writers \
 	"storages that do not answer" silent \
