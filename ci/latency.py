@@ -11,6 +11,7 @@ usage: ci/latency.py [OPTION]...
   --update          write doc/latency.txt
   --readme          and the charts that the README shows (doc/)
   --out DIR         where results go (default: build/latency)
+  --no-build        take the kernel as it is (scripts/bench latency only)
 
 Build the kernel um-time before; scripts/bench latency does.
 """
@@ -48,7 +49,7 @@ def boot(disk, works, sides, modules, ctl, log):
 
 def measure(disks, works, sides, out):
     """The records of all machines, or None if one failed. As many run at a time as there are processors."""
-    modules, ctl = out / "kmod", out / "blksnap_ctl"
+    modules, ctl = BUILD / "latency/kmod", BUILD / "latency/blksnap_ctl"
     waiting, running, records, good = list(disks), {}, {}, True
     try:
         while waiting or running:
@@ -204,6 +205,8 @@ def main():
     for name in ("check", "update", "readme"):
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--out", type=Path, default=BUILD / "latency")
+    # Of scripts/bench, before it compiles anything
+    parser.add_argument("--plan", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     chosen = []
     for name, known in (("disk", DISKS), ("work", WORKS), ("side", SIDES)):
@@ -213,7 +216,10 @@ def main():
         chosen.append([n for n in known if n in names or n == "raw"])
     if (args.check or args.update or args.readme) and chosen != [list(DISKS), list(WORKS), list(SIDES)]:
         parser.error("--check, --update and --readme are for all of it")
+    if args.plan:
+        return
     out = args.out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
     records = measure(*chosen, out)
     if records is None:
         sys.exit(1)

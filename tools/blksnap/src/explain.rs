@@ -146,8 +146,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (SnapshotAdd, Errno::BUSY) => because(
             "the device is in another snapshot, or this one is taken already",
-            "name all devices before \"blksnap take\", and destroy the other snapshot first, as a \
-             device can be in one at a time",
+            "\"blksnap status\" shows the snapshots: \"blksnap destroy ID\", or the end of the COMMAND \
+             that holds it, releases its devices; add devices before \"blksnap take\"",
         ),
         (SnapshotAdd | AppendStorage, Errno::OPNOTSUPP) => because(
             "its logical blocks are larger than a page of memory",
@@ -367,7 +367,12 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (Document | Restore | WriteBackup | BackUp, Errno::NOENT) => because(
             "the path does not exist",
-            "check its spelling; \"lsblk -p\" lists the block devices",
+            "check its spelling, or make the directory that it is in; \"lsblk -p\" lists the block \
+             devices",
+        ),
+        (OpenBackup | ReadBackup | WriteBackup | BackUp, Errno::NOTDIR) => because(
+            "the path, or a part of it, is not a directory",
+            "name a directory",
         ),
         (Document | Restore | CheckTarget | WriteBackup | BackUp | OpenBackup | ReadBackup, _) => {
             Explanation::default()

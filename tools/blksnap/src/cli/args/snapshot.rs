@@ -46,7 +46,8 @@ Examples:
       sh -c 'dd if=\"$BLKSNAP_IMAGE_1\" bs=1M | zstd > /backup/sda.zst'
   blksnap snapshot /dev/sda --store /var/tmp --grow 2G --max 50G -- backup
   blksnap snapshot /dev/sda2 /dev/sdb --store /dev/sdz -- sh -c '
-      mount -o ro,norecovery \"$BLKSNAP_IMAGE_1\" /mnt || exit
+      # ext4; xfs wants -o ro,norecovery,nouuid
+      mount -o ro \"$BLKSNAP_IMAGE_1\" /mnt || exit
       rsync -a /mnt/ /backup/; status=$?
       umount /mnt; exit $status'";
 
