@@ -77,7 +77,7 @@ module! {
         },
         ignore_discards: u32 {
             default: 1,
-            description: "Ignore discards of chunks that are not saved (1), or save these (0)",
+            description: "Ignored discards of unsaved chunks: 0 none, 1 file systems', 2 all",
             perm: 0o444,
         },
         freeze_timeout: u32 {

@@ -32,9 +32,14 @@ pub(crate) fn ahead_room(space: &Space) -> u64 {
     (space.total / 100 * u64::from(percent)).saturating_sub(space.used)
 }
 
-/// Returns whether discards of chunks that are not saved are ignored.
-pub(crate) fn ignores_discards() -> bool {
-    module_parameters::ignore_discards.value() != 0
+/// Returns whether a discard of chunks that are not saved is ignored; `of_fs` if a file system is
+/// mounted from its device.
+pub(crate) fn ignores_discard(of_fs: bool) -> bool {
+    match module_parameters::ignore_discards.value() {
+        0 => false,
+        1 => of_fs,
+        _ => true,
+    }
 }
 
 /// The binary logarithm of a chunk's size in bytes.

@@ -400,7 +400,7 @@ impl Filter for Tracker {
         }
         let guard = rcu::read_lock();
         let area = this.area.get(&guard);
-        if let Some(area) = area.filter(|area| area.ignores(bio.op(), range)) {
+        if let Some(area) = area.filter(|area| area.ignores(&guard, &bio, range)) {
             // It changes nothing, so there is nothing to track.
             return area.ignore(bio, range);
         }

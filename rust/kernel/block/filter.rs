@@ -91,6 +91,7 @@ use crate::{
     prelude::*,
     str::as_char_ptr_in_const_context,
     sync::{
+        rcu,
         Arc,
         ArcBorrow,
         UniqueArc, //
@@ -152,6 +153,21 @@ impl<'a> FilteredBio<'a> {
             own: self.own,
             _call: PhantomData,
         }
+    }
+
+    /// Returns whether a file system is mounted from the device that the bio was submitted to, the
+    /// filter's one or another one of its disk. A bio of the file system comes from nobody between:
+    /// a driver that is stacked on the device would hold it itself.
+    #[inline]
+    pub fn is_to_fs(&self, _rcu: &rcu::Guard) -> bool {
+        // SAFETY: By the type invariants the bio is valid, and it was submitted to a device, which
+        // is valid as long as the bio is not completed.
+        let holder = unsafe { &raw const (*(*self.bio).bi_bdev).bd_holder_ops };
+        // SAFETY: The field is valid. It is written under a lock, and read once here.
+        let ops = unsafe { holder.read_volatile() };
+        // SAFETY: The operations are constant. If they are those of a module, that is not freed
+        // before the end of the RCU critical section. Only file systems can be frozen.
+        !ops.is_null() && unsafe { (*ops).freeze.is_some() }
     }
 
     /// Lets the bio go on, to the next filter that it concerns and to the device.

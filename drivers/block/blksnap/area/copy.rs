@@ -46,6 +46,7 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::Relaxed,
+        rcu,
         Arc,
         ArcBorrow,
         UniqueArc, //
@@ -69,11 +70,19 @@ impl Area {
     }
 
     /// Returns whether an operation is to be ignored: a discard, which is advice, of chunks that
-    /// would have to be saved for it. Does not sleep.
+    /// would have to be saved for it.
+    ///
+    /// A file system does not care what discarded blocks contain. RAID does: its members have to
+    /// agree. Does not sleep.
     #[inline]
-    pub(crate) fn ignores(&self, op: Op, range: SectorRange) -> bool {
-        op == Op::Discard
-            && params::ignores_discards()
+    pub(crate) fn ignores(
+        &self,
+        guard: &rcu::Guard,
+        bio: &FilteredBio<'_>,
+        range: SectorRange,
+    ) -> bool {
+        bio.op() == Op::Discard
+            && params::ignores_discard(bio.is_to_fs(guard))
             && !self.may_release(self.geometry.chunks_of(range))
     }
 

@@ -490,11 +490,12 @@ dm_linear()
 	dm "$1" "0 $4 linear $2 $3"
 }
 
-# md_raid1 DEV DEV: of devices of one size, without metadata
-md_raid1()
+# md_array raid0|raid1 DEV DEV: of devices of one size, without metadata
+md_array()
 {
-	local number=127 dir dev slot=0
+	local level=$1 number=127 dir dev kib slot=0
 
+	shift
 	while [ -e "/sys/block/md$number" ]; do
 		number=$((number - 1))
 	done
@@ -502,16 +503,20 @@ md_raid1()
 	modprobe -q md_mod 2>/dev/null || true
 	echo "md$number" 2>/dev/null >/sys/module/md_mod/parameters/new_array || skip "no md"
 	undo eventually md_remove "$dir"
-	echo raid1 2>/dev/null >"$dir/level" || skip "no raid1"
+	echo "$level" 2>/dev/null >"$dir/level" || skip "no $level"
 	echo none >"$dir/metadata_version"
 	echo $# >"$dir/raid_disks"
-	echo $(($(size_of "$1") >> 10)) >"$dir/component_size"
+	kib=$(($(size_of "$1") >> 10))
+	echo "$kib" >"$dir/component_size"
+	[ "$level" = raid1 ] || echo 65536 >"$dir/chunk_size"
 	for dev; do
 		cat "/sys/class/block/${dev#/dev/}/dev" >"$dir/new_dev"
+		[ "$level" = raid1 ] || echo "$kib" >"$dir/dev-${dev#/dev/}/size"
 		echo $((slot++)) >"$dir/dev-${dev#/dev/}/slot"
 	done
-	echo none >"$dir/resync_start"
-	echo active 2>/dev/null >"$dir/array_state" || skip "no raid1"
+	[ "$level" = raid0 ] || echo none >"$dir/resync_start"
+	echo active 2>/dev/null >"$dir/array_state" ||
+		echo clean 2>/dev/null >"$dir/array_state" || skip "no $level"
 	REPLY=/dev/md$number
 }
 

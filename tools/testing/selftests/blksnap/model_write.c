@@ -276,22 +276,6 @@ static void forget_all(void)
 	nr_writes = 0;
 }
 
-/* A discard can be ignored. What it has changed, the map must say. */
-static void settle_discard(const struct write *w)
-{
-	struct span span = on_device(w->span), none = {};
-
-	forget_all();
-	writes[0] = *w;
-	nr_writes = 1;
-	model_written(none, span);
-	settle();
-	for (__s64 at = span.at; at < span.at + span.len; at++)
-		if (memcmp(before + at * SECTOR, now + at * SECTOR, SECTOR))
-			model_written((struct span) { at, 1 }, (struct span) { at, 1 });
-	forget_all();
-}
-
 /* One, and nothing else meanwhile */
 void write_something(void)
 {
@@ -299,25 +283,18 @@ void write_something(void)
 	int error = perform(&w);
 
 	note_write(&w, error ? ": not there" : "");
-	if (error && (error != EOPNOTSUPP || !zeroes(w.way))) {
-		errno = error;
-		fatal(names[w.way]);
-	}
-	if (error) {
-		forget(&w);
-		return;
-	}
-	statistics.writes++;
-	if (w.way == DISCARD) {
-		settle_discard(&w);
-	} else {
+	if (!error) {
 		struct span span = on_device(w.span);
 
 		model_written(span, on_device(may_change(&w)));
 		memcpy(now + span.at * SECTOR, w.data + (span.at - w.span.at) * SECTOR,
 		       span.len * SECTOR);
-		forget(&w);
+		statistics.writes++;
+	} else if (error != EOPNOTSUPP || !zeroes(w.way)) {
+		errno = error;
+		fatal(names[w.way]);
 	}
+	forget(&w);
 }
 
 /* Some of what is written, or all of it, is lost. */
@@ -491,7 +468,7 @@ void tell_writes(void (*tell)(struct span must, struct span may))
 	for (int i = 0; i < nr_writes; i++) {
 		const struct write *w = &writes[i];
 		struct span none = {};
-		bool sure = w->done && w->way != DISCARD && !may_be_dropped(w);
+		bool sure = w->done && !may_be_dropped(w);
 
 		tell(sure ? on_device(w->span) : none, on_device(may_change(w)));
 	}

@@ -529,7 +529,7 @@ storage_by_md()
 
 	null_blk 32; one=$REPLY
 	null_blk 32; two=$REPLY
-	md_raid1 "$one" "$two"
+	md_array raid1 "$one" "$two"
 	attach "$one"
 	attach "$two"
 	refused_storage "$REPLY" 0 "$one" "$two"

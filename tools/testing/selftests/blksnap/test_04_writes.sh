@@ -36,12 +36,6 @@ zeroes()
 	same "$1" "$scratch/zeroes" "$2"
 }
 
-# saving: the driver saves what is discarded, and discards it
-saving()
-{
-	reloaded ignore_discards=0
-}
-
 discard_on()
 {
 	local dev=$1
@@ -85,28 +79,24 @@ zero_on()
 
 discard_null_blk()
 {
-	saving
 	null_blk "$SIZE" discard=1
 	discard_on "$REPLY"
 }
 
 discard_brd()
 {
-	saving
 	brd "$SIZE"
 	discard_on "$REPLY"
 }
 
 discard_loop()
 {
-	saving
 	loop "$SIZE"
 	discard_on "$REPLY"
 }
 
 discard_disk()
 {
-	saving
 	disk 0
 	discard_on "$REPLY"
 }
@@ -116,7 +106,6 @@ discard_much()
 {
 	local dev mebibytes=96 peak
 
-	saving
 	null_blk "$mebibytes" discard=1; dev=$REPLY
 	old=$scratch/old
 	filled "$dev" "$SIZE" "$old"
@@ -194,6 +183,7 @@ ignored_on()
 
 ignored()
 {
+	reloaded ignore_discards=2
 	case $1 in
 	null_blk)	null_blk "$SIZE" discard=1 ;;
 	*)		"$1" "$SIZE" ;;
@@ -219,6 +209,22 @@ trimmed()
 	# What the file system writes itself
 	at_most $((1 << 20)) stored_bytes
 	equal 0 "$(error_of "$dev")" "the snapshot's error"
+}
+
+# Members of an array have to agree, also on what is discarded, while one of them is in a snapshot.
+mirror()
+{
+	local one md
+
+	null_blk "$SIZE" discard=1; one=$REPLY
+	null_blk "$SIZE" discard=1
+	md_array raid1 "$one" "$REPLY"; md=$REPLY
+	put direct 0 $((SIZE << 20)) "$md"
+	begin "$one"
+	discard "$md" -o $((1 << 20)) -l $((4 << 20))
+	uncache "$one"
+	zeroes "$one" $((1 << 20)) $((4 << 20))
+	same "$image" "$old"
 }
 
 zero_null_blk()
@@ -353,6 +359,7 @@ run_cases \
 	"fstrim of ext4" "trimmed ext4" \
 	"fstrim of xfs" "trimmed xfs" \
 	"fstrim of btrfs" "trimmed btrfs" \
+	"discard below md" mirror \
 	"discard on null_blk" discard_null_blk \
 	"discard on brd" discard_brd \
 	"discard on loop" discard_loop \

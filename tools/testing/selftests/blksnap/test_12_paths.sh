@@ -63,7 +63,7 @@ on_md()
 
 	null_blk $((SIZE >> 10)) discard=1; one=$REPLY
 	null_blk $((SIZE >> 10)) discard=1
-	md_raid1 "$one" "$REPLY"
+	md_array raid1 "$one" "$REPLY"
 }
 
 on_spare()
@@ -98,8 +98,6 @@ check()
 	if [ "$1" = dm ] && [ "$2" != disk ]; then
 		skip "disks of device-mapper have no partitions"
 	fi
-	# So that a discard is a write
-	reloaded ignore_discards=0
 	"on_$1"; disk=$REPLY
 	put direct $((4 << 10)) $(((SIZE - 4) << 10)) "$disk"
 	[ "$1" = dm ] || partition

@@ -117,10 +117,30 @@ on_md()
 
 	delayed blksnap-one; one=$REPLY
 	delayed blksnap-two
-	md_raid1 "$one" "$REPLY"
+	md_array raid1 "$one" "$REPLY"
 	write_to "$REPLY" 8 65536
 	attach "$REPLY"
 	check "$REPLY"
+}
+
+# Discards are in flight, too, also when nobody has asked for them one by one.
+raid0_that_discards()
+{
+	local one md discarding
+
+	null_blk "$SIZE" discard=1
+	dm blksnap-one "0 $((SIZE << 11)) delay $REPLY 0 0 $REPLY 0 $DELAY"; one=$REPLY
+	null_blk "$SIZE" discard=1
+	dm blksnap-two "0 $((SIZE << 11)) delay $REPLY 0 0 $REPLY 0 $DELAY"
+	md_array raid0 "$one" "$REPLY"; md=$REPLY
+	[ "$(limit_of "$md" discard_max_bytes)" != 0 ] || skip "no discard on $md"
+	filled "$md" "$SIZE" "$scratch/new"
+	attach "$md"
+	discard "$md" & discarding=$!
+	sleep 0.3
+	take "$md"
+	stays "$(image_of "$md")"
+	wait "$discarding"
 }
 
 # holding_md [ATTRIBUTE=VALUE]...: $dev is an md that holds back what is written from 1 MiB
@@ -131,7 +151,7 @@ holding_md()
 
 	delayed blksnap-one "$@"; one=$REPLY
 	delayed blksnap-two "$@"
-	md_raid1 "$one" "$REPLY"; dev=$REPLY
+	md_array raid1 "$one" "$REPLY"; dev=$REPLY
 	filled "$dev" "$SIZE" "$scratch/new"
 	echo 2048 >"/sys/block/${dev#/dev/}/md/suspend_lo"
 	echo $((SIZE << 11)) >"/sys/block/${dev#/dev/}/md/suspend_hi"
@@ -388,10 +408,10 @@ levels()
 		dm_linear "blksnap-level$i" "$REPLY" 2048 $(((SIZE + 4 - i) << 11))
 		devices+=("$REPLY")
 	done
+	# Of each but the last one what is not part of the next one, whose filter would not see that
 	for i in 0 1 2 3 4; do
 		attach "${devices[i]}"
-		background blksnap_ctl churn direct 0 $((SIZE << 20)) 65536 "${devices[i]}" \
-			/dev/null
+		background blksnap_ctl churn direct 0 $((1 << 20)) 65536 "${devices[i]}" /dev/null
 	done
 	sleep 0.6
 	for order in "0 1 2 3 4" "4 3 2 1 0" "2 0 1 4 3"; do
@@ -600,7 +620,7 @@ md_with_partitions()
 	null_blk 32; one=$REPLY
 	null_blk 32; two=$REPLY
 	null_blk 32 irqmode=2 completion_nsec=100000000; store=$REPLY
-	md_raid1 "$one" "$two"; md=$REPLY
+	md_array raid1 "$one" "$two"; md=$REPLY
 	printf '2048,32768\n34816,\n' | sfdisk -q "$md"
 	eventually test -b "${md}p2"
 	filled "${md}p2" 8 "$scratch/two"
@@ -624,6 +644,7 @@ run_cases \
 	"dm-delay that splits" on_delay_with_splits \
 	"dm that is polled" polled \
 	"md" on_md \
+	"raid0 that discards" raid0_that_discards \
 	"md with partitions, one of which is in a snapshot" md_with_partitions \
 	"md that holds a write back when the filter comes" attach_to_holding_md \
 	"md that holds the rest of a write back when it is taken" take_of_holding_md \

@@ -351,7 +351,6 @@ writeback()
 frozen_queue()
 {
 	watched
-	! is_module || reloaded ignore_discards=0
 	null_blk 76 irqmode=2 completion_nsec=100000 discard=1
 	on_raw "$REPLY"
 	room=$((2 * ROOM))
