@@ -371,9 +371,10 @@ impl Snapshot {
         // Reclaim could wait for what is frozen.
         let result: Result = noio::scope(|| {
             let deadline = Deadline::after(params::freeze_timeout());
-            for device in with_fs {
+            for device in &with_fs {
+                let fs = self.freezer.freeze(device.clone(), deadline)?;
                 // There is room for it.
-                let _ = frozen.push_within_capacity(self.freezer.freeze(device, deadline)?);
+                let _ = frozen.push_within_capacity(fs);
             }
             let begin = Instant::<Monotonic>::now();
             barrier.run(params::freeze_timeout(), || {
@@ -387,6 +388,8 @@ impl Snapshot {
             Ok(())
         });
         let thawed = noio::scope(|| self.freezer.thaw(frozen));
+        // A partition that a worker closed last would stay open for a moment after the take.
+        drop(with_fs);
         result.and(thawed)?;
 
         for device in devices.iter_mut() {
