@@ -30,6 +30,16 @@ impl Log {
     /// Part of a file system's space that growth ahead of need can take at a time.
     const AHEAD_SHARE: u64 = 16;
 
+    pub(crate) const fn new(allocated: u64, limit: u64, step: u64) -> Self {
+        Self {
+            next: 0,
+            allocated,
+            limit,
+            step,
+            available: u64::MAX,
+        }
+    }
+
     /// Returns how many bytes can be appended.
     pub(crate) fn room(&self) -> u64 {
         let allocated = self.allocated.saturating_sub(self.next);
@@ -192,13 +202,7 @@ mod tests {
     use super::*;
 
     fn log(limit: u64, step: u64) -> Log {
-        Log {
-            next: 0,
-            allocated: 0,
-            limit,
-            step,
-            available: u64::MAX,
-        }
+        Log::new(0, limit, step)
     }
 
     fn logs(limits: &[u64]) -> Result<Logs> {

@@ -186,13 +186,6 @@ impl Part {
         self.ranges.len()
     }
 
-    /// Updates what the file system of a file has left.
-    fn update(&self, log: &mut Log) {
-        if self.medium.device.is_none() {
-            log.available = self.medium.file.available().unwrap_or(u64::MAX);
-        }
-    }
-
     /// Allocates what the log is going to need.
     ///
     /// # Errors
@@ -319,13 +312,7 @@ impl Storage {
         let mut ranges = Ranges::new();
         ranges.push(0, size)?;
         let part = Part { medium, ranges };
-        let log = Log {
-            next: 0,
-            allocated,
-            limit: part.allowed(limit)?,
-            step,
-            available: u64::MAX,
-        };
+        let log = Log::new(allocated, part.allowed(limit)?, step);
         storage.add(&mut storage.logs.lock(), part, log)?;
         Ok(storage)
     }
@@ -374,13 +361,7 @@ impl Storage {
         if ranges.overlap(all)? {
             return Err(EINVAL);
         }
-        let log = Log {
-            next: 0,
-            allocated: PART_BYTES,
-            limit: ranges.len(),
-            step: 0,
-            available: u64::MAX,
-        };
+        let log = Log::new(PART_BYTES, ranges.len(), 0);
         let part = Part { medium, ranges };
         let _agreed = agree(&part)?;
         // Reclaim could wait for a write that is waiting for this lock.
@@ -515,7 +496,7 @@ impl Storage {
         noio::scope(|| {
             let mut logs = self.logs.lock();
             for (part, log) in self.parts().zip(&mut logs.list) {
-                part.update(log);
+                log.available = part.medium.file.available().unwrap_or(u64::MAX);
             }
             let room = logs.seek(len as u64);
             let len = choose(usize::try_from(room).unwrap_or(usize::MAX)) as u64;

@@ -57,7 +57,7 @@ pub(in crate::block) struct Store {
     fail: Atomic<bool>,
     /// Whether bios are kept.
     hold: Atomic<bool>,
-    /// If not 0, bios are served in pieces of at most so many sectors.
+    /// Upper limit of the pieces in which bios are served, in sectors; 0 for none.
     piece: Atomic<u64>,
     /// Bios that were served.
     served: Atomic<u32>,

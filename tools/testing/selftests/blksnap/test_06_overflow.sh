@@ -152,7 +152,7 @@ reserve()
 	[ "$before" -le 64 ] || wrong "$before blocks of the reserve were taken"
 }
 
-# How little the file system has left is told, too.
+# The low-space event also comes when the file system has little left.
 low_on_fs()
 {
 	local dev mnt
