@@ -59,6 +59,11 @@ bool __blk_filter_bio(struct bio *bio)
 	if (!bio_sectors(bio))
 		return false;
 
+	/*
+	 * A task that found the device going on sees what filters have changed
+	 * while it was stopped. Pairs with blk_filter_unquiesce().
+	 */
+	smp_rmb();
 	rcu_read_lock();
 	hlist_for_each_entry_rcu(filter, &disk->filters, node) {
 		taken = blk_filter_show_bio(filter, bio, &own);
@@ -88,11 +93,22 @@ static bool blk_filter_supports(struct block_device *bdev)
 	       (disk->queue->limits.features & BLK_FEAT_SYNC_WRITE);
 }
 
-/*
- * Use the freeze without an owner: lockdep tracks 48 held locks per task, and
- * an owned freeze takes two of them.
+/**
+ * blk_filter_start_quiesce - hold new bios of a device's disk back
+ * @bdev: the device, to which the caller has a reference
+ *
+ * Until blk_filter_unquiesce() the caller must not wait for I/O to the disk,
+ * open or close devices of it, or take locks that others hold while they wait
+ * for such I/O; its allocations are GFP_NOIO. Several devices can be started
+ * before the first one is waited for.
+ *
+ * Context: May sleep.
+ * Return: 0, -EOPNOTSUPP if filters do not see all writes to the device, or
+ * -EBUSY if it is being suspended or resumed, or is started already and its
+ * driver can stop it only once: the caller may try again. With other drivers,
+ * it goes on when it was unquiesced as often as it was started.
  */
-static int blk_filter_start_quiesce(struct block_device *bdev)
+int blk_filter_start_quiesce(struct block_device *bdev)
 {
 	struct gendisk *disk = bdev->bd_disk;
 
@@ -100,89 +116,57 @@ static int blk_filter_start_quiesce(struct block_device *bdev)
 		return -EOPNOTSUPP;
 	if (disk->fops->start_quiesce_bios)
 		return disk->fops->start_quiesce_bios(disk);
+	/* An owned freeze has two locks for lockdep, which allows 48 per task. */
 	blk_freeze_queue_start_non_owner(disk->queue);
 	return 0;
 }
+EXPORT_SYMBOL_GPL(blk_filter_start_quiesce);
 
-static bool blk_filter_wait_quiesce(struct gendisk *disk,
-				    unsigned long deadline)
+/**
+ * blk_filter_wait_quiesce - wait until a device is quiesced
+ * @bdev: a device for which blk_filter_start_quiesce() was called
+ * @timeout: how long to wait, in jiffies, from 0 to INT_MAX
+ *
+ * A device is quiesced when all writes that passed the filters of its disk are
+ * completed; no filter's ->submit_bio() runs then. It stays quiesced until
+ * blk_filter_unquiesce().
+ *
+ * If it is stacked on another device that was started, its I/O can block in
+ * that one. It is quiesced some time after the lower one was unquiesced.
+ *
+ * Context: May sleep, and no signal ends that. By the task that called
+ * blk_filter_start_quiesce().
+ * Return: whether the device is quiesced. If not, the caller waits again or
+ * calls blk_filter_unquiesce().
+ */
+bool blk_filter_wait_quiesce(struct block_device *bdev, long timeout)
 {
-	long left = deadline - jiffies;
+	struct gendisk *disk = bdev->bd_disk;
 
-	left = max(left, 0L);
 	if (disk->fops->start_quiesce_bios)
-		return disk->fops->wait_quiesce_bios(disk, left);
-	return blk_mq_freeze_queue_wait_timeout(disk->queue, left);
+		return disk->fops->wait_quiesce_bios(disk, timeout);
+	return blk_mq_freeze_queue_wait_timeout(disk->queue, timeout);
 }
+EXPORT_SYMBOL_GPL(blk_filter_wait_quiesce);
 
 /**
- * blk_filter_quiesce - stop the I/O of devices and wait for their writes
- * @bdevs: the devices, which the caller has open, each on a disk of its own
- * @count: how many
- * @timeout: how long to wait, in jiffies
- * @late: set to the number of devices that caused -ETIMEDOUT, which are moved
- *	to the front of @bdevs; else 0
+ * blk_filter_unquiesce - let the bios of a device's disk go on
+ * @bdev: a device for which blk_filter_start_quiesce() was called, quiesced or
+ *	not
  *
- * On return all writes that passed the filters of the devices' disks are
- * completed, and no filter's ->submit_bio() runs. New bios are held back.
- * Until blk_filter_unquiesce() the caller must not wait for I/O to the disks,
- * and its allocations are GFP_NOIO.
- *
- * If one of the devices is stacked on another one, I/O of the upper device can
- * block in the lower one, and the upper one is late. Quiesce stacked devices
- * first, by a separate call.
- *
- * Context: May sleep.
- * Return: 0, -EOPNOTSUPP if filters do not see all writes to a device, -EBUSY
- * if a device is being suspended or resumed, -ETIMEDOUT if I/O in flight did
- * not complete in time. On error no device is quiesced.
+ * Context: May sleep. By the task that called blk_filter_start_quiesce().
  */
-int blk_filter_quiesce(struct block_device **bdevs, unsigned int count,
-		       unsigned long timeout, unsigned int *late)
+void blk_filter_unquiesce(struct block_device *bdev)
 {
-	unsigned long deadline = jiffies + timeout;
-	unsigned int started, i;
-	int ret;
+	struct gendisk *disk = bdev->bd_disk;
 
-	*late = 0;
-	/* Start all first: each takes a grace period and has I/O in flight. */
-	for (started = 0; started < count; started++) {
-		ret = blk_filter_start_quiesce(bdevs[started]);
-		if (ret)
-			goto undo;
-	}
-	for (i = 0; i < count; i++) {
-		if (!blk_filter_wait_quiesce(bdevs[i]->bd_disk, deadline)) {
-			swap(bdevs[i], bdevs[*late]);
-			++*late;
-		}
-	}
-	if (!*late)
-		return 0;
-	ret = -ETIMEDOUT;
-undo:
-	blk_filter_unquiesce(bdevs, started);
-	return ret;
-}
-EXPORT_SYMBOL_GPL(blk_filter_quiesce);
-
-/**
- * blk_filter_unquiesce - let the I/O of devices go on
- * @bdevs: the devices that were given to blk_filter_quiesce()
- * @count: how many
- */
-void blk_filter_unquiesce(struct block_device *const *bdevs,
-			  unsigned int count)
-{
-	struct gendisk *disk;
-
-	while (count--) {
-		disk = bdevs[count]->bd_disk;
-		if (disk->fops->start_quiesce_bios)
-			disk->fops->unquiesce_bios(disk);
-		else
-			blk_mq_unfreeze_queue_non_owner(disk->queue);
-	}
+	might_sleep();
+	/* Pairs with __blk_filter_bio(). */
+	smp_wmb();
+	if (disk->fops->start_quiesce_bios)
+		disk->fops->unquiesce_bios(disk);
+	else
+		blk_mq_unfreeze_queue_non_owner(disk->queue);
 }
 EXPORT_SYMBOL_GPL(blk_filter_unquiesce);
 
@@ -294,17 +278,16 @@ static int blk_filter_detach(struct block_device *bdev, const char *name)
 {
 	struct gendisk *disk = bdev->bd_disk;
 	struct blk_filter *filter;
-	int ret = -ENOENT;
+	int ret = 0;
 
-	mutex_lock(&disk->open_mutex);
+	guard(mutex)(&disk->open_mutex);
 	filter = blk_filter_of(bdev);
-	if (filter && !strcmp(filter->ops->name, name)) {
-		ret = filter->ops->may_detach ?
-			filter->ops->may_detach(filter) : 0;
-		if (!ret)
-			__blk_filter_detach(filter);
-	}
-	mutex_unlock(&disk->open_mutex);
+	if (!filter || strcmp(filter->ops->name, name))
+		return -ENOENT;
+	if (filter->ops->may_detach)
+		ret = filter->ops->may_detach(filter);
+	if (!ret)
+		__blk_filter_detach(filter);
 	return ret;
 }
 

@@ -341,6 +341,12 @@ esac""")
         at = next(i for i, line in enumerate(lines) if "cases that ran in no machine" in line)
         self.assertEqual([line for line in lines[at:] if line.startswith("     ")], ["     a.z (no z (here))"])
 
+    def test_what_failed_is_at_the_end(self):
+        self.program("ci/kselftests", "echo FAIL um: a.x; echo '     why'; echo PASS um: a.y; seq 200; exit 1")
+        lines = self.run_parts("um")[1]
+        at = next(i for i, line in enumerate(lines) if "the tests that failed" in line)
+        self.assertEqual(lines[at + 1:-2], ["FAIL um: a.x", "     why"])
+
     def test_a_log_that_grows(self):
         self.program("ci/kselftests", "for ((i = 0; i < 60000; i++)); do echo PASS $i; done")
         status, lines = self.run_parts("um")
@@ -509,6 +515,9 @@ class Workload(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    # Ignored in the background of a shell and under nohup.
+    for ignored in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_DFL)
     out = io.StringIO()
     result = unittest.main(verbosity=0, exit=False, testRunner=unittest.TextTestRunner(stream=out)).result
     print(out.getvalue() if not result.wasSuccessful() else f"{result.testsRun} tests of the harness pass")

@@ -38,10 +38,10 @@ begin()
 # created ARGUMENT...: takes a snapshot
 created()
 {
-	snapshot=$(blksnap create "$@" "$dev")
+	snapshot=$(blksnap snap create "$@" "$dev")
 	undo destroy "$snapshot"
-	blksnap take "$snapshot"
-	image=$(blksnap image "$dev")
+	blksnap snap take "$snapshot"
+	image=$(blksnap snap image "$dev")
 }
 
 events()
@@ -51,9 +51,9 @@ events()
 	begin
 	null_blk 8
 	created --store "$REPLY" --low-space 4M
-	blksnap events "$snapshot" >"$scratch/none"
+	blksnap snap events "$snapshot" >"$scratch/none"
 	equal "" "$(<"$scratch/none")" "the events"
-	command blksnap events "$snapshot" --follow --json >"$scratch/events" &
+	command blksnap snap events "$snapshot" --follow --json >"$scratch/events" &
 	follower=$!
 	undo stop "$follower"
 	put direct 0 $((6 << 20)) "$dev"
@@ -130,7 +130,7 @@ stacked()
 	echo inside >"$REPLY/inside"
 	mkdir "$scratch/a" "$scratch/b"
 	undo rm -rf "$scratch/a" "$scratch/b"
-	blksnap snapshot "$dev" --store "$scratch" --limit 32M -- sh -ec '
+	blksnap run "$dev" --store "$scratch" --limit 32M -- sh -ec '
 		dd if="$BLKSNAP_IMAGE_1" of="$0/fs" bs=1M skip=1 count=44 status=none
 		e2fsck -fn "$0/fs"
 		mount -o ro,noload,loop "$0/fs" "$0/a"
@@ -215,7 +215,7 @@ append()
 	begin
 	created --store "$scratch" --limit 2M
 	null_blk 32; store=$REPLY
-	blksnap append "$snapshot" "$store" --range 4M:2M --range 1M:2M
+	blksnap snap append "$snapshot" "$store" --range 4M:2M --range 1M:2M
 	equal $((6 << 11)) "$(space total)" "the space"
 	blksnap append "$snapshot" "$store" --range 8M:16M
 	put direct 0 $((SIZE << 20)) "$dev"
@@ -234,7 +234,7 @@ append()
 snapshot_grows()
 {
 	begin
-	blksnap snapshot "$dev" --store "$scratch" --grow 4M -- bash -c '
+	blksnap run "$dev" --store "$scratch" --grow 4M -- bash -c '
 		for ((at = 0; at < 16; at++)); do
 			dd if=/dev/urandom of="$BLKSNAP_DEVICE_1" bs=1M count=1 seek=$at \
 				oflag=direct conv=notrunc status=none || exit
@@ -327,7 +327,7 @@ mounted_elsewhere()
 # refuses WORDS: what destroying the snapshot is refused with
 refuses()
 {
-	exits 1 blksnap destroy "$snapshot" 2>"$work/error"
+	exits 1 blksnap snap destroy "$snapshot" 2>"$work/error"
 	grep -q "$1" "$work/error"
 	equal "$snapshot" "$(ctl collect)" "the snapshots"
 }
@@ -371,7 +371,7 @@ destroy_used()
 		blksnap destroy "$snapshot" --force 2>"$work/error"
 		grep -q "(blksnap-user) is on top of it" "$work/error"
 	else
-		blksnap destroy "$snapshot"
+		blksnap snap destroy "$snapshot"
 	fi
 	equal "" "$(ctl collect)" "the snapshots"
 }
@@ -814,14 +814,19 @@ backup_salvage()
 	restores 4 "$work/copy1"
 	blksnap verify "$work/backup" --point 4
 
-	# What is going to be overwritten must be read, or there is no snapshot.
+	# What could not be read before it was overwritten is missing, and nothing else.
 	start_backup "$work/copy2" --full --salvage
 	medium_errors 2
 	put direct 2359296 65536 "$dev"
-	ends 3 "$!"
-	cat "$work/error"
 	medium_errors 0
-	equal "1 2 3 4" "$(points)" "the restore points"
+	ends 7 "$!"
+	cat "$work/error"
+	# The chunks that these sectors are in
+	lost "2383872 8192"
+	equal "1 2 3 4 5" "$(points)" "the restore points"
+	dd if=/dev/zero of="$work/copy2" seek=4656 count=16 conv=notrunc status=none
+	exits 7 blksnap restore "$work/backup" "$dev=$work/again"
+	cmp "$work/again" "$work/copy2"
 }
 
 # lost EXTENTS: what the last backup could not read
@@ -1066,13 +1071,94 @@ recipe_restic()
 	cp "$work/copy" "$where/data"
 	export RESTIC_REPOSITORY=$work/restic RESTIC_PASSWORD=x HOME=$work DATA=$where/data
 	restic init -q
-	blksnap snapshot "$dev" --store "$work" -- sh -c '
+	blksnap run "$dev" --store "$work" -- sh -c '
 		mkdir -p /run/image && mount -o ro,noload "$BLKSNAP_IMAGE_1" /run/image || exit
 		rm "$DATA"
 		(cd /run/image && restic backup -q .); status=$?
 		umount /run/image; exit $status'
 	restic restore -q latest --target "$work/out"
 	cmp "$work/out/data" "$work/copy"
+}
+
+# Writes the same numbers to two databases until it is killed.
+write_sqlite()
+{
+	exec python3 -c 'import sqlite3, sys
+one = sqlite3.connect(sys.argv[1], timeout=60, isolation_level=None)
+one.execute("ATTACH ? AS other", (sys.argv[2],))
+for number in range(10**9):
+    one.execute("BEGIN IMMEDIATE")
+    one.execute("INSERT INTO main.t VALUES (?, zeroblob(3000))", (number,))
+    one.execute("INSERT INTO other.t VALUES (?, zeroblob(3000))", (number,))
+    one.execute("COMMIT")' "$@"
+}
+
+# numbers DATABASE: how many there are, if it is whole
+numbers()
+{
+	python3 -c 'import sqlite3, sys
+database = sqlite3.connect(f"file:{sys.argv[1]}?mode=ro&immutable=1", uri=True)
+assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+print(database.execute("SELECT count(*) FROM t").fetchone()[0])' "$1"
+}
+
+has_numbers()
+{
+	[ "$(python3 -c 'import sqlite3, sys
+print(sqlite3.connect(sys.argv[1], timeout=60).execute("SELECT count(*) FROM t").fetchone()[0])' "$1")" -gt "$2" ]
+}
+
+# Two databases on two disks, that a program writes to all the while
+hooks()
+{
+	local one two hold=$BLKSNAP_REPO/tools/blksnap/examples/hold-sqlite files=() writer before dev
+
+	work=$(mktemp -d "$scratch/work.XXXXXX")
+	undo rm -rf "$work"
+	for dev in one two; do
+		null_blk 64
+		printf -v "$dev" %s "$REPLY"
+		undo detach "$REPLY"
+		make_fs ext4 "$REPLY"
+		mounted "$REPLY"
+		files+=("$REPLY/$dev.db")
+		python3 -c 'import sqlite3, sys
+sqlite3.connect(sys.argv[1]).execute("CREATE TABLE t (number, text)")' "$REPLY/$dev.db"
+	done
+	write_sqlite "${files[@]}" &
+	writer=$!
+	undo stop "$writer"
+	eventually has_numbers "${files[0]}" 10
+	export RUNTIME_DIRECTORY=$work
+	blksnap run "$one" "$two" --store "$work" \
+		--before-take "'$hold' before-take ${files[*]}" --after-take "'$hold' after-take" -- sh -ec '
+		for n in 1 2; do
+			mkdir -p "$0/$n"
+			eval "mount -o ro,noload \"\$BLKSNAP_IMAGE_$n\" \"$0/$n\""
+		done
+		ls "$0/1" "$0/2" >"$0/list"
+		cp "$0/1/one.db" "$0/2/two.db" "$0"
+		umount "$0/1" "$0/2"' "$work"
+	! grep journal "$work/list" || wrong "a transaction was under way"
+	before=$(numbers "$work/one.db")
+	equal "$before" "$(numbers "$work/two.db")" "the numbers of the other database"
+	[ "$before" -gt 10 ]
+	# It goes on.
+	eventually has_numbers "${files[0]}" "$before"
+	kill -TERM "$writer"
+	wait "$writer" || :
+
+	# Nothing is taken if a hook fails, and what was stopped goes on.
+	exits 1 blksnap run "$one" --store "$work" --before-take 'exit 3' \
+		--after-take "touch '$work/after'" -- touch "$work/ran" 2>"$work/error"
+	grep -q 'before-take hook: it has ended with exit code 3' "$work/error"
+	[ -e "$work/after" ]
+	[ ! -e "$work/ran" ]
+	equal "" "$(command blksnap status --json | json 'first["snapshots"] or ""' /dev/stdin)" "the snapshots"
+	# What it took is used even if one fails afterwards.
+	exits 1 blksnap run "$one" --store "$work" --after-take 'exit 4' -- touch "$work/ran" 2>"$work/error"
+	grep -q 'after-take hook: it has ended with exit code 4' "$work/error"
+	[ -e "$work/ran" ]
 }
 
 recipe_borg()
@@ -1094,6 +1180,7 @@ run_cases \
 	"command: storage that grows to its end" grow_to_the_end \
 	"command: storage that is appended" append \
 	"command: snapshot that grows" snapshot_grows \
+	"command: hooks" hooks \
 	"command: file systems on stacked devices" stacked \
 	"command: path of a multipath device" multipath_path \
 	"command: killed" killed \

@@ -14,7 +14,7 @@ cat <<'END'
     mkfs.xfs  -q /dev/vdb && mount /dev/vdb /run/b && cp -r /etc /run/b
     mkfs.ext4 -q /dev/vdc && mount /dev/vdc /run/store
 
-    blksnap snapshot /dev/vda /dev/vdb --store /run/store -- bash
+    blksnap run /dev/vda /dev/vdb --store /run/store -- bash
         # a shell in which both snapshots are held: see env | grep BLKSNAP, then
         #   rm -r /run/a/doc; mount -o ro,noload $BLKSNAP_IMAGE_1 /run/image; ls /run/image
         # and exit (after umount /run/image) to release them

@@ -19,9 +19,10 @@ struct module;
  * struct blk_filter_ops - a filter driver; what is not optional it must have
  * @name: what user space calls it, shorter than BLKFILTER_NAME_LENGTH
  * @owner: the module, which cannot be unloaded while the filter is attached
- * @attach: allocate an instance for @bdev, or return an ERR_PTR(). Process
- *	context, the disk's open_mutex is held: it must not open or close a
- *	device of the disk.
+ * @attach: allocate an instance for @bdev, or return an ERR_PTR(), which user
+ *	space gets. @opt and @optlen are those of struct blkfilter_attach, not
+ *	looked at before. Process context, the disk's open_mutex is held: it
+ *	must not open or close a device of the disk.
  * @may_detach: optional. User space wants the filter off; an error refuses it.
  *	Nothing may begin afterwards that could not stand the detach. Process context,
  *	the disk's open_mutex is held.
@@ -36,22 +37,26 @@ struct module;
  *	that loses its end with the disk keeps its size. Writes to what is cut
  *	off are not seen by @submit_bio. Called under rcu_read_lock(); must not
  *	sleep.
- * @ctl: a command from user space. Process context; several may run at once,
- *	and concurrently with @may_detach and @gone.
+ * @ctl: a command from user space, with what it has put into struct
+ *	blkfilter_ctl, not looked at before. Returns -ENOTTY if there is no such
+ *	command. Process context; several may run at once, and concurrently with
+ *	@may_detach and @gone. The device stays open meanwhile.
  * @submit_bio: a bio that touches the sectors from @sector on, @nr_sectors of
  *	them, counted from the start of the filter's device and cut to it. The
  *	bio itself may be for the whole disk or for another partition, and
  *	bi_sector counts from the start of the disk. Returns true if the filter
- *	has taken the bio: it then completes it or, later and from a context
- *	that may sleep, calls blk_filter_resubmit_bio(). Called under
- *	rcu_read_lock(), so it must not sleep or submit bios. Bios of the
- *	filter that it adds to @own are submitted after it has returned. A bio
- *	can come again, whole or in pieces that the block layer or the device's
- *	driver has split it in.
+ *	has completed the bio, or has taken it by blk_filter_take_bio(): then it
+ *	completes it later or, from a context that may sleep, calls
+ *	blk_filter_resubmit_bio(). Called under rcu_read_lock() with interrupts
+ *	enabled: it must not sleep or submit bios. Bios of the filter that it
+ *	adds to @own are submitted after it has returned. A bio can come again,
+ *	whole or in pieces that the block layer or the device's driver has split
+ *	it in.
  * @free: the instance has left its device, no other callback runs or will
- *	run. What it has taken it must still end or resubmit. Process context;
- *	may sleep, but the disk's open_mutex may be held: it must not wait for
- *	I/O.
+ *	run. What it has taken it must still end or resubmit; the module can be
+ *	unloaded when this has returned, so its exit function waits for that.
+ *	Process context; may sleep, but the disk's open_mutex may be held: it
+ *	must not wait for I/O.
  */
 struct blk_filter_ops {
 	const char *name;
@@ -73,7 +78,8 @@ struct blk_filter_ops {
  * struct blk_filter - a filter on one block device, filled by the block layer
  * @node: in gendisk::filters while it is attached
  * @ops: its driver
- * @bdev: the device. The pointer is good while the filter is attached.
+ * @bdev: the device. The pointer is good while the filter is attached, and in
+ *	->ctl().
  * @ref: references; one is the device's as long as the filter is attached
  */
 struct blk_filter {
@@ -83,14 +89,29 @@ struct blk_filter {
 	refcount_t ref;
 };
 
+/**
+ * blk_filter_take_bio - prepare to take a bio
+ * @bio: the bio that ->submit_bio() was called for and will return true for
+ *
+ * A bio that is taken has to wait, so it becomes one whose submitter waits and
+ * does not poll. To be called before another task can get the bio, as the
+ * submitter may poll for parts of it that precede it, which writes to bi_opf.
+ * Does not sleep.
+ */
+static inline void blk_filter_take_bio(struct bio *bio)
+{
+	/* Of a bio that was taken before, the submitter may still poll. */
+	if (bio->bi_opf & (REQ_NOWAIT | REQ_POLLED))
+		bio->bi_opf &= ~(REQ_NOWAIT | REQ_POLLED);
+}
+
 int blk_filter_register(const struct blk_filter_ops *ops);
 void blk_filter_unregister(const struct blk_filter_ops *ops);
 
 void blk_filter_resubmit_bio(struct bio *bio);
-int blk_filter_quiesce(struct block_device **bdevs, unsigned int count,
-		       unsigned long timeout, unsigned int *late);
-void blk_filter_unquiesce(struct block_device *const *bdevs,
-			  unsigned int count);
+int blk_filter_start_quiesce(struct block_device *bdev);
+bool blk_filter_wait_quiesce(struct block_device *bdev, long timeout);
+void blk_filter_unquiesce(struct block_device *bdev);
 
 DECLARE_STATIC_KEY_FALSE(blk_filter_enabled);
 

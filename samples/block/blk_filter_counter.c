@@ -5,8 +5,9 @@
  * a second time and counts it twice.
  *
  * User space attaches it to a device with BLKFILTER_ATTACH, by the name
- * "write_counter", and reads the counts with BLKFILTER_CTL. See
- * samples/rust/rust_block_filter.rs for a program that does so.
+ * "write_counter", and reads the counts with BLKFILTER_CTL. The program in
+ * samples/rust/rust_block_filter.rs does that with another filter, which has
+ * another name and four counts.
  */
 #include <linux/atomic.h>
 #include <linux/bio.h>

@@ -30,6 +30,7 @@
 #include <linux/bio.h>
 #include <linux/blkdev.h>
 #include <linux/completion.h>
+#include <linux/kernel_stat.h>
 #include <linux/kthread.h>
 #include <linux/log2.h>
 #include <linux/miscdevice.h>
@@ -455,5 +456,19 @@ static struct miscdevice load_device = {
 };
 
 module_misc_device(load_device);
+
+/* How long each processor was idle so far, in microseconds; -1 if that is not counted. */
+static int get_idle(char *buffer, const struct kernel_param *kp)
+{
+	int cpu, length = 0;
+
+	for_each_online_cpu(cpu)
+		length += sysfs_emit_at(buffer, length, "%lld ", (s64)get_cpu_idle_time_us(cpu, NULL));
+	return length + sysfs_emit_at(buffer, length, "\n");
+}
+
+static const struct kernel_param_ops idle_ops = { .get = get_idle };
+module_param_cb(idle_us, &idle_ops, NULL, 0444);
+
 MODULE_DESCRIPTION("Load on a block device from within the kernel");
 MODULE_LICENSE("GPL");

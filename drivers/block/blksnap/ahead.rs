@@ -298,7 +298,13 @@ impl Costs {
 
     /// Returns whether to read `rest` bytes together with `asked` ones that are needed now, of a
     /// unit with `touched` chunks that were needed before. If so, counts them.
+    ///
+    /// Never if they would be stored on the same disk, unless that has to seek: what it lacks is
+    /// bandwidth.
     pub(crate) fn take_rest(&mut self, touched: u64, asked: u64, rest: u64) -> bool {
+        if self.shares_disk && !self.rotational {
+            return false;
+        }
         let long = asked + rest >= Self::LONG_BYTES as u64;
         self.decisions = self.decisions.saturating_add(1);
         let costs = self.of(rest);
@@ -513,6 +519,7 @@ mod tests {
 
     #[test]
     fn bytes_of_a_rotational_disk_are_cheap() {
+        assert!(!Costs::new(false, true).take_rest(4, 4096, UNIT_BYTES));
         assert!(Costs::new(true, false).take_rest(4, 4096, UNIT_BYTES));
         let mut costs = Costs::new(true, true);
         assert!(!costs.take_rest(4, 4096, 4096));

@@ -6,8 +6,8 @@
 //! old data is read from the origin: submitted in the filter, or by a worker if the write is large,
 //! memory is short or there are too many copies. The write is taken. When the read is done the
 //! chunks are saved, and a worker resubmits the write. The data goes from memory to the difference
-//! storage afterwards, gathered into large writes. So chunks are a [`Claim`] first, then an extent
-//! whose old data is in memory, [`Old::Memory`], and at last on the storage, [`Old::Stored`].
+//! storage afterwards, gathered into large writes. What is where, and what follows from it, [`Cow`]
+//! knows; here is what does it.
 //!
 //! Reads are accounted to the control group of the write, but not delayed by its limits: writes of
 //! other groups may wait for the same chunks, or for memory.
@@ -20,8 +20,8 @@
 //! if a longer read costs little. The chunks after sequential writes are copied ahead of them, in
 //! claims of their own.
 //!
-//! Copy-on-write is in `copy`, copies of more than that in `ahead`, moving copies to the storage in
-//! `store`, image reads in `images`.
+//! Copy-on-write is in `copy`, copies of more than that in `ahead`, their memory in `memory`,
+//! moving copies to the storage in `store`, image reads in `images`.
 //!
 //! On any error the area fails for good: writes pass, image reads return an error. A store that
 //! does not complete while origin writes wait for it is an error, too.
@@ -30,10 +30,12 @@
 //!
 //! `state` is a leaf lock, also taken where bios complete. The saved bits are set under it, and
 //! read without it: neither a write to saved chunks nor an image read of others takes a lock.
+//! `spares` is another leaf lock, and never taken with the first one.
 
 mod ahead;
 mod copy;
 mod images;
+mod memory;
 mod store;
 
 use self::{
@@ -41,7 +43,9 @@ use self::{
     images::{
         ImageRead,
         RepeatedRead, //
-    }, //
+    },
+    memory::Spares,
+    store::Limits, //
 };
 use crate::{
     ahead::{
@@ -51,20 +55,28 @@ use crate::{
         NO_MARK,
         STREAMS, //
     },
+    budget::{
+        Budget,
+        Charge,
+        Level, //
+    },
     chunk::{
         ChunkRange,
         Geometry, //
     },
+    copy_memory::CopyMemory,
+    cow::Cow,
     event::What,
-    extent_map::{
-        ExtentMap,
-        NewExtent,
-        Place, //
+    holds::{
+        Held,
+        Holds, //
     },
     lanes::Lanes,
     params,
-    saved_map::SavedMap,
-    storage::Storage, //
+    status::Status,
+    storage::Storage,
+    taken::TakenList,
+    trace, //
 };
 use kernel::{
     alloc::Flags,
@@ -88,15 +100,14 @@ use kernel::{
     prelude::*,
     sync::{
         atomic::{
-            Acquire,
             Atomic,
             Full,
-            Relaxed,
-            Release, //
+            Relaxed, //
         },
         barrier::smp_mb,
         Arc,
         CondVar,
+        SetOnce,
         SpinLockIrq,
         UniqueArc, //
     },
@@ -104,6 +115,7 @@ use kernel::{
         Instant,
         Monotonic, //
     },
+    uapi,
     workqueue::{
         impl_has_work,
         new_work,
@@ -115,97 +127,69 @@ use kernel::{
 /// Chunks whose old data is being read from the origin.
 struct Claim {
     /// Writes that wait for it.
-    waiting: BioList,
-    /// Memory for the extent that it becomes.
-    extent: NewExtent<Old>,
+    waiting: TakenList,
     begun: Begun,
 }
 
-/// Where the old data of an extent is.
-enum Old {
-    /// In memory.
-    Memory(Arc<Pages>),
-    /// At this byte of the storage. A chunk has as many bytes as `chunk_shift` says.
-    Stored { at: u64, chunk_shift: u32 },
-}
-
-impl Place for Old {
-    fn continues(&self, chunks: u64, next: &Self) -> bool {
-        match (self, next) {
-            (Old::Stored { at, chunk_shift }, Old::Stored { at: next, .. }) => {
-                at + (chunks << chunk_shift) == *next
-            }
-            _ => false,
-        }
-    }
-}
-
 struct State {
-    /// What is claimed and not saved.
-    claims: ExtentMap<Claim>,
-    /// What is saved.
-    map: ExtentMap<Old>,
+    cow: Cow<Claim, Arc<Pages>>,
     /// Writes that were taken and are not behind a claim.
     lanes: Lanes,
-    /// First chunks of the extents in memory that are to be stored, in order, so that neighbours
-    /// can become one extent. Has room for all copies.
-    read: KVVec<u64>,
-    /// Extents that are claimed and not stored, and the bytes in them.
-    copies: usize,
-    copy_bytes: usize,
-    /// The bytes in `read`: those that no worker has taken.
-    read_bytes: usize,
-    /// Number of bytes that were stored.
-    stored_bytes: u64,
-    streams: Streams,
-    costs: Costs,
-    /// Number of bytes that were claimed ahead of writes.
-    ahead_bytes: usize,
-    /// Bytes of the storage that copies ahead can still use.
-    ahead_room: u64,
-    /// Writes that were taken and not released yet.
-    parked: usize,
-    /// The most there were of these at a time.
-    peak_copy_bytes: usize,
-    peak_parked: usize,
-    /// Workers that store copies, and whether one of them waits for more.
-    storing: usize,
-    gathering: bool,
-    /// Writes wait until there are fewer copies.
-    starved: bool,
+    ahead: Ahead,
+    stores: Stores,
+    /// The memory of the maps, as it was counted last.
+    maps: Charge,
+    holds: Holds,
     /// Image reads that need more than the origin.
     images: BioList,
-    /// Writes and copies that have to end before the area can be closed.
-    active: usize,
 }
+
+/// Copying ahead of writes.
+struct Ahead {
+    streams: Streams,
+    costs: Costs,
+    /// Bytes that were claimed so.
+    bytes: usize,
+    /// Bytes of the storage that it can still use.
+    room: u64,
+}
+
+/// Workers that store copies.
+struct Stores {
+    running: usize,
+    /// One of them waits for more copies.
+    gathering: bool,
+    limits: Limits,
+}
+
+/// The name of an image's disk, padded with zeroes.
+pub(crate) type ImageName = [u8; uapi::BLKSNAP_IMAGE_NAME_LEN as usize];
 
 /// The difference area of a device.
 #[pin_data]
 pub(crate) struct Area {
     origin: Arc<BdevFile>,
     geometry: Geometry,
-    max_copy_bytes: usize,
-    /// The number of chunks that are claimed at a time, so that a large write finds the memory for
-    /// them beside small ones.
-    max_claim: u64,
-    saved: SavedMap,
+    image_name: SetOnce<ImageName>,
+    status: Status,
     #[pin]
     state: SpinLockIrq<State>,
+    #[pin]
+    spares: SpinLockIrq<Spares>,
     #[pin]
     gathered: CondVar,
     #[pin]
     idle: CondVar,
     /// Chunks a write to which triggers copies ahead of a stream, even if they are saved.
     marks: [Atomic<u64>; STREAMS],
-    /// 0, or the negative error number of the failure.
-    error: Atomic<i32>,
-    /// Image reads that have to end before the area can be closed.
-    reading: Atomic<usize>,
+    /// Image reads and others that have to end before the area can be closed.
+    users: Atomic<usize>,
     /// Image reads that were repeated.
     repeated: Atomic<u64>,
     /// Bytes of discards that were ignored.
     ignored_bytes: Atomic<u64>,
     storage: Arc<Storage>,
+    map_memory: Arc<Budget>,
     queues: Arc<Queues>,
     reads: BioSet<ClaimRead>,
     forwards: BioSet<ImageRead>,
@@ -264,8 +248,9 @@ impl Queues {
 pub(crate) struct Config {
     pub(crate) origin: Arc<BdevFile>,
     pub(crate) geometry: Geometry,
-    pub(crate) max_copy_bytes: usize,
+    pub(crate) copy_memory: Arc<CopyMemory>,
     pub(crate) storage: Arc<Storage>,
+    pub(crate) map_memory: Arc<Budget>,
     pub(crate) queues: Arc<Queues>,
 }
 
@@ -276,14 +261,20 @@ impl Area {
     /// May sleep.
     pub(crate) fn new(config: Config) -> Result<Arc<Self>> {
         let geometry = config.geometry;
-        let max_copy_bytes = config.max_copy_bytes.max(geometry.chunk_bytes());
-        let max_copies = max_copy_bytes / geometry.chunk_bytes();
-        let max_claim = geometry.max_run().min((max_copies as u64 / 4).max(1));
-        let saved = SavedMap::new(geometry.nr_chunks())?;
-        let read = KVVec::with_capacity(max_copies, GFP_KERNEL)?;
-        let ahead_room = params::ahead_room(&config.storage.space());
+        let status = Status::new(geometry.nr_chunks(), &config.map_memory)?;
+        let cow = config
+            .map_memory
+            .account(|| Cow::new(geometry, config.copy_memory))?;
         let rotational = config.origin.is_rotational();
         let shares_disk = config.storage.shares_disk(&config.origin);
+        let ahead = Ahead {
+            streams: Streams::new(),
+            costs: Costs::new(rotational, shares_disk),
+            bytes: 0,
+            room: params::ahead_room(&config.storage.space()),
+        };
+        let limits = Limits::new(cow.memory().most(), shares_disk, rotational);
+        let spares = Spares::new(cow.memory().own(), geometry.chunk_bytes())?;
         let lanes = Lanes::new()?;
         let reads = BioSet::new(Self::RESERVE)?;
         let forwards = BioSet::new(Self::RESERVE)?;
@@ -292,39 +283,30 @@ impl Area {
             pin_init!(Self {
                 origin: config.origin,
                 geometry,
-                max_copy_bytes,
-                max_claim,
-                saved,
+                image_name: SetOnce::new(),
+                status,
                 state <- new_spinlock_irq!(State {
-                    claims: ExtentMap::new(),
-                    map: ExtentMap::new(),
+                    cow,
                     lanes,
-                    read,
-                    copies: 0,
-                    copy_bytes: 0,
-                    read_bytes: 0,
-                    stored_bytes: 0,
-                    streams: Streams::new(),
-                    costs: Costs::new(rotational, shares_disk),
-                    ahead_bytes: 0,
-                    ahead_room,
-                    parked: 0,
-                    peak_copy_bytes: 0,
-                    peak_parked: 0,
-                    storing: 0,
-                    gathering: false,
-                    starved: false,
+                    ahead,
+                    stores: Stores {
+                        running: 0,
+                        gathering: false,
+                        limits,
+                    },
+                    maps: Charge::default(),
+                    holds: Holds::new(),
                     images: BioList::new(),
-                    active: 0,
                 }, "blksnap_area"),
+                spares <- new_spinlock_irq!(spares, "blksnap_spares"),
                 gathered <- new_condvar!("blksnap_area_gathered"),
                 idle <- new_condvar!("blksnap_area_idle"),
                 marks: [const { Atomic::new(NO_MARK) }; STREAMS],
-                error: Atomic::new(0),
-                reading: Atomic::new(0),
+                users: Atomic::new(0),
                 repeated: Atomic::new(0),
                 ignored_bytes: Atomic::new(0),
                 storage: config.storage,
+                map_memory: config.map_memory,
                 queues: config.queues,
                 reads,
                 forwards,
@@ -346,9 +328,30 @@ impl Area {
         &self.origin
     }
 
+    /// The name of the image's disk, or zeroes if there is none yet.
+    pub(crate) fn image_name(&self) -> ImageName {
+        self.image_name.as_ref().copied().unwrap_or_default()
+    }
+
+    /// There is an image with that name now.
+    ///
+    /// # Errors
+    ///
+    /// [`EOVERFLOW`], but a disk's name is shorter than that.
+    pub(crate) fn set_image_name(&self, name: &CStr) -> Result {
+        let bytes = name.to_bytes();
+        let mut padded = ImageName::default();
+        padded
+            .get_mut(..bytes.len())
+            .ok_or(EOVERFLOW)?
+            .copy_from_slice(bytes);
+        self.image_name.populate(padded);
+        Ok(())
+    }
+
     /// 0, or a negative error number if the image is broken.
     pub(crate) fn error(&self) -> i32 {
-        self.error.load(Acquire)
+        self.status.error()
     }
 
     fn check(&self) -> Result {
@@ -361,7 +364,8 @@ impl Area {
     /// The image is broken from now on. Says so to the owner the first time. May be called in any
     /// context.
     pub(crate) fn fail(&self, error: Error, what: What) {
-        if self.error.cmpxchg(0, error.to_errno(), Release).is_ok() {
+        if self.status.fail(error) {
+            trace::broken(self.origin.dev(), error);
             pr_err!("snapshot of {} is broken: {:?}\n", self.origin.dev(), error);
             self.storage.events().push(what);
         }
@@ -369,22 +373,61 @@ impl Area {
 
     /// Ends the image: it can only be closed from now on. Does not sleep.
     pub(crate) fn shut(&self) {
-        let _ = self.error.cmpxchg(0, ESHUTDOWN.to_errno(), Release);
+        let _ = self.status.fail(ESHUTDOWN);
     }
 
-    fn fail_io(&self, error: Error) {
+    pub(crate) fn fail_io(&self, error: Error) {
         self.fail(error, What::Corrupted(self.origin.dev(), error));
     }
 
-    /// The time for `Costs`, in ns.
+    /// The time for `Costs` and `Holds`, in ns.
     fn now(&self) -> u64 {
         Instant::<Monotonic>::now().as_nanos().max(0) as u64
     }
 
-    fn done(&self, state: &mut State, count: usize) {
-        state.active -= count;
-        if state.active == 0 {
+    /// To be called when a write was resubmitted or a copy is done with.
+    fn notify_idle(&self, state: &State) {
+        if state.cow.is_idle() {
             self.idle.notify_all();
+        }
+    }
+
+    /// Counts the memory of the maps. Gives the snapshot up if it is too much.
+    fn count_maps(&self, state: &mut State) {
+        let bytes = state.cow.stored_map().memory() + self.status.saved().memory();
+        if self.map_memory.charge(&mut state.maps, bytes) == Level::Over {
+            self.fail_io(EDQUOT);
+        }
+    }
+
+    /// Writers are stalled: their wait counts from now on if it is for the storage.
+    fn begin_hold(&self, state: &mut State) {
+        if state.is_held_for_storage() {
+            state.holds.begin(self.now());
+        }
+    }
+
+    /// Counts how long writers were held for the storage until now.
+    fn count_hold(&self, state: &mut State) {
+        self.storage
+            .events()
+            .add_held(state.holds.count(self.now()));
+    }
+
+    /// Gives the snapshot up if its storage is too slow for the writers, or tells that it is slow.
+    fn judge_storage(&self, state: &mut State) {
+        self.count_hold(state);
+        let limit = params::hold_writers_ms();
+        match state.holds.judge(limit) {
+            Held::Shortly => {}
+            Held::Long(held) => {
+                let dev = self.origin.dev();
+                pr_warn!("snapshot of {dev}: its storage is slow, writers have waited {held} ms\n");
+                self.storage
+                    .events()
+                    .push(What::SlowStorage(dev, held, limit));
+            }
+            Held::TooLong => self.fail_io(ETIMEDOUT),
         }
     }
 
@@ -395,43 +438,65 @@ impl Area {
         run: ChunkRange,
         flags: Flags,
     ) -> Result<BioRead<'a, T>> {
-        let bytes = self.geometry.bytes_of(run);
+        self.read_into(set, run, self.pages_for(run, flags)?, flags)
+    }
+
+    /// The same, into pages of [`Self::pages_for`].
+    fn read_into<'a, T: EndIo<Held = UniqueArc<Pages>>>(
+        &'a self,
+        set: &'a BioSet<T>,
+        run: ChunkRange,
+        pages: UniqueArc<Pages>,
+        flags: Flags,
+    ) -> Result<BioRead<'a, T>> {
         let sectors = self.geometry.sectors_of(run);
         let len = (sectors.len << SECTOR_SHIFT) as usize;
+        set.prepare_read(&self.origin, sectors.start, pages, len, flags)
+    }
+
+    /// Pages for the content of chunks. Sleeps only if `flags` allow it.
+    fn pages_for(&self, run: ChunkRange, flags: Flags) -> Result<UniqueArc<Pages>> {
+        let bytes = self.geometry.bytes_of(run);
+        let len = (self.geometry.sectors_of(run).len << SECTOR_SHIFT) as usize;
         // What the last chunk has past the end of the device goes to the storage, too.
         let page_flags = if len < bytes {
             flags | __GFP_ZERO
         } else {
             flags
         };
-        let pages = UniqueArc::new(Pages::alloc(bytes >> PAGE_SHIFT, page_flags)?, flags)?;
-        set.prepare_read(&self.origin, sectors.start, pages, len, flags)
+        let pages = Pages::alloc(bytes >> PAGE_SHIFT, page_flags)?;
+        Ok(UniqueArc::new(pages, flags)?)
     }
 
     /// Writes the figures for debugfs. May sleep.
     pub(crate) fn write_figures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.state.lock();
-        let extents = state.map.count();
-        let (copy_bytes, peak_copy_bytes) = (state.copy_bytes, state.peak_copy_bytes);
-        let (parked, peak_parked) = (state.parked, state.peak_parked);
-        let (stored_bytes, ahead_bytes) = (state.stored_bytes, state.ahead_bytes);
-        let costs = state.costs.of(1 << 20);
+        let mut state = self.state.lock();
+        let extents = state.cow.stored_map().count();
+        let extent_bytes = state.cow.stored_map().memory();
+        let counts = state.cow.counts();
+        let ahead_bytes = state.ahead.bytes;
+        let costs = state.ahead.costs.of(1 << 20);
+        self.count_hold(&mut state);
+        let held = state.holds.last_minute();
         drop(state);
 
         f.write_fmt(fmt!("origin {}\n", self.origin.dev()))?;
         writeln!(f, "error {}", self.error())?;
         writeln!(f, "chunk_bytes {}", self.geometry.chunk_bytes())?;
         writeln!(f, "extents {extents}")?;
-        writeln!(f, "saved_map_bytes {}", self.saved.memory())?;
-        writeln!(f, "copy_bytes {copy_bytes}")?;
-        writeln!(f, "copy_bytes_peak {peak_copy_bytes}")?;
-        writeln!(f, "stored_bytes {stored_bytes}")?;
+        writeln!(f, "extent_bytes {extent_bytes}")?;
+        writeln!(f, "lost_chunks {}", self.status.lost())?;
+        writeln!(f, "saved_map_bytes {}", self.status.saved().memory())?;
+        writeln!(f, "copy_bytes {}", counts.copy_bytes)?;
+        writeln!(f, "copy_bytes_peak {}", counts.peak_copy_bytes)?;
+        writeln!(f, "stored_bytes {}", counts.stored_bytes)?;
         writeln!(f, "copied_ahead_bytes {ahead_bytes}")?;
         let (read_ns, mib_ns) = costs.unwrap_or_default();
         writeln!(f, "read_ns {read_ns}")?;
         writeln!(f, "read_mib_ns {mib_ns}")?;
-        writeln!(f, "parked_writes {parked}")?;
-        writeln!(f, "parked_writes_peak {peak_parked}")?;
+        writeln!(f, "parked_writes {}", counts.parked)?;
+        writeln!(f, "parked_writes_peak {}", counts.peak_parked)?;
+        writeln!(f, "held_ms {held}")?;
         writeln!(f, "image_reads_repeated {}", self.repeated.load(Relaxed))?;
         writeln!(
             f,
@@ -444,15 +509,13 @@ impl Area {
     /// and the image's disk have no use of it any more. May sleep.
     pub(crate) fn close(this: &Arc<Self>) {
         this.shut();
-        // With the full order in `end_image`: it sees that, or its read is seen to have ended.
+        // With the full order in `end_use`: it sees that, or its read is seen to have ended.
         smp_mb(Full);
         this.gathered.notify_all();
         let mut state = this.state.lock();
         Self::unstall(this.as_arc_borrow(), &mut state);
-        while state.active > 0 || this.reading.load(Relaxed) > 0 {
+        while !state.cow.is_idle() || this.users.load(Relaxed) > 0 {
             this.idle.wait(&mut state);
         }
     }
 }
-
-const _: () = assert!(size_of::<Old>() <= 16);

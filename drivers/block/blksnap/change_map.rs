@@ -66,6 +66,10 @@ fn take_id() -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
+/// Upper limit of the number of blocks, whatever the parameters say: the maps of a device take two
+/// bytes for each.
+const MAX_BLOCKS: u64 = 1 << 27;
+
 /// The limits of a map.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
@@ -74,6 +78,7 @@ pub(crate) struct Limits {
     /// The binary logarithm of the largest block in bytes.
     pub(crate) max_shift: u32,
     /// The number of blocks that is not exceeded as long as the largest block is not reached.
+    /// [`MAX_BLOCKS`] never is.
     pub(crate) max_count: u64,
 }
 
@@ -82,9 +87,17 @@ impl Limits {
     fn shift_for(&self, nr_sectors: u64) -> u32 {
         let min = self.min_shift.clamp(SECTOR_SHIFT, 30);
         let max = self.max_shift.clamp(min, 30);
-        (min..max)
-            .find(|shift| nr_sectors.div_ceil(1 << (shift - SECTOR_SHIFT)) <= self.max_count)
-            .unwrap_or(max)
+        let nr_blocks = |shift: u32| nr_sectors.div_ceil(1 << (shift - SECTOR_SHIFT));
+        let max_count = |shift| {
+            if shift < max {
+                self.max_count
+            } else {
+                MAX_BLOCKS
+            }
+        };
+        (min..30)
+            .find(|&shift| nr_blocks(shift) <= max_count(shift).min(MAX_BLOCKS))
+            .unwrap_or(30)
     }
 }
 
@@ -119,7 +132,8 @@ impl ChangeMap {
         // CBTINFO has 32 bits for it.
         u32::try_from(count)?;
         let zeroed = || -> Result<VVec<Atomic<i8>>> {
-            let mut map = VVec::with_capacity(count, GFP_KERNEL)?;
+            // Of who attaches, or takes a snapshot of a device that has grown
+            let mut map = VVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
             for _ in 0..count {
                 map.push(Atomic::new(0), GFP_KERNEL)?;
             }
@@ -309,13 +323,23 @@ mod tests {
         // 128 GiB is what fits in 2^21 blocks of 64 KiB.
         assert_eq!(LIMITS.shift_for(1 << 28), 16);
         assert_eq!(LIMITS.shift_for((1 << 28) + 1), 17);
-        assert_eq!(LIMITS.shift_for(u64::MAX / 2), 26);
+        // 8 PiB is what fits in 2^27 blocks of 64 MiB.
+        assert_eq!(LIMITS.shift_for(1 << 44), 26);
+        assert_eq!(LIMITS.shift_for((1 << 44) + 1), 27);
+        assert_eq!(LIMITS.shift_for(u64::MAX / 2), 30);
         let wild = Limits {
             min_shift: 99,
             max_shift: 3,
             max_count: 0,
         };
         assert_eq!(wild.shift_for(1 << 20), 30);
+        let fine = Limits {
+            min_shift: 0,
+            max_shift: 0,
+            max_count: u64::MAX,
+        };
+        assert_eq!(fine.shift_for(1 << 27), 9);
+        assert_eq!(fine.shift_for(1 << 30), 12);
     }
 
     #[test]

@@ -23,13 +23,14 @@ pub(crate) struct ChunkRange {
 }
 
 impl ChunkRange {
+    pub(crate) const NONE: Self = Self { start: 0, end: 0 };
+
     pub(crate) fn len(self) -> u64 {
         self.end - self.start
     }
 
-    /// Whether all of `other` is in it.
-    pub(crate) fn contains(self, other: ChunkRange) -> bool {
-        self.start <= other.start && other.end <= self.end
+    pub(crate) fn contains(self, chunk: u64) -> bool {
+        self.start <= chunk && chunk < self.end
     }
 }
 

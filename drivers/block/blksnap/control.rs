@@ -82,7 +82,7 @@ const OWN: u32 = _IO(TYPE, 38);
 const FREEZE: u32 = _IOW::<uapi::blksnap_snapshot_freeze>(TYPE, 39);
 
 /// The version of the interface: major, minor, revision, build. The out-of-tree module was 2.
-const INTERFACE: [u16; 4] = [3, 4, 0, 0];
+const INTERFACE: [u16; 4] = [3, 5, 0, 0];
 
 /// How many ranges of sectors can be appended at once.
 const MAX_RANGES: usize = 65536;
@@ -315,12 +315,16 @@ fn low_space(arg: UserSlice) -> Result {
 fn info(arg: UserSlice) -> Result {
     let (mut from, mut to) = arg.reader_writer();
     let id = Uuid::from_bytes(from.read()?);
-    let space = Snapshot::find(id)?.storage().space();
+    let snapshot = Snapshot::find(id)?;
+    let space = snapshot.storage().space();
+    let (lost, held) = snapshot.storage().events().figures();
     to.write_slice(id.as_bytes())?;
     for bytes in [space.total, space.used, space.low] {
         to.write(&(bytes >> SECTOR_SHIFT))?;
     }
-    to.write(&[0u64; 3])
+    to.write(&lost)?;
+    to.write(&held)?;
+    to.write(&0u64)
 }
 
 fn collect(arg: UserSlice) -> Result {
@@ -376,6 +380,23 @@ fn write_event(event: &Event, arg: UserSlice) -> Result {
             to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_LOW_SPACE)?;
             to.write(&time)?;
             to.write(&sectors)?;
+        }
+        What::Lost(dev, sectors, error) => {
+            to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_LOST)?;
+            to.write(&time)?;
+            to.write(&dev.major())?;
+            to.write(&dev.minor())?;
+            to.write(&sectors.start)?;
+            to.write(&sectors.len)?;
+            to.write(&error.to_errno())?;
+        }
+        What::SlowStorage(dev, held, limit) => {
+            to.write(&uapi::blksnap_event_codes_BLKSNAP_EVENT_CODE_SLOW_STORAGE)?;
+            to.write(&time)?;
+            to.write(&dev.major())?;
+            to.write(&dev.minor())?;
+            to.write(&held)?;
+            to.write(&limit)?;
         }
     }
     // Nothing of an earlier event stays behind it.

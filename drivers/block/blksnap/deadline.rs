@@ -26,6 +26,11 @@ impl Deadline {
         }
     }
 
+    /// Returns the point in time that is `limit` from now, or this one if that is sooner.
+    pub(crate) fn or_after(self, limit: Delta) -> Self {
+        Self::after(limit.min(Delta::from_millis(self.left_millis().into())))
+    }
+
     /// Returns the milliseconds that are left, 0 if it has passed.
     pub(crate) fn left_millis(&self) -> u32 {
         let left = self.limit.as_millis() - self.start.elapsed().as_millis();

@@ -79,13 +79,13 @@ mod switch {
             Writer, //
         },
         fmt,
+        notifier::Handler,
         prelude::*,
         sync::atomic::{
             Atomic,
             Relaxed, //
         },
-        uaccess::UserSliceReader,
-        vmfork::Handler, //
+        uaccess::UserSliceReader, //
     };
 
     static TRUST_READS: Atomic<u32> = Atomic::new(0);
@@ -110,7 +110,7 @@ mod switch {
 
     impl Reader for VmForked {
         fn read_from_slice(&self, _reader: &mut UserSliceReader) -> Result {
-            crate::EndGenerations.vm_forked();
+            crate::EndGenerations.notify(());
             Ok(())
         }
     }

@@ -3,11 +3,18 @@
 //! What a snapshot has to tell its owner.
 
 use kernel::{
-    block::bdev::DevT,
+    block::bdev::{
+        DevT,
+        SectorRange, //
+    },
     new_spinlock_irq,
     prelude::*,
     static_lock_class,
     sync::{
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         poll::{
             PollCondVar,
             PollCondVarBox,
@@ -32,6 +39,11 @@ pub(crate) enum What {
     NoSpace(u64),
     /// The difference storage has only so many sectors left.
     LowSpace(u64),
+    /// Sectors of a device could not be read when they were to be saved. Reads of them fail.
+    Lost(DevT, SectorRange, Error),
+    /// The writers of a device were held for the storage: milliseconds of the last minute, and
+    /// those after which the snapshot is given up.
+    SlowStorage(DevT, u32, u32),
 }
 
 /// Something that has happened.
@@ -44,6 +56,9 @@ pub(crate) struct Event {
 /// How many events are kept for an owner that does not ask.
 const MAX_EVENTS: usize = 16;
 
+/// How many of these can be [`What::Lost`], so that there is room for others.
+const MAX_LOST: usize = 8;
+
 struct Queue {
     events: [Option<Event>; MAX_EVENTS],
     first: usize,
@@ -52,11 +67,14 @@ struct Queue {
 }
 
 /// The events of a snapshot, oldest first. When there are too many, new ones are dropped: the first
-/// ones say why. Only the newest one of little space is kept.
+/// ones say why. Only the newest one of little space is kept, and that of a slow storage.
 #[pin_data]
 pub(crate) struct Events {
     #[pin]
     queue: SpinLockIrq<Queue>,
+    /// Lost sectors, and milliseconds for which writers were held, of all devices.
+    lost: Atomic<u64>,
+    held: Atomic<u64>,
     changed: PollCondVarBox,
 }
 
@@ -71,20 +89,47 @@ impl Events {
                 count: 0,
                 closed: false,
             }, "blksnap_events"),
+            lost: Atomic::new(0),
+            held: Atomic::new(0),
             changed: changed,
         }))
     }
 
+    /// Adds milliseconds for which writers of a device were held.
+    pub(crate) fn add_held(&self, ms: u64) {
+        self.held.fetch_add(ms, Relaxed);
+    }
+
+    /// Returns the number of lost sectors and the milliseconds for which writers were held, of all
+    /// devices together.
+    pub(crate) fn figures(&self) -> (u64, u64) {
+        (self.lost.load(Relaxed), self.held.load(Relaxed))
+    }
+
     /// Adds an event. May be called in any context.
     pub(crate) fn push(&self, what: What) {
+        if let What::Lost(_, sectors, _) = what {
+            self.lost.fetch_add(sectors.len, Relaxed);
+        }
         let mut queue = self.queue.lock();
         let event = Event {
             what,
             time: Instant::now(),
         };
-        let is_low = |event: &Event| matches!(event.what, What::LowSpace(_));
-        let older = queue.events.iter_mut().flatten().find(|e| is_low(e));
-        if let (true, Some(older)) = (is_low(&event), older) {
+        let is_lost = |event: &Event| matches!(event.what, What::Lost(..));
+        let lost = queue.events.iter().flatten().filter(|e| is_lost(e));
+        if is_lost(&event) && lost.count() >= MAX_LOST {
+            return;
+        }
+        let replaces = |older: &Event| {
+            matches!(
+                (what, older.what),
+                (What::LowSpace(_), What::LowSpace(_))
+                    | (What::SlowStorage(..), What::SlowStorage(..))
+            )
+        };
+        let older = queue.events.iter_mut().flatten().find(|e| replaces(e));
+        if let Some(older) = older {
             *older = event;
         } else if queue.count < MAX_EVENTS {
             let at = (queue.first + queue.count) % MAX_EVENTS;
@@ -172,7 +217,8 @@ mod tests {
     fn sectors(event: Event) -> u64 {
         match event.what {
             What::NoSpace(sectors) | What::LowSpace(sectors) => sectors,
-            What::Corrupted(..) => u64::MAX,
+            What::Lost(_, sectors, _) => sectors.start,
+            What::Corrupted(..) | What::SlowStorage(..) => u64::MAX,
         }
     }
 
@@ -191,6 +237,22 @@ mod tests {
         }
         events.close();
         assert_eq!(events.wait(1000).err(), Some(ESRCH));
+        Ok(())
+    }
+
+    #[test]
+    fn lost_sectors_leave_room() -> Result {
+        let events = KBox::pin_init(Events::new()?, GFP_KERNEL)?;
+        for start in 0..100 {
+            let sectors = SectorRange { start, len: 8 };
+            events.push(What::Lost(DevT::default(), sectors, EIO));
+        }
+        events.push(What::NoSpace(1000));
+        for start in 0..MAX_LOST as u64 {
+            assert_eq!(sectors(events.wait(0)?), start);
+        }
+        assert_eq!(sectors(events.wait(0)?), 1000);
+        assert_eq!(events.wait(0).err(), Some(ENOENT));
         Ok(())
     }
 

@@ -1,48 +1,46 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! What is known of runs of chunks: extents, sorted by chunk, without overlaps.
+//! What is known of runs of chunks, sorted, without overlaps.
 
 use crate::chunk::ChunkRange;
 use kernel::{
     alloc::Flags,
     prelude::*,
     rbtree::{
+        Entry,
         RBTree,
         RBTreeNode,
         RBTreeNodeReservation, //
     }, //
 };
 
-/// A place that the data of a run of chunks is at.
-pub(crate) trait Place {
-    /// Whether `next` is where this place goes on after `chunks` chunks, so that both are one.
-    fn continues(&self, chunks: u64, next: &Self) -> bool;
-}
-
-/// The value of an extent; the key is its first chunk.
+/// What is known of an extent; the key is its first chunk.
 pub(crate) struct Extent<P> {
     len: u64,
-    place: P,
+    /// None as long as it is being removed.
+    value: Option<P>,
 }
 
 /// Memory for an extent, allocated before the map is locked.
 pub(crate) struct NewExtent<P>(RBTreeNodeReservation<u64, Extent<P>>);
 
 impl<P> NewExtent<P> {
+    /// Sleeps if `flags` do.
     pub(crate) fn new(flags: Flags) -> Result<Self> {
         Ok(Self(RBTreeNodeReservation::new(flags)?))
     }
 
-    fn fill(self, chunks: ChunkRange, place: P) -> RBTreeNode<u64, Extent<P>> {
+    fn fill(self, chunks: ChunkRange, value: P) -> RBTreeNode<u64, Extent<P>> {
         let extent = Extent {
             len: chunks.len(),
-            place,
+            value: Some(value),
         };
         self.0.into_node(chunks.start, extent)
     }
 }
 
 /// What [`ExtentMap::lookup`] finds.
+#[derive(PartialEq, Eq)]
 pub(crate) enum Piece {
     /// Chunks that are in no extent, up to this one.
     Hole(u64),
@@ -53,14 +51,12 @@ pub(crate) enum Piece {
 /// Extents of a device.
 pub(crate) struct ExtentMap<P> {
     tree: RBTree<u64, Extent<P>>,
-    count: usize,
 }
 
 impl<P> ExtentMap<P> {
     pub(crate) fn new() -> Self {
         Self {
             tree: RBTree::new(),
-            count: 0,
         }
     }
 
@@ -88,19 +84,13 @@ impl<P> ExtentMap<P> {
     }
 
     /// Adds an extent, whose chunks are in no other.
-    pub(crate) fn insert(&mut self, extent: NewExtent<P>, chunks: ChunkRange, place: P) {
-        self.tree.insert(extent.fill(chunks, place));
-        self.count += 1;
+    pub(crate) fn insert(&mut self, extent: NewExtent<P>, chunks: ChunkRange, value: P) {
+        self.tree.insert(extent.fill(chunks, value));
     }
 
-    /// The number of extents.
-    pub(crate) fn count(&self) -> usize {
-        self.count
-    }
-
-    /// The place of the extent that starts at `start`.
+    /// The value of the extent that starts at `start`.
     pub(crate) fn get(&self, start: u64) -> Option<&P> {
-        Some(&self.tree.get(&start)?.place)
+        self.tree.get(&start)?.value.as_ref()
     }
 
     /// The extent that starts at `start`.
@@ -110,62 +100,22 @@ impl<P> ExtentMap<P> {
             start,
             end: start + extent.len,
         };
-        Some((chunks, &mut extent.place))
+        Some((chunks, extent.value.as_mut()?))
     }
 
-    /// Removes the extent that starts at `start`.
-    pub(crate) fn remove(&mut self, start: u64) -> Option<(ChunkRange, P)> {
-        let extent = self.tree.remove(&start)?;
-        self.count -= 1;
+    /// Removes the extent that starts at `start`. Another one can have its memory.
+    pub(crate) fn remove(&mut self, start: u64) -> Option<(ChunkRange, P, NewExtent<P>)> {
+        let Entry::Occupied(mut entry) = self.tree.entry(start) else {
+            return None;
+        };
+        let extent = entry.get_mut();
         let chunks = ChunkRange {
             start,
             end: start + extent.len,
         };
-        Some((chunks, extent.place))
-    }
-}
-
-impl<P: Place> ExtentMap<P> {
-    /// Makes one of the extent that starts at `start` and its neighbours, where their places allow.
-    pub(crate) fn merge(&mut self, start: u64) {
-        let Some(mut cursor) = self.tree.cursor_lower_bound_mut(&start) else {
-            return;
-        };
-        let (key, extent) = cursor.current();
-        let (key, len) = (*key, extent.len);
-        if key != start {
-            return;
-        }
-        let next_len = match cursor.peek_next() {
-            Some((next, extent_next))
-                if *next == start + len && extent.place.continues(len, &extent_next.place) =>
-            {
-                Some(extent_next.len)
-            }
-            _ => None,
-        };
-        if let Some(next_len) = next_len {
-            cursor.remove_next();
-            self.count -= 1;
-            cursor.current_mut().1.len = len + next_len;
-        }
-
-        let (_, extent) = cursor.current();
-        let len = extent.len;
-        let joins = match cursor.peek_prev() {
-            Some((prev, extent_prev)) => {
-                *prev + extent_prev.len == start
-                    && extent_prev.place.continues(extent_prev.len, &extent.place)
-            }
-            None => false,
-        };
-        if joins {
-            if let Some((_, extent_prev)) = cursor.peek_prev_mut() {
-                extent_prev.len += len;
-                cursor.remove_current();
-                self.count -= 1;
-            }
-        }
+        let value = extent.value.take()?;
+        let memory = NewExtent(entry.remove_node().into_reservation());
+        Some((chunks, value, memory))
     }
 }
 
@@ -173,41 +123,25 @@ impl<P: Place> ExtentMap<P> {
 mod tests {
     use super::*;
 
-    /// The chunk that the data of an extent is of, as if they were moved by an offset.
-    #[derive(Debug, PartialEq)]
-    struct At(u64);
-
-    impl Place for At {
-        fn continues(&self, chunks: u64, next: &Self) -> bool {
-            self.0 + chunks == next.0
-        }
-    }
-
     fn chunks(start: u64, end: u64) -> ChunkRange {
         ChunkRange { start, end }
     }
 
-    fn add(map: &mut ExtentMap<At>, start: u64, end: u64, at: u64) -> Result {
-        map.insert(NewExtent::new(GFP_KERNEL)?, chunks(start, end), At(at));
-        map.merge(start);
+    fn add(map: &mut ExtentMap<u32>, start: u64, end: u64, value: u32) -> Result {
+        map.insert(NewExtent::new(GFP_KERNEL)?, chunks(start, end), value);
         Ok(())
     }
 
     /// Whether one of `chunks` is in an extent.
-    fn overlaps(map: &ExtentMap<At>, chunks: ChunkRange) -> bool {
+    fn overlaps(map: &ExtentMap<u32>, chunks: ChunkRange) -> bool {
         !matches!(map.lookup(chunks), Piece::Hole(end) if end == chunks.end)
     }
 
-    fn find(map: &ExtentMap<At>, chunk: u64) -> Option<(u64, u64, u64)> {
+    fn find(map: &ExtentMap<u32>, chunk: u64) -> Option<(u64, u64, u32)> {
         match map.lookup(chunks(chunk, chunk + 1)) {
-            Piece::Extent(found) => Some((found.start, found.end, map.get(found.start)?.0)),
+            Piece::Extent(found) => Some((found.start, found.end, *map.get(found.start)?)),
             Piece::Hole(_) => None,
         }
-    }
-
-    fn count(map: &ExtentMap<At>) -> usize {
-        assert_eq!(map.tree.keys().count(), map.count());
-        map.count()
     }
 
     #[test]
@@ -231,71 +165,31 @@ mod tests {
         assert!(overlaps(&map, chunks(19, 30)));
         assert!(!overlaps(&map, chunks(20, 30)));
         assert!(overlaps(&map, chunks(0, 40)));
+        assert_eq!(map.tree.keys().count(), 2);
         Ok(())
     }
 
     #[test]
-    fn merges_in_both_spaces_only() -> Result {
+    fn neighbours_stay_apart() -> Result {
         let mut map = ExtentMap::new();
-        add(&mut map, 10, 20, 100)?;
-        add(&mut map, 20, 25, 300)?;
-        assert_eq!(count(&map), 2);
-        add(&mut map, 25, 30, 305)?;
-        assert_eq!(count(&map), 2);
-        assert_eq!(find(&map, 29), Some((20, 30, 300)));
-        // Joins what is before it and after it.
-        add(&mut map, 40, 50, 1000)?;
-        add(&mut map, 60, 70, 1020)?;
-        add(&mut map, 50, 60, 1010)?;
-        assert_eq!(count(&map), 3);
-        assert_eq!(find(&map, 65), Some((40, 70, 1000)));
-        // A neighbour by place only is none.
-        add(&mut map, 200, 201, 1030)?;
-        assert_eq!(count(&map), 4);
-        Ok(())
-    }
-
-    #[test]
-    fn sequential_is_one_extent() -> Result {
-        let mut map = ExtentMap::new();
-        for i in 0..1000 {
-            add(&mut map, i, i + 1, i + 7)?;
+        for start in [20, 0, 10] {
+            add(&mut map, start, start + 10, start as u32)?;
         }
-        assert_eq!(count(&map), 1);
-        assert_eq!(find(&map, 999), Some((0, 1000, 7)));
-        assert_eq!(map.remove(0), Some((chunks(0, 1000), At(7))));
-        assert_eq!(count(&map), 0);
-        Ok(())
-    }
-
-    #[test]
-    fn agrees_with_a_model() -> Result {
-        const N: usize = 512;
-        let mut model = KVec::from_elem(None, N, GFP_KERNEL)?;
-        let mut map = ExtentMap::new();
-        let mut seed = 1u32;
-        let mut random = |n: u32| {
-            // A linear congruential generator, with the constants of Numerical Recipes.
-            seed = seed.wrapping_mul(1664525).wrapping_add(1013904223);
-            (seed >> 8) % n
+        assert_eq!(map.tree.keys().count(), 3);
+        assert_eq!(find(&map, 19), Some((10, 20, 10)));
+        let (found, value) = map.get_mut(10).ok_or(EINVAL)?;
+        assert_eq!(found, chunks(10, 20));
+        *value = 7;
+        assert!(map.get_mut(11).is_none());
+        let Some((removed, 7, memory)) = map.remove(10) else {
+            return Err(EINVAL);
         };
-        let mut log = 0;
-        for _ in 0..2000 {
-            let start = random(N as u32) as usize;
-            let end = (start + 1 + random(8) as usize).min(N);
-            if model[start..end].iter().any(Option::is_some) {
-                continue;
-            }
-            for i in start..end {
-                model[i] = Some(log + (i - start) as u64);
-            }
-            add(&mut map, start as u64, end as u64, log)?;
-            log += (end - start) as u64 + u64::from(random(2));
-        }
-        for (i, expected) in model.iter().enumerate() {
-            let found = find(&map, i as u64).map(|(start, _, at)| at + i as u64 - start);
-            assert_eq!(found, *expected);
-        }
+        assert_eq!(removed, chunks(10, 20));
+        assert!(map.remove(10).is_none());
+        map.insert(memory, chunks(11, 12), 8);
+        assert!(matches!(map.remove(11), Some((_, 8, _))));
+        assert!(matches!(map.lookup(chunks(10, 30)), Piece::Hole(20)));
+        assert_eq!(map.tree.keys().count(), 2);
         Ok(())
     }
 }

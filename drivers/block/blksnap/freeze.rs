@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Freezing of file systems, for a limited time.
+//! Writing back and freezing of file systems.
 //!
-//! A file system whose device does not answer can be neither frozen nor thawed. Others must not
-//! stay frozen for that. So a worker does it: the task that waits gives up after some time, and
-//! what the worker has done then is undone.
+//! A file system whose device does not answer can be neither written back nor frozen nor thawed.
+//! Others must not stay frozen for that, and the task that waits must not hang. So a worker does
+//! it: the task gives up after some time or with a signal, and what the worker has done then is
+//! undone.
 
-use crate::{
-    deadline::Deadline,
-    params, //
-};
+use crate::deadline::Deadline;
 use kernel::{
     block::bdev::{
         BdevFile,
@@ -23,14 +21,19 @@ use kernel::{
         Completion,
         Mutex, //
     },
+    time::Delta,
     workqueue::OwnedQueue, //
 };
+
+/// How long a file system may take to freeze before another order is tried; each time twice as
+/// long.
+const PATIENCE: Delta = Delta::from_millis(500);
 
 /// State of a job.
 enum State<R> {
     Running,
     Done(Result<R>),
-    /// The deadline has passed: the result is dropped.
+    /// Nobody waits any more: the result is dropped.
     GivenUp,
 }
 
@@ -51,31 +54,96 @@ impl Freezer {
         Ok(Self(OwnedQueue::new_mem_reclaim(c"blksnap_freezer")?))
     }
 
-    /// Freezes the file system on the device. May sleep, but not after the deadline.
+    /// Writes what file systems on the device have not written yet. May sleep for long.
     ///
     /// # Errors
     ///
-    /// Those of [`FrozenFs::new`], and of [`Self::run`]: then it is thawed once it is frozen.
-    pub(crate) fn freeze(&self, device: Arc<BdevFile>, deadline: Deadline) -> Result<FrozenFs> {
-        let dev = device.dev();
-        self.run(deadline, move || FrozenFs::new(device))
-            .inspect_err(|error| {
-                pr_err!("the file system on {dev} cannot be frozen: {error:?}\n");
-            })
+    /// [`ERESTARTSYS`] after a signal: then it goes on without the caller. [`ENOMEM`].
+    pub(crate) fn sync(&self, device: Arc<BdevFile>) -> Result {
+        let job = self.start(move || {
+            device.sync();
+            Ok(())
+        })?;
+        job.wait(Completion::wait_for_completion_interruptible)
     }
 
-    /// Thaws file systems, the last one first. May sleep, but not after `freeze_timeout`.
+    /// Freezes the file systems on `devices`, and adds them to `frozen`, which has room for them.
+    /// May sleep, but not after the deadline.
+    ///
+    /// One that writes to another one, as through a loop device, is to be frozen before that. If it
+    /// comes later it takes long: then all are thawed, and it is the first one next time.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`FrozenFs::new`], and of [`Self::run_until`]: then it is thawed once it is frozen.
+    pub(crate) fn freeze(
+        &self,
+        devices: &mut [Arc<BdevFile>],
+        frozen: &mut KVec<FrozenFs>,
+        deadline: Deadline,
+    ) -> Result {
+        let mut patience = PATIENCE;
+        loop {
+            let trial = deadline.or_after(patience);
+            let Err((at, error)) = self.try_freeze(devices, frozen, deadline, trial) else {
+                return Ok(());
+            };
+            if error != ETIMEDOUT || at == 0 || deadline.left_millis() == 0 {
+                let dev = devices[at].dev();
+                pr_err!("the file system on {dev} cannot be frozen: {error:?}\n");
+                return Err(error);
+            }
+            let _ = self.thaw(frozen, deadline);
+            devices[..=at].rotate_right(1);
+            patience += patience;
+        }
+    }
+
+    /// Freezes the file systems in this order; all but the first one, which none that is frozen can
+    /// block, until `trial`. On error returns the index of the one that is not frozen, too.
+    fn try_freeze(
+        &self,
+        devices: &[Arc<BdevFile>],
+        frozen: &mut KVec<FrozenFs>,
+        deadline: Deadline,
+        trial: Deadline,
+    ) -> Result<(), (usize, Error)> {
+        for (at, device) in devices.iter().enumerate() {
+            let device = device.clone();
+            let limit = if at == 0 { deadline } else { trial };
+            let fs = self.run_until(limit, move || FrozenFs::new(device));
+            // There is room for it.
+            let _ = frozen.push_within_capacity(fs.map_err(|error| (at, error))?);
+        }
+        Ok(())
+    }
+
+    /// Thaws file systems, all at once: none waits for one that cannot be thawed. May sleep, but
+    /// not after the deadline.
     ///
     /// # Errors
     ///
     /// [`EAGAIN`] if one had been thawed before, as far as that can be told, and might have been
-    /// written to before its device was stopped. Those of [`Self::run`]: then they are thawed once
-    /// that is possible.
-    pub(crate) fn thaw(&self, mut frozen: KVec<FrozenFs>) -> Result {
-        let deadline = Deadline::after(params::freeze_timeout());
+    /// written to before its device was stopped. Those of [`Self::run_until`]: then they are thawed
+    /// once that is possible.
+    pub(crate) fn thaw(&self, frozen: &mut KVec<FrozenFs>, deadline: Deadline) -> Result {
         let mut result = Ok(());
+        // Without the memory for it, one after the other.
+        let mut jobs = KVec::with_capacity(frozen.len(), GFP_NOIO).unwrap_or(KVec::new());
+        // The last one first: others may write to it.
         while let Some(fs) = frozen.pop() {
-            result = result.and(self.run(deadline, move || fs.thaw()));
+            match self.start(move || fs.thaw()) {
+                Ok(job) if jobs.len() == jobs.capacity() => {
+                    result = result.and(job.wait_until(deadline));
+                }
+                Ok(job) => {
+                    let _ = jobs.push_within_capacity(job);
+                }
+                Err(error) => result = result.and(Err(error)),
+            }
+        }
+        for job in jobs {
+            result = result.and(job.wait_until(deadline));
         }
         result.map_err(|error| if error == EINVAL { EAGAIN } else { error })
     }
@@ -84,13 +152,24 @@ impl Freezer {
     ///
     /// # Errors
     ///
-    /// [`ETIMEDOUT`] after the deadline: the result of `f` is dropped. [`ENOMEM`] if `f` was not
-    /// called. Those of `f`.
-    fn run<R: Send + Unpin + 'static>(
+    /// Those of [`Self::start`] and of [`Job::wait_until`].
+    fn run_until<R: Send + Unpin + 'static>(
         &self,
         deadline: Deadline,
         f: impl FnOnce() -> Result<R> + Send + 'static,
     ) -> Result<R> {
+        self.start(f)?.wait_until(deadline)
+    }
+
+    /// Calls `f` in a worker.
+    ///
+    /// # Errors
+    ///
+    /// [`ENOMEM`]: `f` is not called.
+    fn start<R: Send + Unpin + 'static>(
+        &self,
+        f: impl FnOnce() -> Result<R> + Send + 'static,
+    ) -> Result<Arc<Job<R>>> {
         let job = Arc::pin_init(
             pin_init!(Job {
                 state <- new_mutex!(State::Running, "blksnap_job"),
@@ -110,12 +189,35 @@ impl Freezer {
                 }
             });
         })?;
-        // The state says whether it was in time.
-        let _ = job.done.wait_for_completion_timeout(deadline.left());
-        let state = core::mem::replace(&mut *job.state.lock(), State::GivenUp);
+        Ok(job)
+    }
+}
+
+impl<R: Unpin> Job<R> {
+    /// Waits until the deadline.
+    ///
+    /// # Errors
+    ///
+    /// [`ETIMEDOUT`] after the deadline: the result is dropped. That of the job.
+    fn wait_until(&self, deadline: Deadline) -> Result<R> {
+        self.wait(|done| {
+            let in_time = done.wait_for_completion_timeout(deadline.left());
+            in_time.then_some(()).ok_or(ETIMEDOUT)
+        })
+    }
+
+    /// Waits by `wait`.
+    ///
+    /// # Errors
+    ///
+    /// Those of `wait`: the result is dropped. That of the job.
+    fn wait(&self, wait: impl FnOnce(&Completion) -> Result) -> Result<R> {
+        let waited = wait(&self.done);
+        // It may have been done since.
+        let state = core::mem::replace(&mut *self.state.lock(), State::GivenUp);
         match state {
             State::Done(result) => result,
-            State::Running | State::GivenUp => Err(ETIMEDOUT),
+            State::Running | State::GivenUp => Err(waited.err().unwrap_or(EINTR)),
         }
     }
 }

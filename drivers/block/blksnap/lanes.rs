@@ -5,12 +5,16 @@
 //! Submitting a bio can block the task until the control group of the bio may go on, for example
 //! with iocost. So each group has a [`Lane`] with a worker of its own.
 
+use crate::taken::{
+    Released,
+    ReleasedList,
+    Taken,
+    TakenList, //
+};
 use kernel::{
     block::bio::{
         Bio,
-        BioList,
-        Cgroup,
-        OwnedBio, //
+        Cgroup, //
     },
     prelude::*, //
 };
@@ -29,9 +33,9 @@ pub(crate) enum Key {
 struct Lane {
     key: Key,
     /// Writes whose chunks are to be claimed.
-    taken: BioList,
+    taken: TakenList,
     /// Writes that can be resubmitted.
-    ready: BioList,
+    ready: ReleasedList,
     /// A worker serves this lane.
     running: bool,
     /// `taken` has to wait until copies are stored.
@@ -42,8 +46,8 @@ impl Lane {
     fn new(key: Key) -> Self {
         Self {
             key,
-            taken: BioList::new(),
-            ready: BioList::new(),
+            taken: TakenList::new(),
+            ready: ReleasedList::new(),
             running: false,
             stalled: false,
         }
@@ -56,8 +60,8 @@ impl Lane {
 
 /// What the worker of a lane does next.
 pub(crate) enum Step {
-    Resubmit(BioList),
-    Claim(BioList),
+    Resubmit(ReleasedList),
+    Claim(TakenList),
 }
 
 /// The lanes of an area. All methods can be called in any context.
@@ -65,60 +69,74 @@ pub(crate) enum Step {
 /// # Invariants
 ///
 /// The first one is [`Key::Shared`], the second one [`Key::AsRoot`].
-pub(crate) struct Lanes(KVec<Lane>);
+pub(crate) struct Lanes {
+    list: KVec<Lane>,
+    /// One of them is.
+    stalled: bool,
+}
 
 impl Lanes {
     pub(crate) fn new() -> Result<Self> {
-        let mut lanes = KVec::with_capacity(4, GFP_KERNEL)?;
-        lanes.push(Lane::new(Key::Shared), GFP_KERNEL)?;
-        lanes.push(Lane::new(Key::AsRoot), GFP_KERNEL)?;
+        let mut list = KVec::with_capacity(4, GFP_KERNEL)?;
+        list.push(Lane::new(Key::Shared), GFP_KERNEL)?;
+        list.push(Lane::new(Key::AsRoot), GFP_KERNEL)?;
         // INVARIANT: They are in this order.
-        Ok(Self(lanes))
+        Ok(Self {
+            list,
+            stalled: false,
+        })
     }
 
     fn find(&mut self, key: Key) -> Option<&mut Lane> {
-        self.0.iter_mut().find(|lane| lane.key == key)
+        self.list.iter_mut().find(|lane| lane.key == key)
     }
 
     /// The lane for a bio, a new one if its group has none.
     fn of(&mut self, bio: &Bio) -> &mut Lane {
         let key = bio.cgroup().map_or(Key::AsRoot, Key::Group);
-        let found = self.0.iter().position(|lane| lane.key == key);
-        let at = found.unwrap_or_else(|| match self.0.push(Lane::new(key), GFP_NOWAIT) {
-            Ok(()) => self.0.len() - 1,
+        let found = self.list.iter().position(|lane| lane.key == key);
+        let at = found.unwrap_or_else(|| match self.list.push(Lane::new(key), GFP_NOWAIT) {
+            Ok(()) => self.list.len() - 1,
             Err(_) => 0,
         });
-        &mut self.0[at]
+        &mut self.list[at]
     }
 
     /// Adds a write whose chunks are to be claimed.
-    pub(crate) fn push_taken(&mut self, bio: OwnedBio) {
-        self.of(&bio).taken.push(bio);
+    pub(crate) fn push_taken(&mut self, write: Taken) {
+        self.of(&write).taken.push(write);
     }
 
     /// Adds a write that can be resubmitted.
-    pub(crate) fn push_ready(&mut self, bio: OwnedBio) {
-        self.of(&bio).ready.push(bio);
+    pub(crate) fn push_ready(&mut self, write: Released) {
+        self.of(&write).ready.push(write);
     }
 
     /// Puts writes of the lane back, ahead of the others, until copies are stored.
-    pub(crate) fn stall(&mut self, key: Key, mut bios: BioList) {
+    pub(crate) fn stall(&mut self, key: Key, mut writes: TakenList) {
         if let Some(lane) = self.find(key) {
-            bios.append(&mut lane.taken);
-            lane.taken = bios;
+            writes.append(&mut lane.taken);
+            lane.taken = writes;
             lane.stalled = true;
+            self.stalled = true;
         }
+    }
+
+    /// Whether a lane waits until copies are stored.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.stalled
     }
 
     /// There is room for copies again.
     pub(crate) fn unstall(&mut self) {
-        self.0.iter_mut().for_each(|lane| lane.stalled = false);
+        self.list.iter_mut().for_each(|lane| lane.stalled = false);
+        self.stalled = false;
     }
 
     /// A lane that has work and no worker. The caller starts one, or calls [`Self::not_started`].
     pub(crate) fn start(&mut self) -> Option<Key> {
         let lane = self
-            .0
+            .list
             .iter_mut()
             .find(|lane| !lane.running && lane.has_work())?;
         lane.running = true;
@@ -142,7 +160,7 @@ impl Lanes {
         }
         lane.running = false;
         if matches!(key, Key::Group(_)) && lane.taken.is_empty() {
-            self.0.retain(|lane| lane.key != key);
+            self.list.retain(|lane| lane.key != key);
         }
         None
     }

@@ -73,8 +73,6 @@ impl Log {
 /// The space of all parts.
 pub(crate) struct Logs {
     pub(crate) list: KVec<Log>,
-    /// The part that is appended to. Those ahead of it are full.
-    pub(crate) current: usize,
     /// Threshold in bytes of the low-space event; 0 for none.
     pub(crate) low_space: u64,
     pub(crate) told: bool,
@@ -84,22 +82,23 @@ impl Logs {
     pub(crate) const fn new() -> Self {
         Self {
             list: KVec::new(),
-            current: 0,
             low_space: 0,
             told: false,
         }
     }
 
-    /// Goes on to the first part that has room for `len` bytes, or to the last one. Returns how
-    /// much room it has.
-    pub(crate) fn seek(&mut self, len: u64) -> u64 {
-        loop {
-            let room = self.list.get(self.current).map_or(0, Log::room);
-            if room >= len || self.current + 1 >= self.list.len() {
-                return room;
-            }
-            self.current += 1;
-        }
+    /// Returns the number and the room of the first part with room for `len` bytes, or else of one
+    /// with the most room.
+    fn part_for(&self, len: u64) -> Option<(usize, u64)> {
+        let rooms = || self.list.iter().map(Log::room).enumerate();
+        rooms()
+            .find(|(_, room)| *room >= len)
+            .or_else(|| rooms().max_by_key(|(_, room)| *room))
+    }
+
+    /// Returns how many bytes can be appended at once, or `len` or more.
+    pub(crate) fn room_for(&self, len: u64) -> u64 {
+        self.part_for(len).map_or(0, |(_, room)| room)
     }
 
     /// Appends `len` bytes and returns the number of the part and its log; the bytes are the last
@@ -109,18 +108,18 @@ impl Logs {
     ///
     /// [`ENOSPC`] if no part has room for them.
     pub(crate) fn append(&mut self, len: u64) -> Result<(usize, &mut Log)> {
-        if self.seek(len) < len {
-            return Err(ENOSPC);
-        }
-        let log = self.list.get_mut(self.current).ok_or(ENOSPC)?;
+        let (number, _) = self
+            .part_for(len)
+            .filter(|(_, room)| *room >= len)
+            .ok_or(ENOSPC)?;
+        let log = self.list.get_mut(number).ok_or(ENOSPC)?;
         log.next += len;
-        Ok((self.current, log))
+        Ok((number, log))
     }
 
     /// Everything is free again. Files stay as large as they have become.
     pub(crate) fn reset(&mut self) {
         self.list.iter_mut().for_each(|log| log.next = 0);
-        self.current = 0;
         self.told = false;
     }
 
@@ -134,8 +133,7 @@ impl Logs {
 
     /// What can still be appended.
     pub(crate) fn left(&self) -> u64 {
-        let rest = self.list.get(self.current..).unwrap_or_default();
-        rest.iter().map(Log::room).sum()
+        self.list.iter().map(Log::room).sum()
     }
 
     /// How many bytes are left, if that is little and the owner does not know.
@@ -237,16 +235,20 @@ mod tests {
     fn goes_on_to_the_next_part() -> Result {
         let mut logs = logs(&[100, 10, 200])?;
         assert_eq!(append(&mut logs, 90), Ok((0, 0)));
-        assert_eq!(logs.seek(5), 10);
+        assert_eq!(logs.room_for(5), 10);
         // What is left of the first part is too small, and so is the second.
         assert_eq!(append(&mut logs, 50), Ok((2, 0)));
-        assert_eq!(logs.left(), 150);
+        assert_eq!(logs.left(), 170);
         assert_eq!(append(&mut logs, 151), Err(ENOSPC));
+        // It is not forgotten.
+        assert_eq!(logs.room_for(151), 150);
+        assert_eq!(append(&mut logs, 6), Ok((0, 90)));
+        assert_eq!(append(&mut logs, 6), Ok((1, 0)));
         assert_eq!(append(&mut logs, 150), Ok((2, 50)));
-        assert_eq!(logs.seek(1), 0);
+        assert_eq!(logs.room_for(5), 4);
         logs.list.push(log(30, 0), GFP_KERNEL)?;
-        assert_eq!(logs.seek(1), 30);
-        assert_eq!(append(&mut logs, 1), Ok((3, 0)));
+        assert_eq!(append(&mut logs, 5), Ok((3, 0)));
+        assert_eq!(append(&mut logs, 4), Ok((0, 96)));
         Ok(())
     }
 
@@ -274,7 +276,7 @@ mod tests {
         logs.low_space = 100;
         append(&mut logs, 90)?;
         append(&mut logs, 40)?;
-        assert_eq!(logs.low(), Some(10));
+        assert_eq!(logs.low(), Some(20));
         logs.reset();
         assert_eq!((logs.used(), logs.left(), logs.low()), (0, 150, None));
         assert_eq!(append(&mut logs, 100), Ok((0, 0)));
@@ -335,7 +337,7 @@ mod tests {
         let mut logs = logs(&[1000, 1000])?;
         logs.list[0].allocated = 100;
         logs.list[0].available = 50;
-        assert_eq!(logs.seek(1), 150);
+        assert_eq!(logs.room_for(1), 150);
         assert_eq!(logs.left(), 1150);
         assert_eq!(append(&mut logs, 120), Ok((0, 0)));
         logs.list[0].available = 30;

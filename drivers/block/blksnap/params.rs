@@ -9,6 +9,10 @@ use crate::{
 };
 use kernel::{
     block::SECTOR_SHIFT,
+    page::{
+        total_pages,
+        PAGE_SHIFT, //
+    },
     time::Delta, //
 };
 
@@ -24,6 +28,17 @@ pub(crate) fn change_map_limits() -> Limits {
 /// How many bytes of a snapshot may be in memory, because they were read and not stored yet.
 pub(crate) fn max_copy_bytes() -> usize {
     (module_parameters::copy_memory.value().clamp(1, 1 << 10) as usize) << 20
+}
+
+/// How many bytes the maps of a snapshot may take.
+pub(crate) fn max_map_bytes() -> usize {
+    const MAX: usize = 1 << 20;
+
+    let mib = module_parameters::map_memory.value() as usize;
+    match mib {
+        0 => (total_pages() / 32).min(1 << (30 - PAGE_SHIFT)) << PAGE_SHIFT,
+        mib => mib.min(MAX) << 20,
+    }
 }
 
 /// How many bytes of a storage are left for copies ahead of writes.
@@ -52,13 +67,13 @@ pub(crate) fn storage_step() -> u64 {
     u64::from(module_parameters::diff_storage_minimum.value()) << SECTOR_SHIFT
 }
 
-/// Upper limit of the time that a take holds I/O back.
+/// Upper limit of the time from when a take freezes file systems until it thaws them.
 pub(crate) fn freeze_timeout() -> Delta {
     let seconds = module_parameters::freeze_timeout.value().clamp(1, 30);
     Delta::from_secs(seconds.into())
 }
 
-/// For so long writers wait for one write to the difference storage.
-pub(crate) fn storage_timeout() -> Delta {
-    Delta::from_secs(module_parameters::storage_timeout.value().max(1).into())
+/// Milliseconds of each minute for which writers are held for the difference storage at most.
+pub(crate) fn hold_writers_ms() -> u32 {
+    module_parameters::hold_writers.value().clamp(1, 60) * 1000
 }

@@ -5,7 +5,10 @@
 //! The bits are in leaves of a page, allocated when a chunk of theirs is first claimed. Bits are
 //! only ever set, so reading needs no lock.
 
-use crate::chunk::ChunkRange;
+use crate::{
+    budget::Budget,
+    chunk::ChunkRange, //
+};
 use kernel::{
     alloc::Flags,
     page::PAGE_SIZE,
@@ -17,6 +20,7 @@ use kernel::{
             Relaxed,
             Release, //
         },
+        Arc,
         SetOnce, //
     }, //
 };
@@ -27,29 +31,37 @@ const LEAF_BITS: u64 = LEAF_WORDS as u64 * WORD_BITS;
 
 type Leaf = [Atomic<u64>; LEAF_WORDS];
 
-/// Leaves that were missing, and which ones they are.
-pub(crate) struct NewLeaves(KVec<(usize, KBox<Leaf>)>);
+/// Leaves that were missing, and which ones they are. Hardly ever any.
+pub(crate) struct NewLeaves(Option<KVec<(usize, KBox<Leaf>)>>);
 
 /// The bits of a device.
 pub(crate) struct SavedMap {
     leaves: VVec<SetOnce<KBox<Leaf>>>,
+    /// Number of leaves that are there.
+    count: Atomic<usize>,
+    budget: Arc<Budget>,
 }
 
 impl SavedMap {
-    /// A map of `nr_chunks` chunks, none of which is saved. May sleep.
-    pub(crate) fn new(nr_chunks: u64) -> Result<Self> {
+    /// A map of `nr_chunks` chunks, none of which is saved. Its memory is accounted as that of
+    /// `budget`. May sleep.
+    pub(crate) fn new(nr_chunks: u64, budget: Arc<Budget>) -> Result<Self> {
         let count = usize::try_from(nr_chunks.div_ceil(LEAF_BITS))?;
-        let mut leaves = VVec::with_capacity(count, GFP_KERNEL)?;
+        let mut leaves = budget.account(|| VVec::with_capacity(count, GFP_KERNEL_ACCOUNT))?;
         for _ in 0..count {
             leaves.push(SetOnce::new(), GFP_KERNEL)?;
         }
-        Ok(Self { leaves })
+        Ok(Self {
+            leaves,
+            count: Atomic::new(0),
+            budget,
+        })
     }
 
     /// The bytes of memory that it takes.
     pub(crate) fn memory(&self) -> usize {
-        let leaves = self.leaves.iter().filter(|leaf| leaf.as_ref().is_some());
-        leaves.count() * size_of::<Leaf>() + self.leaves.len() * size_of::<SetOnce<KBox<Leaf>>>()
+        let leaves = self.count.load(Relaxed) * size_of::<Leaf>();
+        leaves + self.leaves.len() * size_of::<SetOnce<KBox<Leaf>>>()
     }
 
     /// Allocates what [`Self::reserve`] needs. May sleep if `flags` do.
@@ -58,12 +70,14 @@ impl SavedMap {
     ///
     /// [`ENOMEM`], or [`EINVAL`] for chunks that are not in the map.
     pub(crate) fn prepare(&self, chunks: ChunkRange, flags: Flags) -> Result<NewLeaves> {
-        let mut new = KVec::new();
+        let mut new = None;
         for index in chunks.start / LEAF_BITS..chunks.end.div_ceil(LEAF_BITS) {
             let index = index as usize;
             if self.leaves.get(index).ok_or(EINVAL)?.as_ref().is_none() {
                 let leaf = pin_init::init_array_from_fn(|_| Atomic::new(0));
-                new.push((index, KBox::init(leaf, flags)?), flags)?;
+                let new = new.get_or_insert_with(KVec::new);
+                let leaf = || KBox::init(leaf, flags | __GFP_ACCOUNT);
+                new.push((index, self.budget.account(leaf)?), flags)?;
             }
         }
         Ok(NewLeaves(new))
@@ -72,37 +86,50 @@ impl SavedMap {
     /// Makes sure that the bits of the chunks for which `new` was prepared can be set. No other
     /// call is going on: what one that is half-way adds could not be seen yet. Does not sleep.
     pub(crate) fn reserve(&self, new: NewLeaves) {
-        for (index, leaf) in new.0 {
+        for (index, leaf) in new.0.into_iter().flatten() {
             // If somebody else was faster, this one is not needed.
-            self.leaves[index].populate(leaf);
+            if self.leaves[index].populate(leaf) {
+                self.count.add(1, Relaxed);
+            }
         }
     }
 
-    /// Calls `f` with the index of each word that `chunks` have bits in, and the mask of these
-    /// bits, until it returns something.
-    fn words<R>(chunks: ChunkRange, mut f: impl FnMut(u64, u64) -> Option<R>) -> Option<R> {
-        let mut at = chunks.start;
-        while at < chunks.end {
-            let word = at / WORD_BITS;
-            let end = chunks.end.min((word + 1) * WORD_BITS);
-            let mask = (u64::MAX >> (WORD_BITS - (end - at))) << (at % WORD_BITS);
-            if let Some(result) = f(word, mask) {
+    fn leaf(&self, index: u64) -> Option<&Leaf> {
+        Some(&**self.leaves.get(index as usize)?.as_ref()?)
+    }
+
+    /// Calls `f` with the number of the first chunk of each word that `chunks` have bits in, the
+    /// word, if it is there, and the mask of these bits, until it returns something.
+    #[inline]
+    fn words<R>(
+        &self,
+        chunks: ChunkRange,
+        mut f: impl FnMut(u64, Option<&Atomic<u64>>, u64) -> Option<R>,
+    ) -> Option<R> {
+        let mut start = chunks.start;
+        let mut leaf = self.leaf(start / LEAF_BITS);
+        while start < chunks.end {
+            let first = start / WORD_BITS * WORD_BITS;
+            let mut mask = u64::MAX << (start - first);
+            if chunks.end - first < WORD_BITS {
+                mask &= (1 << (chunks.end - first)) - 1;
+            }
+            let word = leaf.map(|leaf| &leaf[(first % LEAF_BITS / WORD_BITS) as usize]);
+            if let Some(result) = f(first, word, mask) {
                 return Some(result);
             }
-            at = end;
+            start = first + WORD_BITS;
+            if start % LEAF_BITS == 0 {
+                leaf = self.leaf(start / LEAF_BITS);
+            }
         }
         None
     }
 
-    fn word(&self, index: u64) -> Option<&Atomic<u64>> {
-        let leaf = self.leaves.get((index / LEAF_WORDS as u64) as usize)?;
-        Some(&leaf.as_ref()?[(index % LEAF_WORDS as u64) as usize])
-    }
-
     /// Marks `chunks` as saved. They were reserved, and no other call is going on.
     pub(crate) fn set(&self, chunks: ChunkRange) {
-        Self::words(chunks, |index, mask| {
-            if let Some(word) = self.word(index) {
+        self.words(chunks, |_, word, mask| {
+            if let Some(word) = word {
                 word.store(word.load(Relaxed) | mask, Release);
             }
             None::<()>
@@ -112,9 +139,12 @@ impl SavedMap {
     /// How many of `chunks` are saved.
     pub(crate) fn count(&self, chunks: ChunkRange) -> u64 {
         let mut count = 0;
-        Self::words(chunks, |index, mask| {
-            let saved = self.word(index).map_or(0, |word| word.load(Relaxed));
-            count += u64::from((saved & mask).count_ones());
+        self.words(chunks, |_, word, mask| {
+            let saved = mask & word.map_or(0, |word| word.load(Relaxed));
+            // Most words have none, and not every processor has an instruction for it.
+            if saved != 0 {
+                count += u64::from(saved.count_ones());
+            }
             None::<()>
         });
         count
@@ -123,10 +153,10 @@ impl SavedMap {
     /// The first of `chunks` whose bit is set in a word of them as `f` sees it.
     #[inline]
     fn first(&self, chunks: ChunkRange, f: impl Fn(u64) -> u64) -> Option<u64> {
-        Self::words(chunks, |index, mask| {
-            let saved = self.word(index).map_or(0, |word| word.load(Acquire));
+        self.words(chunks, |first, word, mask| {
+            let saved = word.map_or(0, |word| word.load(Acquire));
             let found = mask & f(saved);
-            (found != 0).then(|| index * WORD_BITS + u64::from(found.trailing_zeros()))
+            (found != 0).then(|| first + u64::from(found.trailing_zeros()))
         })
     }
 
@@ -153,7 +183,7 @@ mod tests {
 
     #[test]
     fn bits() -> Result {
-        let map = SavedMap::new(1000)?;
+        let map = SavedMap::new(1000, Budget::new(0)?)?;
         assert_eq!(map.first_unsaved(chunks(3, 900)), Some(3));
         map.reserve(map.prepare(chunks(3, 200), GFP_KERNEL)?);
         map.set(chunks(3, 200));
@@ -176,7 +206,7 @@ mod tests {
 
     #[test]
     fn across_leaves() -> Result {
-        let map = SavedMap::new(3 * LEAF_BITS + 1)?;
+        let map = SavedMap::new(3 * LEAF_BITS + 1, Budget::new(0)?)?;
         let range = chunks(LEAF_BITS - 1, 2 * LEAF_BITS + 1);
         let twice = map.prepare(range, GFP_KERNEL)?;
         map.reserve(map.prepare(range, GFP_KERNEL)?);
@@ -200,7 +230,7 @@ mod tests {
     #[test]
     fn every_bit_alone() -> Result {
         for bit in [0, 1, 63, 64, 65, LEAF_BITS - 1, LEAF_BITS] {
-            let map = SavedMap::new(2 * LEAF_BITS)?;
+            let map = SavedMap::new(2 * LEAF_BITS, Budget::new(0)?)?;
             map.reserve(map.prepare(chunks(bit, bit + 1), GFP_KERNEL)?);
             map.set(chunks(bit, bit + 1));
             assert_eq!(map.first_unsaved(chunks(bit, bit + 1)), None);

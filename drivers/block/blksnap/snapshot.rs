@@ -16,7 +16,9 @@ use crate::{
         Queues, //
     },
     barrier::Barrier,
+    budget::Budget,
     chunk::Geometry,
+    copy_memory::CopyMemory,
     deadline::Deadline,
     debug::{
         AreaFile,
@@ -30,9 +32,13 @@ use crate::{
     links::Links,
     params,
     storage::Storage,
+    trace,
     tracker::Tracker, //
 };
-use core::cmp::Reverse;
+use core::{
+    cmp::Reverse,
+    mem, //
+};
 use kernel::{
     block::bdev::{
         BdevFile,
@@ -49,15 +55,23 @@ use kernel::{
             RcuArc, //
         },
         Arc,
+        Completion,
         Mutex, //
     },
     time::{
+        msecs_to_jiffies,
         Delta,
         Instant,
         Monotonic, //
     },
-    uapi,
-    uuid::Uuid, //
+    uuid::Uuid,
+    workqueue::{
+        impl_has_work,
+        new_work,
+        OwnedQueue,
+        Work,
+        WorkItem, //
+    }, //
 };
 
 /// All snapshots, while the module is there.
@@ -71,6 +85,8 @@ pub(crate) struct Snapshots {
     links: Arc<Links>,
     debug: Directory,
     freezer: Arc<Freezer>,
+    /// Runs what remains of snapshots to its end. Dropping it waits for that.
+    ends: OwnedQueue,
 }
 
 impl Snapshots {
@@ -79,12 +95,14 @@ impl Snapshots {
         let links = Arc::pin_init(Links::new(), GFP_KERNEL)?;
         let debug = Directory::new()?;
         let freezer = Arc::new(Freezer::new()?, GFP_KERNEL)?;
+        let ends = OwnedQueue::new_mem_reclaim(c"blksnap_ends")?;
         let snapshots = Arc::pin_init(
             pin_init!(Self {
                 list <- new_mutex!(KVec::new(), "blksnap_snapshots"),
                 links,
                 debug,
                 freezer,
+                ends,
             }),
             GFP_KERNEL,
         )?;
@@ -107,13 +125,10 @@ impl Drop for SnapshotsGuard {
         };
         let pop = || snapshots.list.lock().pop();
         while let Some(snapshot) = pop() {
-            snapshot.end();
+            snapshot.end(&snapshots.ends);
         }
     }
 }
-
-/// The name of an image's disk, padded with zeroes.
-pub(crate) type ImageName = [u8; uapi::BLKSNAP_IMAGE_NAME_LEN as usize];
 
 /// A device of a snapshot.
 struct Device {
@@ -126,8 +141,8 @@ struct Device {
 }
 
 impl Device {
-    /// Undoes what a take has done, and what it had begun.
-    fn undo_take(&mut self) {
+    /// Ends the image, without waiting for the device or the storage.
+    fn end_image(&mut self) {
         // Ahead of the first write that is not waited for, or images would show it.
         if let Some(area) = &self.area {
             area.shut();
@@ -135,8 +150,12 @@ impl Device {
         self.tracker.stop();
         self.figures = None;
         self.image = None;
-        if let Some(area) = &self.area {
-            Area::close(area);
+    }
+
+    /// Waits for the I/O of the area.
+    fn close(&mut self) {
+        if let Some(area) = self.area.take() {
+            Area::close(&area);
         }
     }
 }
@@ -171,27 +190,41 @@ struct Devices {
 pub(crate) struct Snapshot {
     id: Uuid,
     storage: Arc<Storage>,
+    map_memory: Arc<Budget>,
     links: Arc<Links>,
     debug: Directory,
     freezer: Arc<Freezer>,
     queues: Arc<Queues>,
     #[pin]
     devices: Mutex<Devices>,
+    #[pin]
+    end_work: Work<Snapshot>,
+    ended: Arc<Completion>,
 }
+
+impl_has_work! {
+    impl HasWork<Self> for Snapshot { self.end_work }
+}
+
+/// Milliseconds for which a destroy waits for I/O.
+const END_TIMEOUT: u32 = 1000;
 
 impl Snapshot {
     /// Makes a snapshot without devices and returns its id. May sleep.
     pub(crate) fn create(storage: Arc<Storage>) -> Result<Uuid> {
         let snapshots = Snapshots::get()?;
+        let map_memory = Budget::new(params::max_map_bytes())?;
         let queues = Arc::new(Queues::new()?, GFP_KERNEL)?;
         let id = Uuid::random();
         let links = snapshots.links.clone();
         let debug = snapshots.debug.clone();
         let freezer = snapshots.freezer.clone();
+        let ended = Arc::pin_init(Completion::new(), GFP_KERNEL)?;
         let snapshot = Arc::pin_init(
             pin_init!(Self {
                 id,
                 storage,
+                map_memory,
                 links,
                 debug,
                 freezer,
@@ -201,6 +234,8 @@ impl Snapshot {
                     frozen: KVec::new(),
                     state: State::New,
                 }, "blksnap_devices"),
+                end_work <- new_work!("blksnap_end"),
+                ended,
             }),
             GFP_KERNEL,
         )?;
@@ -220,6 +255,27 @@ impl Snapshot {
             .find(|snapshot| snapshot.id == id)
             .cloned()
             .ok_or(ESRCH)
+    }
+
+    /// Breaks the images of all snapshots. Waits for takes in progress. May sleep.
+    pub(crate) fn fail_all(error: Error) {
+        let Ok(snapshots) = Snapshots::get() else {
+            return;
+        };
+        // From the end, so that none is missed if others go meanwhile.
+        let mut at = snapshots.list.lock().len();
+        while at > 0 {
+            at -= 1;
+            let found = snapshots.list.lock().get(at).cloned();
+            let Some(snapshot) = found else {
+                continue;
+            };
+            for device in &snapshot.devices.lock().list {
+                if let Some(area) = &device.area {
+                    area.fail_io(error);
+                }
+            }
+        }
     }
 
     /// The ids of all snapshots.
@@ -320,8 +376,9 @@ impl Snapshot {
             State::Destroyed => return Err(ESRCH),
         }
         let result = self.take_all(&mut devices.list, &devices.frozen);
+        trace::take(self.id, devices.list.len(), result);
         match result {
-            Ok(()) => {
+            Ok(_) => {
                 for device in &devices.list {
                     device.tracker.identify_take();
                 }
@@ -329,19 +386,21 @@ impl Snapshot {
             }
             Err(_) => {
                 for device in &mut devices.list {
-                    device.undo_take();
-                    device.area = None;
+                    device.end_image();
+                    device.close();
                 }
                 // What was saved meanwhile is of no use, nor is what there was to be told.
                 self.storage.reset();
             }
         }
-        result
+        result.map(|_| ())
     }
 
-    fn take_all(&self, devices: &mut KVec<Device>, also_frozen: &[Arc<BdevFile>]) -> Result {
+    /// Returns how long the queues were frozen.
+    fn take_all(&self, devices: &mut KVec<Device>, also_frozen: &[Arc<BdevFile>]) -> Result<Delta> {
         // Whatever can fail for lack of something comes first.
-        let max_copy_bytes = params::max_copy_bytes() / devices.len();
+        let copy_memory = CopyMemory::new(params::max_copy_bytes(), devices.len());
+        let copy_memory = Arc::new(copy_memory, GFP_KERNEL)?;
         for device in devices.iter_mut() {
             let origin = device.origin.clone();
             let nr_sectors = origin.nr_sectors();
@@ -349,8 +408,9 @@ impl Snapshot {
             device.area = Some(Area::new(Config {
                 origin,
                 geometry: Geometry::new(params::chunk_shift(), nr_sectors),
-                max_copy_bytes,
+                copy_memory: copy_memory.clone(),
                 storage: self.storage.clone(),
+                map_memory: self.map_memory.clone(),
                 queues: self.queues.clone(),
             })?);
         }
@@ -359,25 +419,21 @@ impl Snapshot {
             bdevs.push(&device.origin, GFP_KERNEL)?;
         }
 
-        let with_fs = Self::may_have_fs(devices, also_frozen)?;
+        let mut with_fs = Self::may_have_fs(devices, also_frozen)?;
         let mut frozen = KVec::with_capacity(with_fs.len(), GFP_KERNEL)?;
         // Or the first one would be frozen while the others write, perhaps by way of a snapshot
         // whose storage is on it.
         for device in &with_fs {
-            device.sync();
+            self.freezer.sync(device.clone())?;
         }
         let barrier = Barrier::new(bdevs)?;
         let mut frozen_for = Delta::ZERO;
         // Reclaim could wait for what is frozen.
         let result: Result = noio::scope(|| {
             let deadline = Deadline::after(params::freeze_timeout());
-            for device in &with_fs {
-                let fs = self.freezer.freeze(device.clone(), deadline)?;
-                // There is room for it.
-                let _ = frozen.push_within_capacity(fs);
-            }
+            self.freezer.freeze(&mut with_fs, &mut frozen, deadline)?;
             let begin = Instant::<Monotonic>::now();
-            barrier.run(params::freeze_timeout(), || {
+            barrier.run(deadline, || {
                 for device in devices.iter() {
                     if let Some(area) = &device.area {
                         device.tracker.take(area.clone());
@@ -387,7 +443,8 @@ impl Snapshot {
             frozen_for = begin.elapsed();
             Ok(())
         });
-        let thawed = noio::scope(|| self.freezer.thaw(frozen));
+        let deadline = Deadline::after(params::freeze_timeout());
+        let thawed = noio::scope(|| self.freezer.thaw(&mut frozen, deadline));
         // A partition that a worker closed last would stay open for a moment after the take.
         drop(with_fs);
         result.and(thawed)?;
@@ -395,11 +452,12 @@ impl Snapshot {
         for device in devices.iter_mut() {
             if let Some(area) = &device.area {
                 let image = image::new(area)?;
+                area.set_image_name(image.name())?;
                 device.figures = Some(self.debug.add(image.name(), area, frozen_for)?);
                 device.image = Some(image);
             }
         }
-        Ok(())
+        Ok(frozen_for)
     }
 
     /// The devices, their partitions, and those that are only frozen, in the order in which the
@@ -425,61 +483,72 @@ impl Snapshot {
             }
         }
         // Freeze the file system of a loop device before the one with its backing file. The loop
-        // device was set up later, so its diskseq is larger.
+        // device was set up later, so its diskseq is larger, unless the other device has got
+        // another table since.
         files.sort_unstable_by_key(|device| Reverse(device.disk_seq()));
         Ok(files)
     }
 
-    /// The error and the image of a device.
-    pub(crate) fn image_of(&self, tracker: &Tracker) -> Result<(i32, ImageName)> {
-        let devices = self.devices.lock();
-        let device = devices
-            .list
-            .iter()
-            .find(|device| core::ptr::eq(&*device.tracker, tracker))
-            .ok_or(ESRCH)?;
-        let mut name = ImageName::default();
-        if let Some(image) = &device.image {
-            let bytes = image.name().to_bytes();
-            // A disk's name is shorter than that.
-            name.get_mut(..bytes.len())
-                .ok_or(EOVERFLOW)?
-                .copy_from_slice(bytes);
-        }
-        Ok((device.area.as_ref().map_or(0, |area| area.error()), name))
-    }
-
-    /// Destroys the snapshot: its devices leave it, and its images are gone. May sleep.
+    /// Destroys the snapshot: its devices leave it, and its images are gone. The storage and the
+    /// devices are closed, too, unless one of them does not answer; then that comes when it does.
+    /// May sleep.
     ///
     /// # Errors
     ///
     /// [`ENODEV`] if there is none with that id.
     pub(crate) fn destroy(id: Uuid) -> Result {
+        let snapshots = Snapshots::get()?;
         let snapshot = {
-            let snapshots = Snapshots::get()?;
             let mut list = snapshots.list.lock();
             let at = list.iter().position(|s| s.id == id).ok_or(ENODEV)?;
             list.remove(at).map_err(|_| ENODEV)?
         };
-        snapshot.end();
+        snapshot.end(&snapshots.ends);
         Ok(())
     }
 
-    fn end(&self) {
+    fn end(self: Arc<Self>, queue: &OwnedQueue) {
         self.storage.events().close();
         let mut devices = self.devices.lock();
         devices.state = State::Destroyed;
+        // All writes go on, whichever device does not answer.
         for device in &mut devices.list {
-            device.undo_take();
+            device.end_image();
             self.links.remove(&device.origin);
             device.tracker.leave();
         }
+        drop(devices);
+        // It is queued once.
+        let _ = queue.enqueue(self.clone());
+        let timeout = msecs_to_jiffies(END_TIMEOUT);
+        let in_time = self.ended.wait_for_completion_timeout(timeout);
+        if in_time {
+            // Files are closed before this returns, which a kernel thread does not do.
+            let mut devices = self.devices.lock();
+            devices.list.clear();
+            devices.frozen.clear();
+        } else {
+            pr_warn!("a device of a destroyed snapshot, or its storage, does not answer\n");
+        }
+        trace::destroy(self.id, !in_time);
+    }
+}
+
+impl WorkItem for Snapshot {
+    type Pointer = Arc<Self>;
+
+    fn run(this: Arc<Self>) {
+        let mut list = mem::take(&mut this.devices.lock().list);
+        list.iter_mut().for_each(Device::close);
         // Work and bios that have just ended may still hold the areas, which are large. Then they,
         // the devices and the storage would be closed a moment later only, and where bios end.
-        self.queues.flush();
+        this.queues.flush();
         rcu::synchronize_rcu();
-        devices.list.clear();
-        devices.frozen.clear();
+        this.devices.lock().list = list;
+        let ended = this.ended.clone();
+        // The task that waits drops the last reference.
+        drop(this);
+        ended.complete_all();
     }
 }
 

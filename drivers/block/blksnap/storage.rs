@@ -444,8 +444,7 @@ impl Storage {
         // Reclaim could wait for a write that is waiting for this lock.
         noio::scope(|| -> Result {
             let mut logs = self.logs.lock();
-            let current = logs.current;
-            for (number, log) in logs.list.iter_mut().enumerate().skip(current) {
+            for (number, log) in logs.list.iter_mut().enumerate() {
                 // A full part gets no more writes.
                 if log.room() < page {
                     continue;
@@ -498,7 +497,7 @@ impl Storage {
             for (part, log) in self.parts().zip(&mut logs.list) {
                 log.available = part.medium.file.available().unwrap_or(u64::MAX);
             }
-            let room = logs.seek(len as u64);
+            let room = logs.room_for(len as u64);
             let len = choose(usize::try_from(room).unwrap_or(usize::MAX)) as u64;
             let (number, log) = logs.append(len)?;
             let at = log.next - len;
@@ -581,8 +580,6 @@ impl Storage {
             return Err(EINVAL);
         }
         log.limit = limit;
-        // It may have been full, and the next one in use.
-        logs.current = 0;
         self.tell(logs.low());
         Ok(())
     }

@@ -7,7 +7,6 @@
 //! A layer that changes the data, as dm-crypt does, hides the token.
 
 use crate::{
-    params,
     storage::{
         Spot,
         Storage,
@@ -46,6 +45,9 @@ use kernel::{
 
 /// The token that the filters check writes for; empty unless a storage is being probed.
 static WANTED: RcuArc<Token> = RcuArc::empty();
+
+/// For how many milliseconds the writes of a token are waited for.
+const TIMEOUT: u32 = 30_000;
 
 /// Upper bound of the tracked devices that one write reaches.
 const MAX_SEEN: usize = 64;
@@ -140,9 +142,9 @@ struct Waiter {
 impl Waiter {
     /// # Errors
     ///
-    /// [`EINTR`] for a signal, [`ETIMEDOUT`] after the time that a write to a storage may take.
+    /// [`EINTR`] for a signal, [`ETIMEDOUT`] after [`TIMEOUT`].
     fn wait(&self) -> Result {
-        let mut left = msecs_to_jiffies(params::storage_timeout().as_millis() as u32);
+        let mut left = msecs_to_jiffies(TIMEOUT);
         let mut written = self.written.lock();
         while !*written {
             left = match self.changed.wait_interruptible_timeout(&mut written, left) {
@@ -176,7 +178,7 @@ impl Prober {
     ///
     /// # Errors
     ///
-    /// - [`EINTR`] on a signal, [`ETIMEDOUT`] after `storage_timeout`; the writes then continue,
+    /// - [`EINTR`] on a signal, [`ETIMEDOUT`] after [`TIMEOUT`]; the writes then continue,
     /// - [`EBUSY`] while such writes of an earlier call are in flight,
     /// - [`E2BIG`] if more than [`MAX_SEEN`] trackers have seen the token,
     /// - [`ENOMEM`].

@@ -4,7 +4,10 @@
 //! it hands writes over to the difference area.
 
 use crate::{
-    area::Area,
+    area::{
+        Area,
+        ImageName, //
+    },
     arg::{
         expect_zeroes,
         fill_zeroes, //
@@ -275,11 +278,17 @@ impl Tracker {
     }
 
     fn snapshot_info(&self, arg: UserSlice) -> Result {
-        let id = match &self.device.lock().member {
-            Member::Of(id) => *id,
-            _ => return Err(ESRCH),
+        if !matches!(self.device.lock().member, Member::Of(_)) {
+            return Err(ESRCH);
+        }
+        // Not from the snapshot, which is locked while it is taken.
+        let (error, image) = {
+            let guard = rcu::read_lock();
+            let area = self.area.get(&guard);
+            area.map_or((0, ImageName::default()), |area| {
+                (area.error(), area.image_name())
+            })
         };
-        let (error, image) = Snapshot::find(id)?.image_of(self)?;
         let mut to = arg.writer();
         to.write(&error)?;
         to.write_slice(&image)
@@ -333,6 +342,11 @@ impl Filter for Tracker {
     fn gone(this: ArcBorrow<'_, Self>) {
         let mut device = this.device.lock();
         device.gone = true;
+        // Also when a partition table is read again, though the partition stays.
+        pr_info!(
+            "change tracking of {} has ended, the device is gone\n",
+            this.dev
+        );
         let guard = rcu::read_lock();
         if let Some(area) = this.area.get(&guard) {
             this.break_off(&area, ENODEV);

@@ -191,6 +191,10 @@ enum blksnap_event_codes {
 	BLKSNAP_EVENT_CODE_NO_SPACE	= 1,
 	/* Little space is left: struct blksnap_event_low_space. */
 	BLKSNAP_EVENT_CODE_LOW_SPACE	= 32,
+	/* Sectors could not be saved: struct blksnap_event_lost. */
+	BLKSNAP_EVENT_CODE_LOST		= 33,
+	/* Writers are held for the storage: struct blksnap_event_slow_storage. */
+	BLKSNAP_EVENT_CODE_SLOW_STORAGE	= 34,
 };
 
 /**
@@ -235,6 +239,40 @@ struct blksnap_event_no_space {
  */
 struct blksnap_event_low_space {
 	__u64 left_nr_sect;
+};
+
+/**
+ * struct blksnap_event_lost - data of BLKSNAP_EVENT_CODE_LOST
+ * @dev_id_mj: major number of the device
+ * @dev_id_mn: minor number of the device
+ * @sector: the first sector that could not be read when it was to be saved
+ * @nr_sect: number of sectors. Reads of them from the image fail; the rest of the
+ *	image is intact.
+ * @err_code: a negative error number
+ * @reserved: 0
+ */
+struct blksnap_event_lost {
+	__u32 dev_id_mj;
+	__u32 dev_id_mn;
+	__u64 sector;
+	__u64 nr_sect;
+	__s32 err_code;
+	__u32 reserved;
+};
+
+/**
+ * struct blksnap_event_slow_storage - data of BLKSNAP_EVENT_CODE_SLOW_STORAGE
+ * @dev_id_mj: major number of the device
+ * @dev_id_mn: minor number of the device
+ * @held_ms: milliseconds of the last minute for which writers to the device have
+ *	waited for the difference storage
+ * @limit_ms: the snapshot is given up when @held_ms reaches this
+ */
+struct blksnap_event_slow_storage {
+	__u32 dev_id_mj;
+	__u32 dev_id_mn;
+	__u32 held_ms;
+	__u32 limit_ms;
 };
 
 /**
@@ -287,19 +325,26 @@ struct blksnap_storage_low_space {
 };
 
 /**
- * struct blksnap_storage_info - the storage of a snapshot, all of it together
+ * struct blksnap_storage_info - the storage of a snapshot, all of it together, and
+ *	the totals of its events
  * @id: the snapshot
  * @total_nr_sect: returns how many sectors may be used
  * @used_nr_sect: returns how many are used
  * @low_space_nr_sect: returns what struct blksnap_storage_low_space has set
- * @reserved: returns zeroes
+ * @lost_nr_sect: returns the number of sectors that could not be saved; reads of them
+ *	from the images fail
+ * @held_ms: returns the milliseconds for which writers to the devices have waited for
+ *	the storage since the take; the first 250 ms of each wait do not count
+ * @reserved: returns 0
  */
 struct blksnap_storage_info {
 	struct blksnap_uuid id;
 	__u64 total_nr_sect;
 	__u64 used_nr_sect;
 	__u64 low_space_nr_sect;
-	__u64 reserved[3];
+	__u64 lost_nr_sect;
+	__u64 held_ms;
+	__u64 reserved;
 };
 
 /**

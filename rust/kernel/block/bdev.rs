@@ -47,16 +47,18 @@ use crate::{
     },
     prelude::*,
     sync::Arc,
-    time::Jiffies,
-    types::{
-        NotThreadSafe,
-        Opaque, //
-    }, //
+    types::Opaque, //
 };
 use core::{
     ops::Deref,
     ptr::NonNull, //
 };
+
+#[cfg(CONFIG_BLK_FILTER)]
+mod quiesce;
+
+#[cfg(CONFIG_BLK_FILTER)]
+pub use self::quiesce::Quiesce;
 
 /// Sectors of 512 bytes, counted from the start of a device.
 ///
@@ -85,12 +87,13 @@ impl SectorRange {
 }
 
 /// A device number. It is written as `major:minor`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DevT(bindings::dev_t);
 
 impl DevT {
+    /// The number as C has it, for example in tracepoints.
     #[inline]
-    pub(crate) fn as_raw(self) -> bindings::dev_t {
+    pub fn as_raw(self) -> bindings::dev_t {
         self.0
     }
 
@@ -118,8 +121,8 @@ impl fmt::Display for DevT {
 ///
 /// # Invariants
 ///
-/// The block device is initialised and part of a `struct gendisk`, which stays as long as the
-/// reference lives.
+/// The block device is initialised and part of a `struct gendisk`. It is open or belongs to its
+/// driver, and stays as long as the reference lives.
 #[repr(transparent)]
 pub struct BlockDevice(Opaque<bindings::block_device>);
 
@@ -264,8 +267,9 @@ impl BlockDevice {
     /// and when it gets another content.
     #[inline]
     pub fn disk_seq(&self) -> u64 {
-        // SAFETY: The device is valid by the type invariant, and so is its disk.
-        unsafe { (*self.disk()).diskseq }
+        // SAFETY: The device is valid by the type invariant, and so is its disk. Others may change
+        // the number meanwhile, so it is read once.
+        unsafe { (&raw const (*self.disk()).diskseq).read_volatile() }
     }
 
     /// Opens partition `number` of the disk that this device is on for reading. Number 0 is the
@@ -403,7 +407,7 @@ impl FrozenFs {
     ///
     /// [`EINVAL`] if it was not frozen any more: somebody else has thawed it, as the ioctl `FITHAW`
     /// does, and it might have been written to since. That cannot be told where it was frozen again
-    /// meanwhile. Or what the file system says.
+    /// meanwhile, or where somebody else has it frozen, too. Or what the file system says.
     pub fn thaw(mut self) -> Result {
         self.thaw_once()
     }
@@ -423,97 +427,6 @@ impl Drop for FrozenFs {
     fn drop(&mut self) {
         // An error changes nothing for the owner.
         let _ = self.thaw_once();
-    }
-}
-
-/// Devices whose I/O is stopped, until this is dropped.
-///
-/// Each write that the filters of the devices' disks have let pass is on the media, and new I/O
-/// waits outside. So the owner must not wait for I/O to them, and its allocations are `GFP_NOIO`.
-/// Nor may it open or close devices of the disks, or take locks that are held while I/O to them is
-/// waited for.
-///
-/// # Invariants
-///
-/// The devices were quiesced by this task, and not unquiesced since.
-///
-/// # Examples
-///
-/// ```
-/// use kernel::{
-///     block::bdev::{BlockDevice, Quiesced},
-///     sync::atomic::{Atomic, Relaxed},
-///     time::msecs_to_jiffies,
-/// };
-///
-/// /// Writes before this count for the old generation, those after it for the new one.
-/// fn next_generation(bdev: &BlockDevice, generation: &Atomic<u64>) -> Result {
-///     let mut devices = [bdev];
-///     let timeout = msecs_to_jiffies(1000);
-///     let quiesced = Quiesced::new(&mut devices, timeout).map_err(|late| late.error)?;
-///     generation.add(1, Relaxed);
-///     drop(quiesced);
-///     Ok(())
-/// }
-/// ```
-#[cfg(CONFIG_BLK_FILTER)]
-pub struct Quiesced<'a> {
-    devices: &'a [&'a BlockDevice],
-    // Drivers may hold a mutex, which the task that has locked it unlocks.
-    _not_send: NotThreadSafe,
-}
-
-/// Why devices could not be quiesced.
-#[cfg(CONFIG_BLK_FILTER)]
-#[derive(Debug)]
-pub struct Late {
-    /// The number of devices whose I/O in flight was not completed in time. They are the first ones
-    /// of the slice now.
-    pub count: usize,
-    /// [`EOPNOTSUPP`] if filters do not see all writes to a device, [`EBUSY`] if a device is being
-    /// suspended or resumed, [`ETIMEDOUT`] if some are late.
-    pub error: Error,
-}
-
-#[cfg(CONFIG_BLK_FILTER)]
-impl<'a> Quiesced<'a> {
-    /// Stops the I/O of `devices`, each of which is on a disk of its own, and waits at most
-    /// `timeout` for their writes. May sleep.
-    ///
-    /// If one of them is stacked on another one, I/O of the upper device can block in the lower
-    /// one, and the upper one is late. Quiesce stacked devices first, by a separate call.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`Late`]; no device is quiesced then.
-    pub fn new<'b: 'a>(devices: &'a mut [&'b BlockDevice], timeout: Jiffies) -> Result<Self, Late> {
-        let mut late = 0;
-        // A reference to a `BlockDevice` is a pointer to its `struct block_device`.
-        let bdevs = devices.as_mut_ptr().cast::<*mut bindings::block_device>();
-        // More than `u32::MAX` pointers are more than there is of memory for devices.
-        let count = devices.len() as u32;
-        // SAFETY: There are `count` devices, which are valid and open, and the call only changes
-        // their order. If they are quiesced `drop()` undoes it.
-        to_result(unsafe { bindings::blk_filter_quiesce(bdevs, count, timeout, &mut late) })
-            .map_err(|error| Late {
-                count: late as usize,
-                error,
-            })?;
-        // INVARIANT: They were quiesced just now.
-        Ok(Self {
-            devices,
-            _not_send: NotThreadSafe,
-        })
-    }
-}
-
-#[cfg(CONFIG_BLK_FILTER)]
-impl Drop for Quiesced<'_> {
-    fn drop(&mut self) {
-        let bdevs = self.devices.as_ptr().cast::<*mut bindings::block_device>();
-        // SAFETY: By the type invariants these devices are quiesced, by this task. They are
-        // borrowed, so they are valid and open.
-        unsafe { bindings::blk_filter_unquiesce(bdevs, self.devices.len() as u32) };
     }
 }
 

@@ -201,7 +201,9 @@ pub struct Cgroup(usize);
 /// # Invariants
 ///
 /// The pointer is to a valid bio that is not completed, and this object has the only right to
-/// change, complete or submit it. `bi_next` is not in use by others.
+/// change, complete or submit it. `bi_next` is not in use by others. Of the rest of a bio of which
+/// dm has submitted a part, the task that polls for that may change `bi_private` and a flag in
+/// `bi_opf`, both of which are dm's.
 pub struct OwnedBio(NonNull<bindings::bio>);
 
 // SAFETY: A bio may be completed on any thread.
@@ -356,6 +358,41 @@ impl Drop for OwnedBio {
         // SAFETY: By the type invariant the bio is valid and ours; `self` is not used after this.
         unsafe { OwnedBio::from_raw(self.0.as_ptr()) }.end(Err(EIO));
     }
+}
+
+/// Calls `f`, and gives what it submits to the drivers in batches: at the end, when they are large,
+/// or when the task sleeps. Without effect in the call of another one.
+///
+/// May sleep if `f` does, and to submit.
+///
+/// # Examples
+///
+/// ```
+/// use kernel::block::bio::{plugged, BioList};
+///
+/// /// Ends all of them.
+/// fn end_all(bios: &mut BioList) -> usize {
+///     plugged(|| {
+///         let mut count = 0;
+///         while let Some(bio) = bios.pop() {
+///             bio.end(Ok(()));
+///             count += 1;
+///         }
+///         count
+///     })
+/// }
+///
+/// assert_eq!(end_all(&mut BioList::new()), 0);
+/// ```
+pub fn plugged<R>(f: impl FnOnce() -> R) -> R {
+    let plug = Opaque::<bindings::blk_plug>::uninit();
+    // SAFETY: It is valid for writes, and stays in its place until it is finished below, by the
+    // same task: nothing unwinds in the kernel.
+    unsafe { bindings::blk_start_plug(plug.get()) };
+    let result = f();
+    // SAFETY: It was started above.
+    unsafe { bindings::blk_finish_plug(plug.get()) };
+    result
 }
 
 /// A first-in, first-out list of bios.

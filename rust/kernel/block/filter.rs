@@ -183,6 +183,8 @@ impl<'a> FilteredBio<'a> {
     #[inline]
     pub fn take(self) -> (OwnedBio, Verdict<'a>) {
         let verdict = self.verdict(true);
+        // SAFETY: By the type invariants the bio is valid, and no other task has it yet.
+        unsafe { bindings::blk_filter_take_bio(self.bio) };
         // SAFETY: By the type invariants the bio is valid, and the verdict that is returned here
         // is the only one that there can be for it. It says that the block layer has given the bio
         // away.

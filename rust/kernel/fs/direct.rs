@@ -45,7 +45,7 @@ use crate::{
     task::{
         Kuid,
         Task, //
-    }, //
+    },
 };
 use core::{
     mem::MaybeUninit,
@@ -59,6 +59,9 @@ use core::{
 /// `CONFIG_IMA`), and only its owner, who is the user that has opened it here, and those who may
 /// read all files can open it so. A block device is only kept from those who want it exclusively
 /// too, like file systems.
+///
+/// Where writes go by way of the page cache, they are not delayed for what other devices have to
+/// write back, as those may be waiting for this file.
 ///
 /// It is closed when this is dropped, which may be in any context; what has to sleep for that is
 /// left to the kernel. Where I/O is done on the way of other I/O, use
@@ -449,13 +452,13 @@ impl DirectFile {
             // call waits for the I/O, since this is a kernel thread, which nobody kills; where it
             // writes to them the caller has borrowed them mutably. By the type invariant the file
             // is open for both.
-            let done = unsafe {
+            let done = with_local_throttle(|| unsafe {
                 if write {
                     bindings::vfs_iter_write(file, iter, &mut pos, flags)
                 } else {
                     bindings::vfs_iter_read(file, iter, &mut pos, 0)
                 }
-            };
+            });
             // A transfer that stops on the way says why when it is asked to go on.
             match usize::try_from(done) {
                 Ok(0) => return Err(EIO),
@@ -465,6 +468,18 @@ impl DirectFile {
         }
         Ok(())
     }
+}
+
+/// Calls `f` with writes of the current task throttled only for the dirty pages of the device that
+/// they go to. Scopes nest.
+fn with_local_throttle<R>(f: impl FnOnce() -> R) -> R {
+    // SAFETY: The current task is valid, and only it changes these flags.
+    let flags = || unsafe { &mut (*Task::current_raw()).flags };
+    let was = *flags() & bindings::PF_LOCAL_THROTTLE;
+    *flags() |= bindings::PF_LOCAL_THROTTLE;
+    let result = f();
+    *flags() = *flags() & !bindings::PF_LOCAL_THROTTLE | was;
+    result
 }
 
 impl Drop for DirectFile {

@@ -87,6 +87,9 @@ pub const EVENT_CORRUPTED: u32 = 0;
 pub const EVENT_NO_SPACE: u32 = 1;
 /// The event code of a difference storage with little space left.
 pub const EVENT_LOW_SPACE: u32 = 32;
+/// The event code of sectors that could not be saved.
+pub const EVENT_LOST: u32 = 33;
+pub const EVENT_SLOW_STORAGE: u32 = 34;
 
 /// Bytes of an event's data.
 pub const EVENT_DATA_LENGTH: usize = 4064;
@@ -241,6 +244,28 @@ pub struct EventNoSpace {
     pub requested_nr_sect: u64,
 }
 
+/// Start of the data of [`EVENT_LOST`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct EventLost {
+    pub major: u32,
+    pub minor: u32,
+    pub sector: u64,
+    pub nr_sect: u64,
+    pub err_code: i32,
+    pub reserved: u32,
+}
+
+/// Start of the data of [`EVENT_SLOW_STORAGE`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct EventSlowStorage {
+    pub major: u32,
+    pub minor: u32,
+    pub held_ms: u32,
+    pub limit_ms: u32,
+}
+
 /// Start of the data of [`EVENT_LOW_SPACE`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
@@ -288,7 +313,9 @@ pub struct StorageInfo {
     pub total_nr_sect: u64,
     pub used_nr_sect: u64,
     pub low_space_nr_sect: u64,
-    pub reserved: [u64; 3],
+    pub lost_nr_sect: u64,
+    pub held_ms: u64,
+    pub reserved: u64,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -408,6 +435,11 @@ mod tests {
         assert_eq!(offset_of!(SnapshotEvent, time_label), 24);
         assert_eq!(offset_of!(SnapshotEvent, data), 32);
         assert_eq!(offset_of!(EventCorrupted, err_code), 8);
+        assert_eq!(offset_of!(EventLost, sector), 8);
+        assert_eq!(offset_of!(EventLost, nr_sect), 16);
+        assert_eq!(offset_of!(EventLost, err_code), 24);
+        assert_eq!(offset_of!(EventSlowStorage, held_ms), 8);
+        assert_eq!(offset_of!(EventSlowStorage, limit_ms), 12);
         assert_eq!(offset_of!(SnapshotCreateEmpty, flags), 16);
         assert_eq!(offset_of!(StorageAppend, ranges), 16);
         assert_eq!(offset_of!(StorageAppend, count), 24);
@@ -419,8 +451,10 @@ mod tests {
         assert_eq!(offset_of!(StorageLowSpace, nr_sect), 16);
         assert_eq!(offset_of!(StorageInfo, total_nr_sect), 16);
         assert_eq!(offset_of!(StorageInfo, used_nr_sect), 24);
+        assert_eq!(offset_of!(StorageInfo, lost_nr_sect), 40);
+        assert_eq!(offset_of!(StorageInfo, held_ms), 48);
         assert_eq!(offset_of!(StorageInfo, low_space_nr_sect), 32);
-        assert_eq!(offset_of!(StorageInfo, reserved), 40);
+        assert_eq!(offset_of!(StorageInfo, reserved), 56);
     }
 
     #[test]

@@ -72,6 +72,23 @@ pub enum EventKind {
     NoSpace { requested: Sectors },
     /// The difference storage has less left than the threshold that was set.
     LowSpace { left: Sectors },
+    /// Sectors of a device could not be read before they were overwritten. Reads of them from
+    /// the image fail; the rest of it is intact.
+    Lost {
+        device: DeviceNumber,
+        /// Where they begin.
+        sector: Sectors,
+        length: Sectors,
+        /// A negative errno.
+        error_code: i32,
+    },
+    /// Writers to a device were held for the difference storage in the last minute, in
+    /// milliseconds. The snapshot is given up when that reaches `limit_ms`.
+    SlowStorage {
+        device: DeviceNumber,
+        held_ms: u32,
+        limit_ms: u32,
+    },
     /// A code that this library does not know.
     Other { code: u32, data: Vec<u8> },
 }
@@ -79,19 +96,35 @@ pub enum EventKind {
 impl Event {
     fn from_abi(event: &abi::SnapshotEvent) -> Self {
         let word = |at: usize| -> [u8; 4] { std::array::from_fn(|i| event.data[at + i]) };
-        let sectors = || Sectors(u64::from_ne_bytes(std::array::from_fn(|i| event.data[i])));
+        let sectors = |at: usize| {
+            Sectors(u64::from_ne_bytes(std::array::from_fn(|i| {
+                event.data[at + i]
+            })))
+        };
+        let device = || DeviceNumber {
+            major: u32::from_ne_bytes(word(0)),
+            minor: u32::from_ne_bytes(word(4)),
+        };
         let kind = match event.code {
             abi::EVENT_CORRUPTED => EventKind::Corrupted {
-                device: DeviceNumber {
-                    major: u32::from_ne_bytes(word(0)),
-                    minor: u32::from_ne_bytes(word(4)),
-                },
+                device: device(),
                 error_code: i32::from_ne_bytes(word(8)),
             },
             abi::EVENT_NO_SPACE => EventKind::NoSpace {
-                requested: sectors(),
+                requested: sectors(0),
             },
-            abi::EVENT_LOW_SPACE => EventKind::LowSpace { left: sectors() },
+            abi::EVENT_LOW_SPACE => EventKind::LowSpace { left: sectors(0) },
+            abi::EVENT_LOST => EventKind::Lost {
+                device: device(),
+                sector: sectors(8),
+                length: sectors(16),
+                error_code: i32::from_ne_bytes(word(24)),
+            },
+            abi::EVENT_SLOW_STORAGE => EventKind::SlowStorage {
+                device: device(),
+                held_ms: u32::from_ne_bytes(word(8)),
+                limit_ms: u32::from_ne_bytes(word(12)),
+            },
             code => EventKind::Other {
                 code,
                 data: event.data.to_vec(),
@@ -115,6 +148,12 @@ pub struct StorageInfo {
     /// With less than this left, [`EventKind::LowSpace`] comes; 0 for never.
     #[serde(rename = "low_space_sectors")]
     pub low_space: Sectors,
+    /// How much of the devices is missing from the images, as it could not be read.
+    #[serde(rename = "lost_sectors")]
+    pub lost: Sectors,
+    /// For how many milliseconds writers to the devices have waited for the storage, without the
+    /// first 250 ms of each wait.
+    pub held_ms: u64,
 }
 
 impl StorageInfo {
@@ -145,7 +184,11 @@ impl From<std::os::fd::OwnedFd> for Control {
 
 impl Control {
     pub fn open() -> Result<Self> {
-        let path = Path::new(abi::CONTROL_PATH);
+        Self::open_at(Path::new(abi::CONTROL_PATH))
+    }
+
+    /// Opens the control device by another name.
+    pub(crate) fn open_at(path: &Path) -> Result<Self> {
         let file = File::options()
             .read(true)
             .write(true)
@@ -230,6 +273,8 @@ impl Control {
             total: Sectors(info.total_nr_sect),
             used: Sectors(info.used_nr_sect),
             low_space: Sectors(info.low_space_nr_sect),
+            lost: Sectors(info.lost_nr_sect),
+            held_ms: info.held_ms,
         })
     }
 
@@ -337,10 +382,34 @@ mod tests {
                 },
             }
         );
+        let mut data = Vec::new();
+        data.extend(8u32.to_ne_bytes());
+        data.extend(1u32.to_ne_bytes());
+        data.extend((1u64 << 33).to_ne_bytes());
+        data.extend(8u64.to_ne_bytes());
+        data.extend((-61i32).to_ne_bytes());
+        assert_eq!(
+            event(abi::EVENT_LOST, &data).kind,
+            EventKind::Lost {
+                device: DeviceNumber { major: 8, minor: 1 },
+                sector: Sectors(1 << 33),
+                length: Sectors(8),
+                error_code: -61,
+            }
+        );
         assert_eq!(
             event(abi::EVENT_LOW_SPACE, &(1u64 << 40).to_ne_bytes()).kind,
             EventKind::LowSpace {
                 left: Sectors(1 << 40)
+            }
+        );
+        let data = [8u32, 1, 5000, 30_000].map(u32::to_ne_bytes).concat();
+        assert_eq!(
+            event(abi::EVENT_SLOW_STORAGE, &data).kind,
+            EventKind::SlowStorage {
+                device: DeviceNumber { major: 8, minor: 1 },
+                held_ms: 5000,
+                limit_ms: 30_000,
             }
         );
         assert!(matches!(
@@ -355,11 +424,19 @@ mod tests {
             total: Sectors(8),
             used: Sectors(3),
             low_space: Sectors(4),
+            lost: Sectors(16),
+            held_ms: 5,
         };
         assert_eq!(info.left(), Sectors(5));
         assert_eq!(
             serde_json::to_value(info).unwrap(),
-            serde_json::json!({ "total_sectors": 8, "used_sectors": 3, "low_space_sectors": 4 })
+            serde_json::json!({
+                "total_sectors": 8,
+                "used_sectors": 3,
+                "low_space_sectors": 4,
+                "lost_sectors": 16,
+                "held_ms": 5,
+            })
         );
     }
 

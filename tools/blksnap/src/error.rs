@@ -58,6 +58,8 @@ pub enum Operation {
     Grow,
     /// Running COMMAND.
     Run,
+    /// Running a hook before or after the take.
+    Hook,
     /// Confirming that the images stayed true to the end.
     Verify,
     /// Reading the image of a device into a backup.
@@ -218,6 +220,18 @@ impl Error {
         self
     }
 
+    /// Adds another error, which came of this one or is as bad, to what is to be done.
+    pub fn besides(self, other: &Self) -> Self {
+        let mut remedy = match self.remedy() {
+            Some(remedy) => format!("{remedy}. Besides, {other}"),
+            None => format!("besides, {other}"),
+        };
+        if let Some(more) = other.remedy() {
+            remedy = format!("{remedy}: {more}");
+        }
+        self.remedied_by(remedy)
+    }
+
     pub fn exiting(mut self, exit: Exit) -> Self {
         self.0.exit = exit;
         self
@@ -308,7 +322,7 @@ impl Error {
                 None => format!("find the images of {snapshot}"),
             },
             Operation::Grow => "let the storage of the snapshot grow".to_owned(),
-            Operation::Run => format!("run {path}"),
+            Operation::Run | Operation::Hook => format!("run {path}"),
             Operation::Verify => format!("trust the image of {path}"),
             Operation::BackUp => format!("back up {path}"),
             Operation::OpenBackup => format!("use the backup in {path}"),

@@ -99,11 +99,10 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (Detach, Errno::BUSY) => because(
             "the device is in a snapshot",
-            "destroy the snapshot first with \"blksnap destroy ID\"",
+            "destroy the snapshot first with \"blksnap snap destroy ID\"",
         ),
         (SnapshotAdd | AppendStorage, Errno::TIMEDOUT) => because(
-            "a write to the storage, to see where it comes to, did not end in the module's \
-             storage_timeout, which is 30 seconds by default",
+            "writes to the storage, to see where they come to, did not end in 30 seconds",
             "look into the kernel's log with \"dmesg\" for a device that does not answer, or \
              choose another storage",
         ),
@@ -137,7 +136,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (SnapshotInfo, Errno::SRCH | Errno::NODATA) => because(
             "the device is in no snapshot",
-            "add it to one with \"blksnap add ID DEV\"",
+            "add it to one with \"blksnap snap add ID DEV\"",
         ),
 
         (SnapshotAdd, Errno::ALREADY) => because(
@@ -146,8 +145,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (SnapshotAdd, Errno::BUSY) => because(
             "the device is in another snapshot, or this one is taken already",
-            "\"blksnap status\" shows the snapshots: \"blksnap destroy ID\", or the end of the COMMAND \
-             that holds it, releases its devices; add devices before \"blksnap take\"",
+            "\"blksnap status\" shows the snapshots: \"blksnap snap destroy ID\", or the end of the COMMAND \
+             that holds it, releases its devices; add devices before \"blksnap snap take\"",
         ),
         (SnapshotAdd | AppendStorage, Errno::OPNOTSUPP) => because(
             "its logical blocks are larger than a page of memory",
@@ -162,7 +161,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
 
         (Take, Errno::NODATA) => because(
             "the snapshot has no devices",
-            "add some first with \"blksnap add ID DEV\"",
+            "add some first with \"blksnap snap add ID DEV\"",
         ),
         (Take, Errno::ALREADY) => because(
             "it is taken already",
@@ -175,7 +174,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (Take, Errno::NOSPC) => because(
             "the snapshot has no storage",
-            "append some first with \"blksnap append ID DEV\"",
+            "append some first with \"blksnap snap append ID DEV\"",
         ),
         (Take, Errno::NODEV) => because(
             "a device of the snapshot is gone",
@@ -241,7 +240,7 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         (SetLimit, Errno::INVAL) => because(
             "the limit is lower than what is used, or the snapshot was created without storage",
             "\"blksnap status\" shows what is used; a snapshot created without storage grows by \
-             \"blksnap append ID DEV\" only",
+             \"blksnap snap append ID DEV\" only",
         ),
         (
             CreateEmpty | AppendStorage | SetLimit | SetLowSpace | StorageInfo | Watch,
@@ -252,8 +251,8 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
         ),
         (Own, Errno::NOTTY) => because(
             "the driver is too old for this",
-            "install a newer driver; until then \"blksnap create\", \"take\" and \"destroy\" work, \
-             whose snapshot nothing destroys but \"blksnap destroy ID\"",
+            "install a newer driver; until then \"blksnap snap create\", \"take\" and \"destroy\" work, \
+             whose snapshot nothing destroys but \"blksnap snap destroy ID\"",
         ),
 
         (WaitEvent, Errno::NOENT) => Explanation {
@@ -429,10 +428,10 @@ pub fn explain_corruption(errno: Errno) -> Explanation {
              space at the storage path",
         ),
         Errno::TIMEDOUT => because(
-            "the difference storage did not answer while writers waited",
+            "the difference storage was too slow, or did not answer, while writers waited",
             "discard the backup and make it anew with a faster storage, on none of the devices \
-             directly or through others; the module parameter \"storage_timeout\" says how many \
-             seconds writers wait (default 30)",
+             directly or through others; the module parameter \"hold_writers\" says how many \
+             seconds of each minute writers wait (default 30)",
         ),
         Errno::NODEV => because(
             "the device is gone",
@@ -444,6 +443,21 @@ pub fn explain_corruption(errno: Errno) -> Explanation {
              backing file or offset of a loop device, or another device-mapper table; or it is \
              a path of a multipath device and was written by way of that",
             "discard the backup and make it anew; it will read all of the device",
+        ),
+        Errno::DQUOT => because(
+            "what is known of saved data takes more memory than it may",
+            "discard the backup; the module parameter \"map_memory\" is the number of MiB that it \
+             may take (default 0, for 1/32 of the memory and not more than 1024)",
+        ),
+        Errno::NOMEM => because(
+            "memory for what is known of saved data was short on the machine, or in the control \
+             group that created the snapshot",
+            "discard the backup; look into the kernel's log with \"dmesg\"; where the group has a \
+             limit, which is MemoryMax= of a systemd unit, raise it",
+        ),
+        Errno::CANCELED => because(
+            "the machine has hibernated, and what was written for that is not known to the snapshot",
+            "discard the backup and make another one; it will read all of the device",
         ),
         _ => because(
             "the snapshot is corrupted",
@@ -503,6 +517,7 @@ pub fn errno_name(errno: Errno) -> String {
         Errno::DQUOT => "EDQUOT",
         Errno::TIMEDOUT => "ETIMEDOUT",
         Errno::STALE => "ESTALE",
+        Errno::CANCELED => "ECANCELED",
         Errno::NOMEDIUM => "ENOMEDIUM",
         Errno::MEDIUMTYPE => "EMEDIUMTYPE",
         Errno::NFILE => "ENFILE",
@@ -638,7 +653,7 @@ mod tests {
         assert!(reason(Operation::Watch, Errno::NOTTY).contains("too old"));
         assert!(reason(Operation::Collect, Errno::NOTTY).contains("does not know"));
         assert!(reason(Operation::SnapshotAdd, Errno::NOENT).contains("not attached"));
-        assert!(reason(Operation::SnapshotAdd, Errno::TIMEDOUT).contains("storage_timeout"));
+        assert!(reason(Operation::SnapshotAdd, Errno::TIMEDOUT).contains("30 seconds"));
         assert!(reason(Operation::Take, Errno::TIMEDOUT).contains("freeze_timeout"));
         assert_eq!(reason(Operation::Print, Errno::NOSPC), "");
     }
@@ -648,7 +663,7 @@ mod tests {
         let remedy = |operation, errno| explain(operation, errno).remedy.unwrap();
         assert!(remedy(Operation::OpenControl, Errno::NOENT).contains("modprobe blksnap"));
         assert!(remedy(Operation::Attach, Errno::NOTTY).contains("CONFIG_BLK_FILTER"));
-        assert!(remedy(Operation::Own, Errno::NOTTY).contains("blksnap create"));
+        assert!(remedy(Operation::Own, Errno::NOTTY).contains("blksnap snap create"));
         assert!(remedy(Operation::Attach, Errno::PERM).contains("initial user namespace"));
         assert!(remedy(Operation::Take, Errno::SRCH).contains("blksnap status"));
     }
@@ -660,8 +675,11 @@ mod tests {
             (words.reason.unwrap(), words.remedy.unwrap())
         };
         assert!(words(Errno::NOSPC).1.contains("--grow"));
-        assert!(words(Errno::TIMEDOUT).1.contains("storage_timeout"));
+        assert!(words(Errno::TIMEDOUT).1.contains("hold_writers"));
         assert!(words(Errno::NODEV).0.contains("gone"));
+        assert!(words(Errno::DQUOT).1.contains("map_memory"));
+        assert!(words(Errno::NOMEM).1.contains("MemoryMax"));
+        assert!(words(Errno::CANCELED).0.contains("hibernated"));
         assert!(words(Errno::IO).1.contains("dmesg"));
     }
 

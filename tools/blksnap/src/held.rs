@@ -2,6 +2,7 @@
 
 //! A snapshot that is released when its holder lets go of it.
 
+use std::ffi::OsString;
 use std::path::Path;
 use std::path::PathBuf;
 use std::thread::sleep;
@@ -12,6 +13,7 @@ use crate::device::Attachment;
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
+use crate::hooks::Hooks;
 use crate::kernel::Kernel;
 use crate::size::Sectors;
 use crate::Uuid;
@@ -43,10 +45,12 @@ pub struct Held<'a> {
     devices: Vec<HeldDevice>,
     attached: Vec<PathBuf>,
     detach: bool,
+    hook_errors: Vec<Error>,
 }
 
 impl<'a> Held<'a> {
-    /// Takes a snapshot of `devices` and waits for the images' nodes.
+    /// Takes a snapshot of `devices` and waits for the images' nodes. `hooks` are run right before
+    /// and after the moment.
     ///
     /// `keep_on` is asked between the steps; its error undoes what was done.
     /// If `detach` is set, the release detaches the filter from those devices
@@ -57,8 +61,10 @@ impl<'a> Held<'a> {
         store: &Path,
         limit: Sectors,
         detach: bool,
+        hooks: &Hooks,
         keep_on: &mut dyn FnMut() -> Result<()>,
     ) -> Result<Self> {
+        let hooks = hooks.prepare()?;
         // From here on an early return drops it, which undoes what it has.
         let mut held = Self {
             kernel,
@@ -66,6 +72,7 @@ impl<'a> Held<'a> {
             devices: Vec::new(),
             attached: Vec::new(),
             detach: true,
+            hook_errors: Vec::new(),
         };
         let paths: Vec<PathBuf> = devices.iter().map(|device| resolve(device)).collect();
         for (device, path) in devices.iter().zip(&paths) {
@@ -82,9 +89,15 @@ impl<'a> Held<'a> {
             kernel.add(id, path).map_err(|error| error.on(device))?;
         }
         keep_on()?;
-        kernel.freeze_above(id, &paths)?;
-        keep_on()?;
-        kernel.take(id)?;
+        let variables = variables(id, devices.iter().map(PathBuf::as_path));
+        let (taken, errors) = hooks.around(&variables, keep_on, |keep_on| {
+            kernel.freeze_above(id, &paths)?;
+            keep_on()?;
+            kernel.take(id)
+        });
+        held.hook_errors = errors;
+        // This holder is dropped then, and who asked for it has to know of both.
+        taken.map_err(|error| held.hook_errors.iter().fold(error, Error::besides))?;
         for (device, path) in devices.iter().zip(&paths) {
             let found = wait_for_image(kernel, device, path, keep_on)?;
             held.devices.push(found);
@@ -100,6 +113,11 @@ impl<'a> Held<'a> {
 
     pub fn devices(&self) -> &[HeldDevice] {
         &self.devices
+    }
+
+    /// What went wrong with the hooks that ran after the moment.
+    pub fn hook_errors(&self) -> &[Error] {
+        &self.hook_errors
     }
 
     /// What speaks against trusting the image of `device`.
@@ -194,6 +212,22 @@ fn wait_for_image(
         }
         sleep(Duration::from_millis(10));
     }
+}
+
+/// What programs that are run for a snapshot have in their environment.
+pub(crate) fn variables<'a>(
+    id: Uuid,
+    devices: impl ExactSizeIterator<Item = &'a Path>,
+) -> Vec<(String, OsString)> {
+    let count = devices.len().to_string();
+    let mut variables = vec![
+        ("BLKSNAP_ID".to_owned(), id.to_string().into()),
+        ("BLKSNAP_COUNT".to_owned(), count.into()),
+    ];
+    for (number, device) in (1..).zip(devices) {
+        variables.push((format!("BLKSNAP_DEVICE_{number}"), device.into()));
+    }
+    variables
 }
 
 #[cfg(test)]

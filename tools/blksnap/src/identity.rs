@@ -17,6 +17,8 @@ use serde::Serialize;
 use crate::device::DeviceNumber;
 use crate::signature;
 use crate::signature::BLKID;
+use crate::stack::node_number;
+use crate::stack::NumberOf;
 
 /// Bytes of a text, and entries of a list, that are noted.
 pub const MAX_TEXT: usize = 4096;
@@ -298,18 +300,25 @@ fn all(verdicts: &[Option<bool>]) -> Option<bool> {
 pub struct Sources {
     sys: PathBuf,
     dev: PathBuf,
+    number_of: NumberOf,
 }
 
 impl Default for Sources {
     fn default() -> Self {
-        Self {
-            sys: "/sys".into(),
-            dev: "/dev".into(),
-        }
+        Self::at(Path::new("/"), node_number)
     }
 }
 
 impl Sources {
+    /// The same below another root.
+    pub(crate) fn at(root: &Path, number_of: NumberOf) -> Self {
+        Self {
+            sys: root.join("sys"),
+            dev: root.join("dev"),
+            number_of,
+        }
+    }
+
     /// What is known of a device. What it holds is read from `content`, which is the
     /// device itself or a snapshot of it.
     pub fn disk(&self, device: DeviceNumber, content: DeviceNumber) -> Disk {
@@ -350,13 +359,13 @@ impl Sources {
     }
 
     /// The links in /dev/disk/by-id to a device.
-    fn names(&self, number: DeviceNumber) -> Vec<String> {
+    pub(crate) fn names(&self, number: DeviceNumber) -> Vec<String> {
         let Ok(entries) = fs::read_dir(self.dev.join("disk/by-id")) else {
             return Vec::new();
         };
         let mut names: Vec<String> = entries
             .flatten()
-            .filter(|entry| crate::device::check(&entry.path()).is_ok_and(|it| it == number))
+            .filter(|entry| (self.number_of)(&entry.path()) == Some(number))
             .filter_map(|entry| entry.file_name().into_string().ok())
             .filter(|name| name.len() <= MAX_TEXT)
             .collect();

@@ -18,13 +18,55 @@ pub struct Mount {
     /// btrfs.
     pub number: DeviceNumber,
     pub mount_point: PathBuf,
+    /// The kind of file system, such as ext4 or nfs4.
+    pub kind: String,
     /// The device as it was named to mount.
     pub source: PathBuf,
+    pub is_read_only: bool,
+}
+
+/// Kinds of file systems that ask a server or another process, which need not answer.
+const REMOTE: [&str; 24] = [
+    "9p",
+    "afs",
+    "autofs",
+    "beegfs",
+    "ceph",
+    "cifs",
+    "coda",
+    "fuse",
+    "gfs2",
+    "glusterfs",
+    "gpfs",
+    "lustre",
+    "ncpfs",
+    "nfs",
+    "nfs4",
+    "ocfs2",
+    "orangefs",
+    "panfs",
+    "pvfs2",
+    "smb3",
+    "smbfs",
+    "vboxsf",
+    "virtiofs",
+    "vmhgfs",
+];
+
+impl Mount {
+    /// Whether a look at a file there can take forever.
+    pub fn is_remote(&self) -> bool {
+        REMOTE.contains(&self.kind.as_str()) || self.kind.starts_with("fuse.")
+    }
 }
 
 /// The mounts of this process's namespace.
 pub fn read() -> io::Result<Vec<Mount>> {
-    Ok(parse(&std::fs::read("/proc/self/mountinfo")?))
+    read_in(Path::new("/proc"))
+}
+
+pub(crate) fn read_in(proc: &Path) -> io::Result<Vec<Mount>> {
+    Ok(parse(&std::fs::read(proc.join("self/mountinfo"))?))
 }
 
 /// The mounts of another namespace, and a process that is in it.
@@ -37,11 +79,7 @@ pub struct Elsewhere {
 
 /// The mounts of all other namespaces that a process is in, as far as they can be seen. Processes
 /// with different roots see different parts of a namespace, so each part is listed.
-pub fn elsewhere() -> Vec<Elsewhere> {
-    elsewhere_in(Path::new("/proc"))
-}
-
-fn elsewhere_in(proc: &Path) -> Vec<Elsewhere> {
+pub(crate) fn elsewhere_in(proc: &Path) -> Vec<Elsewhere> {
     let namespace = |process: &Path| std::fs::read_link(process.join("ns/mnt")).ok();
     let own = namespace(&proc.join("self"));
     let mut seen = HashSet::new();
@@ -83,13 +121,19 @@ fn parse_line(line: &[u8]) -> Option<Mount> {
     let mut fields = line.split(|&byte| byte == b' ');
     let number = DeviceNumber::parse(std::str::from_utf8(fields.nth(2)?).ok()?)?;
     let mount_point = unescape(fields.nth(1)?);
-    // Optional fields end with a dash; the type and the source follow.
+    let is_read_only = |options: &[u8]| options.split(|&byte| byte == b',').any(|it| it == b"ro");
+    let here = is_read_only(fields.next()?);
+    // Optional fields end with a dash; the type, the source and the options of the file system
+    // follow.
     fields.find(|field| *field == b"-")?;
-    let source = unescape(fields.nth(1)?);
+    let kind = unescape(fields.next()?).to_string_lossy().into_owned();
+    let source = unescape(fields.next()?);
     Some(Mount {
         number,
         mount_point,
+        kind,
         source,
+        is_read_only: here || fields.next().is_some_and(is_read_only),
     })
 }
 
@@ -146,6 +190,20 @@ garbage\n";
         let mounts = parse(SAMPLE);
         assert_eq!(mounts.len(), 5);
         assert_eq!(mounts[1].mount_point, Path::new("/mnt/my backup"));
+        let what: Vec<_> = mounts
+            .iter()
+            .map(|it| (it.kind.as_str(), it.is_read_only, it.is_remote()))
+            .collect();
+        assert_eq!(
+            what,
+            [
+                ("ext4", false, false),
+                ("xfs", true, false),
+                ("btrfs", true, false),
+                ("nfs4", false, true),
+                ("fuse", false, true),
+            ]
+        );
 
         let image = DeviceNumber {
             major: 259,

@@ -21,7 +21,9 @@ use crate::error::Error;
 use crate::error::Exit;
 use crate::error::Operation;
 use crate::error::Result;
+use crate::held::variables;
 use crate::held::Held;
+use crate::hooks::Hooks;
 use crate::kernel::Kernel;
 use crate::signals::Signals;
 use crate::size::Sectors;
@@ -35,6 +37,7 @@ pub struct Request {
     pub limit: Sectors,
     /// Detach the filter in the end from devices that had none before.
     pub detach: bool,
+    pub hooks: Hooks,
     /// The program and its arguments.
     pub command: Vec<OsString>,
     /// Send the program's standard output to standard error.
@@ -103,6 +106,7 @@ pub fn run(kernel: &dyn Kernel, request: &Request) -> Result<Report> {
         &request.store,
         request.limit,
         request.detach,
+        &request.hooks,
         &mut || match signals.pending().first() {
             None => Ok(()),
             Some(stop) => Err(stopped(request, stop.signal)),
@@ -152,23 +156,15 @@ fn spawn(request: &Request, held: &Held<'_>) -> Result<Child> {
 pub fn environment(held: &Held<'_>) -> Vec<(String, OsString)> {
     let devices = held.devices();
     let mut images = OsString::new();
-    let mut variables = vec![
-        ("BLKSNAP_ID".to_owned(), held.id().to_string().into()),
-        ("BLKSNAP_COUNT".to_owned(), devices.len().to_string().into()),
-    ];
-    for (i, device) in devices.iter().enumerate() {
-        if i > 0 {
+    let mut variables = variables(held.id(), devices.iter().map(|it| it.device.as_path()));
+    for (number, device) in (1..).zip(devices) {
+        if number > 1 {
             images.push("\n");
         }
         images.push(&device.node);
-        let number = i + 1;
         variables.push((
             format!("BLKSNAP_IMAGE_{number}"),
             device.node.clone().into(),
-        ));
-        variables.push((
-            format!("BLKSNAP_DEVICE_{number}"),
-            device.device.clone().into(),
         ));
     }
     variables.push(("BLKSNAP_IMAGES".to_owned(), images));
@@ -224,6 +220,7 @@ fn finish(held: Held<'_>, command: Ending) -> Report {
         }
     }
     let corrupted = !errors.is_empty();
+    errors.extend_from_slice(held.hook_errors());
     let id = held.id();
     errors.extend(held.release());
 

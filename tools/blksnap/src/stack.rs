@@ -33,11 +33,19 @@ pub struct Below {
     pub files: BTreeSet<FileId>,
 }
 
+/// Returns the number of the block device that a node is of.
+pub(crate) type NumberOf = fn(&Path) -> Option<DeviceNumber>;
+
 /// A view of sysfs and of the mounts.
 #[derive(Debug)]
 pub struct Stack {
     sys: PathBuf,
     dev: PathBuf,
+    proc: PathBuf,
+    /// Returns the number of the block device that a node is of.
+    number_of: NumberOf,
+    /// Whether files on remote file systems are left alone, which may not answer.
+    leaves_remote: bool,
     mounts: Vec<Mount>,
     /// Those of other namespaces, which are looked at only if they are asked for.
     elsewhere: OnceCell<Vec<Elsewhere>>,
@@ -45,16 +53,27 @@ pub struct Stack {
 
 impl Default for Stack {
     fn default() -> Self {
-        Self {
-            sys: "/sys".into(),
-            dev: "/dev".into(),
-            mounts: mounts::read().unwrap_or_default(),
-            elsewhere: OnceCell::new(),
-        }
+        let mut stack = Self::at(Path::new("/"), node_number);
+        stack.leaves_remote = false;
+        stack
     }
 }
 
 impl Stack {
+    /// The same below another root, and without a look at files that may not answer.
+    pub(crate) fn at(root: &Path, number_of: NumberOf) -> Self {
+        let proc = root.join("proc");
+        Self {
+            sys: root.join("sys"),
+            dev: root.join("dev"),
+            mounts: mounts::read_in(&proc).unwrap_or_default(),
+            proc,
+            number_of,
+            leaves_remote: true,
+            elsewhere: OnceCell::new(),
+        }
+    }
+
     /// What a file or directory lies on, as far as sysfs knows.
     pub fn below_file(&self, path: &Path) -> Below {
         let mut below = Below::default();
@@ -113,7 +132,9 @@ impl Stack {
             let mount = self.mount_of(&file);
             mount.is_some_and(|mount| {
                 below.contains(&mount.number)
-                    || block_device(&mount.source).is_some_and(|it| below.contains(&it))
+                    || self
+                        .block_device(&mount.source)
+                        .is_some_and(|it| below.contains(&it))
             })
         };
         let names = names_in(&self.sys.join("class/block"));
@@ -121,7 +142,7 @@ impl Stack {
     }
 
     /// What is mounted where a path is.
-    fn mount_of(&self, path: &Path) -> Option<&Mount> {
+    pub fn mount_of(&self, path: &Path) -> Option<&Mount> {
         self.mounts
             .iter()
             .filter(|mount| path.starts_with(&mount.mount_point))
@@ -180,9 +201,15 @@ impl Stack {
         }
         // That of a btrfs is anonymous, and another one for each subvolume.
         let mount = self.mount_of(&path);
-        if let Some(number) = mount.and_then(|mount| block_device(&mount.source)) {
+        if let Some(number) = mount.and_then(|mount| self.block_device(&mount.source)) {
             self.add_device(number, below);
         }
+    }
+
+    /// The block device with a node of this name. Names outside of /dev are not looked at: a file
+    /// server that is gone would keep us waiting.
+    pub(crate) fn block_device(&self, path: &Path) -> Option<DeviceNumber> {
+        (self.number_of)(&self.dev.join(path.strip_prefix("/dev").ok()?))
     }
 
     fn add_device(&self, number: DeviceNumber, below: &mut Below) {
@@ -206,6 +233,9 @@ impl Stack {
         if let Some(number) = self.backing_device(&directory) {
             self.add_device(number, below);
         } else if let Some(path) = backing_file(&directory) {
+            if self.leaves_remote && self.mount_of(&path).is_some_and(Mount::is_remote) {
+                return;
+            }
             if let Ok(metadata) = fs::metadata(&path) {
                 below.files.insert(file_id(&metadata));
                 self.add_file(&path, below);
@@ -242,13 +272,15 @@ impl Stack {
         directories.extend(self.partitions(number).into_iter().map(|(_, path)| path));
         let numbers: Vec<_> = directories.iter().filter_map(|it| number_in(it)).collect();
 
-        let is_source =
-            |source: &Path| block_device(source).is_some_and(|it| numbers.contains(&it));
+        let is_source = |source: &Path| {
+            self.block_device(source)
+                .is_some_and(|it| numbers.contains(&it))
+        };
         let mut users: Vec<String> = mounts::points_on(&self.mounts, &numbers, is_source)
             .iter()
             .map(|point| format!("it is mounted on {}", point.display()))
             .collect();
-        for it in self.elsewhere.get_or_init(mounts::elsewhere) {
+        for it in self.others() {
             let points = mounts::points_on(&it.mounts, &numbers, is_source);
             users.extend(points.iter().map(|point| {
                 let (point, process) = (point.display(), &it.process);
@@ -275,13 +307,25 @@ impl Stack {
                 None => format!("{holder} is on top of it"),
             });
         }
-        let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-        for name in swaps.lines().skip(1).filter_map(|it| it.split(' ').next()) {
-            if block_device(Path::new(name)).is_some_and(|it| numbers.contains(&it)) {
-                users.push("it is swap space in use".to_owned());
-            }
-        }
+        let is_on_it = |it: &DeviceNumber| numbers.contains(it);
+        let swaps = self.swaps().into_iter().filter(is_on_it);
+        users.extend(swaps.map(|_| "it is swap space in use".to_owned()));
         users
+    }
+
+    /// The mounts of other namespaces.
+    fn others(&self) -> &[Elsewhere] {
+        self.elsewhere
+            .get_or_init(|| mounts::elsewhere_in(&self.proc))
+    }
+
+    /// The block devices that are swapped to.
+    fn swaps(&self) -> Vec<DeviceNumber> {
+        let swaps = fs::read_to_string(self.proc.join("swaps")).unwrap_or_default();
+        let names = swaps.lines().skip(1).filter_map(|it| it.split(' ').next());
+        names
+            .filter_map(|name| self.block_device(Path::new(name)))
+            .collect()
     }
 
     /// Vendor, model and serial number, or what else tells a person which device
@@ -390,7 +434,7 @@ impl Stack {
         }
         let node = self.dev.join(directory.file_name()?);
         // A node left over from another device has another number.
-        if block_device(&node)? != number_in(directory)? {
+        if (self.number_of)(&node)? != number_in(directory)? {
             return None;
         }
         let file = fs::File::open(node).ok()?;
@@ -422,13 +466,9 @@ fn number_in(directory: &Path) -> Option<DeviceNumber> {
     DeviceNumber::parse(&fs::read_to_string(directory.join("dev")).ok()?)
 }
 
-/// The number of the block device that has this name. Names outside of /dev are not
-/// looked at: a file server that is gone would keep us waiting.
-fn block_device(path: &Path) -> Option<DeviceNumber> {
+/// The number of the block device that a node is of.
+pub(crate) fn node_number(path: &Path) -> Option<DeviceNumber> {
     use std::os::unix::fs::FileTypeExt;
-    if !path.starts_with("/dev") {
-        return None;
-    }
     let metadata = fs::metadata(path).ok()?;
     metadata
         .file_type()
@@ -444,6 +484,8 @@ fn names_in(directory: &Path) -> Vec<String> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .collect()
 }
+
+mod query;
 
 #[cfg(test)]
 mod tests {
@@ -523,9 +565,9 @@ mod tests {
         }
         let stack = Stack {
             sys: root.to_owned(),
-            dev: "/dev".into(),
             mounts: Vec::new(),
             elsewhere: OnceCell::from(Vec::new()),
+            ..Stack::default()
         };
         (temp, stack)
     }
@@ -555,6 +597,24 @@ mod tests {
     }
 
     #[test]
+    fn files_on_servers_can_be_left_alone() {
+        let (temp, mut stack) = sample();
+        let mount = Mount {
+            number: number("0:50"),
+            mount_point: temp.path().to_owned(),
+            kind: "nfs4".to_owned(),
+            source: "server:/x".into(),
+            is_read_only: false,
+        };
+        stack.mounts = vec![mount];
+        for leaves_remote in [false, true] {
+            stack.leaves_remote = leaves_remote;
+            let below = stack.below_device(number("4007:0"));
+            assert_eq!(below.files.is_empty(), leaves_remote);
+        }
+    }
+
+    #[test]
     fn everything_above_is_found() {
         let (temp, mut stack) = sample();
         let above = |stack: &Stack, text: &str| {
@@ -572,6 +632,8 @@ mod tests {
         let mount = |number, mount_point: &Path| Mount {
             number,
             mount_point: mount_point.to_owned(),
+            kind: "ext4".to_owned(),
+            is_read_only: false,
             source: "/dev/null".into(),
         };
         stack.mounts = vec![
@@ -619,6 +681,8 @@ mod tests {
         let at = |mount_point: &Path, source: &str| Mount {
             number: number("0:44"),
             mount_point: mount_point.to_owned(),
+            kind: "ext4".to_owned(),
+            is_read_only: false,
             source: source.into(),
         };
         let path = fs::canonicalize(temp.path()).unwrap();
@@ -656,6 +720,8 @@ mod tests {
         let mount = Mount {
             number: number("4008:16"),
             mount_point: "/srv".into(),
+            kind: "ext4".to_owned(),
+            is_read_only: false,
             source: "/dev/sdb".into(),
         };
         stack.elsewhere = OnceCell::from(vec![Elsewhere {

@@ -38,6 +38,14 @@ impl Default for Sysfs {
 }
 
 impl Sysfs {
+    /// The same below another root.
+    pub(crate) fn at(root: &Path) -> Self {
+        Self {
+            root: root.join("sys"),
+            dev: root.join("dev"),
+        }
+    }
+
     /// The disks and partitions that have a filter attached, by name. Empty
     /// on a kernel without filters.
     pub fn filtered(&self) -> io::Result<Vec<Filtered>> {

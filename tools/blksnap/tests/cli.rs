@@ -45,18 +45,13 @@ fn help_has_examples_and_exit_codes() {
     assert_eq!(help.code, 0);
     assert!(help.stdout.contains("Exit codes:"));
     for command in [
+        "doctor",
         "attach",
         "detach",
         "status",
-        "create",
-        "add",
-        "take",
-        "image",
-        "destroy",
+        "snap",
         "version",
-        "snapshot",
-        "append",
-        "events",
+        "run",
         "backup",
         "restore",
         "verify",
@@ -74,6 +69,24 @@ fn help_has_examples_and_exit_codes() {
         assert!(help.stdout.contains("Examples:"), "{command}");
         assert!(!help.stdout.contains("\\\""), "{command}");
     }
+    for step in [
+        "create", "add", "append", "take", "image", "events", "destroy",
+    ] {
+        let flat = format!("\n  {step} ");
+        assert!(!help.stdout.contains(&flat), "{step}");
+        let snap = blksnap(&["snap", step, "--help"]).stdout;
+        assert!(snap.contains("Examples:"), "{step}");
+        // The name from before there was "snap"
+        let flat = blksnap(&[step, "--help"]).stdout;
+        assert_eq!(
+            flat.split_once("Usage:").unwrap().0,
+            snap.split_once("Usage:").unwrap().0
+        );
+    }
+    assert_eq!(
+        blksnap(&["snapshot", "--help"]).stdout,
+        blksnap(&["run", "--help"]).stdout
+    );
     assert!(!help.stdout.contains("\n  grow "));
 }
 
@@ -81,7 +94,7 @@ fn help_has_examples_and_exit_codes() {
 #[test]
 fn exit_codes_are_documented_in_the_same_words() {
     let readme = include_str!("../README.md");
-    for (args, count) in [(&["--help"][..], 9), (&["snapshot", "--help"], 2)] {
+    for (args, count) in [(&["--help"][..], 9), (&["run", "--help"], 2)] {
         let help = blksnap(args).stdout;
         let (_, list) = help.split_once("Exit codes:\n").unwrap();
         let rows: Vec<String> = list
@@ -99,7 +112,7 @@ fn exit_codes_are_documented_in_the_same_words() {
 
 #[test]
 fn snapshot_documents_the_environment() {
-    let help = blksnap(&["snapshot", "--help"]).stdout;
+    let help = blksnap(&["run", "--help"]).stdout;
     for name in [
         "BLKSNAP_ID",
         "BLKSNAP_COUNT",
@@ -398,6 +411,8 @@ fn an_empty_name_is_said_to_be_empty() {
         &["snapshot", "/dev/null", "--store", "/s", "--", ""],
         &["create", "--store", ""],
         &["attach", ""],
+        &["doctor", ""],
+        &["doctor", "--target", ""],
         &["status", ""],
         &["image", ""],
         &["changed", ""],
@@ -411,4 +426,93 @@ fn an_empty_name_is_said_to_be_empty() {
             outcome.stderr
         );
     }
+}
+
+/// The levels and names of the checks of a report.
+fn checks(outcome: &Outcome) -> Vec<Value> {
+    let json: Value = serde_json::from_str(&outcome.stdout)
+        .unwrap_or_else(|error| panic!("{error}: {}", outcome.stdout));
+    assert_eq!(json.as_object().unwrap().len(), 1, "{json}");
+    json["checks"].as_array().unwrap().clone()
+}
+
+#[test]
+fn doctor_says_what_is_wrong_here() {
+    if Path::new(blksnap::abi::CONTROL_PATH).exists() {
+        return;
+    }
+    let outcome = blksnap(&["doctor", "--json"]);
+    assert_eq!(outcome.code, 1, "{}", outcome.stderr);
+    assert!(outcome.stderr.is_empty(), "{}", outcome.stderr);
+    let found = checks(&outcome);
+    for check in [
+        "capabilities",
+        "kernel",
+        "module",
+        "driver",
+        "memory",
+        "open_files",
+        "clock",
+    ] {
+        let of = found.iter().filter(|it| it["check"] == check);
+        assert_eq!(of.count(), 1, "{check}: {found:?}");
+    }
+    let module = found.iter().find(|it| it["check"] == "module").unwrap();
+    assert_eq!(module["level"], "problem", "{module}");
+    let remedy = module["remedy"].as_str().unwrap();
+    assert!(
+        remedy.contains("modprobe blksnap") || remedy.contains("boot"),
+        "{module}"
+    );
+
+    // People get the same.
+    let text = blksnap(&["doctor"]);
+    assert_eq!(text.code, 1);
+    let lines: Vec<&str> = text.stdout.lines().collect();
+    let of_module = lines
+        .iter()
+        .position(|it| it.starts_with("problem  module: blksnap: "))
+        .unwrap();
+    let remedy = format!("         what to do: {remedy}");
+    assert_eq!(lines[of_module + 1], remedy);
+}
+
+#[test]
+fn doctor_changes_nothing_and_follows_names() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = temp.path().join("disk.img");
+    std::fs::write(&file, b"x").unwrap();
+    std::os::unix::fs::symlink("loop", temp.path().join("loop")).unwrap();
+    let path = |name: &str| temp.path().join(name).to_str().unwrap().to_owned();
+    let outcome = blksnap(&[
+        "doctor",
+        &path("disk.img"),
+        &path("loop"),
+        "/dev/no such\u{1b}disk",
+        "--target",
+        &path("new"),
+        "--store",
+        &path("gone"),
+        "--json",
+    ]);
+    assert_eq!(outcome.code, 1);
+    assert!(!outcome.stdout.contains('\u{1b}'));
+    let found = checks(&outcome);
+    let level = |check: &str, subject: &str| {
+        let is_it = |it: &&Value| it["check"] == check && it["subject"] == subject;
+        let it = found.iter().find(is_it);
+        it.unwrap_or_else(|| panic!("{check} {subject}: {found:?}"))["level"].clone()
+    };
+    assert_eq!(level("disk", &path("disk.img")), "problem");
+    assert_eq!(level("disk", &path("loop")), "problem");
+    assert_eq!(level("disk", "/dev/no such\u{1b}disk"), "problem");
+    assert_eq!(level("storage", &path("gone")), "problem");
+    assert_eq!(level("target", &path("new")), "ok");
+    let mut names: Vec<_> = std::fs::read_dir(temp.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    names.sort();
+    assert_eq!(names, ["disk.img", "loop"]);
+    assert_eq!(std::fs::read(&file).unwrap(), b"x");
 }

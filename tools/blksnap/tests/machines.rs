@@ -14,24 +14,12 @@ use std::process::Command;
 use std::process::Output;
 
 use blksnap::backup;
-use blksnap::backup::Progress;
-use blksnap::backup::Watch;
-use blksnap::Result;
 use serde_json::Value;
 use tempfile::TempDir;
 
 use common::files::Files;
+use common::files::Nobody;
 use common::files::SIZE;
-
-struct Nobody;
-
-impl Watch for Nobody {
-    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
-        Ok(())
-    }
-
-    fn tell(&mut self, _note: &str) {}
-}
 
 /// Makes a restore point of a machine's disk, all bytes of which are `fill`.
 fn back_up(temp: &Path, host: &str, fill: u8) {
@@ -118,10 +106,23 @@ fn a_machine_prunes_its_own_only() {
     let unknown = [&prune[..], &["--machine", "db3"]].concat();
     assert!(refused(temp.path(), &unknown, 2).contains("no restore point of db3"));
     let db2 = [&prune[..], &["--machine", "db2", "--dry-run"]].concat();
+    let shown = printed(temp.path(), &db2);
+    let (table, line) = shown.trim_end().rsplit_once('\n').unwrap();
     assert_eq!(
-        printed(temp.path(), &db2),
-        "restore points that would be removed: 3; 4 would be kept\n"
+        line,
+        "restore points that would be removed: 3; 4 would be kept"
     );
+    for (line, (number, reason)) in table.lines().skip(1).zip([
+        ("1 ", " machine"),
+        ("2 ", " machine"),
+        ("4 ", " last"),
+        ("5 ", " machine"),
+    ]) {
+        assert!(
+            line.starts_with(number) && line.ends_with(reason),
+            "{shown}"
+        );
+    }
     assert_eq!(points(temp.path()), [1, 2, 3, 4, 5]);
     printed(temp.path(), &db2[..6]);
     assert_eq!(points(temp.path()), [1, 2, 4, 5]);

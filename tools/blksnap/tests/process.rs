@@ -175,6 +175,8 @@ impl Storage for Files {
             total: self.sectors("limit").unwrap_or(Sectors(2048)),
             used: self.sectors("used").unwrap_or(Sectors(0)),
             low_space: Sectors(500),
+            lost: Sectors(0),
+            held_ms: 0,
         })
     }
 
@@ -235,6 +237,7 @@ fn role() {
             let request = run::Request {
                 devices: vec!["/dev/a".into(), "/dev/b".into()],
                 store: store.to_owned(),
+                hooks: Default::default(),
                 limit: Sectors(2048),
                 detach: false,
                 command: match std::env::var_os(SCRIPT) {

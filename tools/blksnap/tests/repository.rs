@@ -21,29 +21,16 @@ use std::time::Duration;
 use blksnap::backup;
 use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Todo;
-use blksnap::backup::Progress;
-use blksnap::backup::Watch;
 use blksnap::Result;
 use serde_json::Value;
 
 use common::files::Files;
+use common::files::Nobody;
 use common::files::BLOCK;
 use common::files::SIZE;
 use common::start_role;
 use common::DIRECTORY;
 use common::ROLE;
-
-struct Nobody;
-
-impl Watch for Nobody {
-    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
-        Ok(())
-    }
-
-    fn tell(&mut self, note: &str) {
-        eprintln!("{note}");
-    }
-}
 
 fn back_up(directory: &Path) -> Result<backup::Report> {
     let files = Files(directory.to_owned());

@@ -5,15 +5,17 @@
 use super::{
     copy::{
         ClaimRead,
-        Copy,
-        Look, //
+        Kind, //
     },
+    memory::Copy,
     Area,
     State, //
 };
 use crate::{
     ahead::UNIT_BYTES,
+    budget::Level,
     chunk::ChunkRange,
+    cow::Look,
     extent_map::Piece, //
 };
 use kernel::{
@@ -40,6 +42,17 @@ impl Area {
         (UNIT_BYTES >> self.geometry.chunk_shift()).max(1)
     }
 
+    /// Returns whether [`Self::grown`] gives a short `run` back whatever the state is.
+    pub(super) fn never_grows(&self, run: ChunkRange) -> bool {
+        let region = self.geometry.region_of(run);
+        run.len() <= self.unit() && region.is_some_and(|region| self.is_untouched(region))
+    }
+
+    /// Returns whether no more is copied of a region than what is written.
+    fn is_untouched(&self, region: ChunkRange) -> bool {
+        self.map_memory.level() == Level::Low && self.status.saved().count(region) < REGION_TOUCHES
+    }
+
     /// Returns what to claim for a write to `run`, which can be claimed: more than `run` if its
     /// region is written often and a longer read is worth it, unless that takes memory or storage
     /// that writes can need.
@@ -47,9 +60,11 @@ impl Area {
         let Some(region) = self.geometry.region_of(run) else {
             return run;
         };
-        if self.saved.count(region) < REGION_TOUCHES {
+        if self.is_untouched(region) {
             return run;
         }
+        // Coarse copies take less memory in the maps.
+        let coarse = self.map_memory.level() != Level::Low;
         let len = self.unit();
         let start = run.start / len * len;
         let unit = ChunkRange {
@@ -58,7 +73,7 @@ impl Area {
         };
         let mut rest = unit;
         let hole = loop {
-            match self.unsaved(state, rest) {
+            match state.cow.unsaved(&self.status, rest) {
                 None => return run,
                 Some((start, Piece::Hole(end))) if end > run.start => {
                     break ChunkRange { start, end };
@@ -70,26 +85,31 @@ impl Area {
         if hole == run || !self.has_room_ahead(state, hole) {
             return run;
         }
-        let touched = self.saved.count(unit);
+        if coarse {
+            return hole;
+        }
+        let touched = self.status.saved().count(unit);
         let asked = self.geometry.bytes_of(run) as u64;
         let rest = self.geometry.bytes_of(hole) as u64 - asked;
-        if state.costs.take_rest(touched, asked, rest) {
+        if state.ahead.costs.take_rest(touched, asked, rest) {
             hole
         } else {
             run
         }
     }
 
-    /// Returns whether there is room for copies ahead, in memory and in the storage.
+    /// Returns whether there is room for copies ahead, in memory and in the storage. An eighth of
+    /// the memory is for other writes.
     fn has_room_ahead(&self, state: &State, run: ChunkRange) -> bool {
-        let bytes = state.copy_bytes + self.geometry.bytes_of(run);
-        bytes as u64 <= state.ahead_room && bytes <= self.max_copy_bytes / 8 * 7
+        let bytes = state.cow.counts().copy_bytes + self.geometry.bytes_of(run);
+        let spare = state.cow.memory().most() / 8;
+        bytes as u64 <= state.ahead.room && state.cow.has_room(run, spare)
     }
 
     /// Returns whether a write to `chunks` triggers copies ahead of a stream.
     pub(super) fn follows(&self, state: &State, look: &Look, chunks: ChunkRange) -> bool {
         self.error() == 0 && self.is_marked(chunks)
-            || matches!(look, Look::Claims(run) if state.streams.follows(ChunkRange {
+            || matches!(look, Look::Claims(run) if state.ahead.streams.follows(ChunkRange {
                 start: run.start,
                 ..chunks
             }))
@@ -103,14 +123,14 @@ impl Area {
         chunks: ChunkRange,
         first: u64,
     ) -> Option<ChunkRange> {
-        let most = WINDOW_BYTES.min(self.max_copy_bytes / 8) >> self.geometry.chunk_shift();
+        let most = WINDOW_BYTES.min(state.cow.memory().most() / 8) >> self.geometry.chunk_shift();
         let limit = chunks.len().saturating_mul(WINDOW_WRITES).min(most as u64);
         let chunks = ChunkRange {
             start: first,
             ..chunks
         };
-        let ahead = state.streams.follow(chunks, limit);
-        for (mark, new) in self.marks.iter().zip(state.streams.marks()) {
+        let ahead = state.ahead.streams.follow(chunks, limit);
+        for (mark, new) in self.marks.iter().zip(state.ahead.streams.marks()) {
             // Each write reads them, so their cache line is left alone as long as possible.
             if mark.load(Relaxed) != new {
                 mark.store(new, Relaxed);
@@ -128,7 +148,7 @@ impl Area {
         while rest.start < rest.end {
             let run = {
                 let state = this.state.lock();
-                match this.unsaved(&state, rest) {
+                match state.cow.unsaved(&this.status, rest) {
                     None => return,
                     Some((_, Piece::Extent(found))) => {
                         rest.start = found.end;
@@ -143,16 +163,15 @@ impl Area {
             let copy = Copy::new(this, bio, run, GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NOWARN);
             let mut state = this.state.lock();
             let Some(copy) = copy.ok().filter(|_| this.has_room_ahead(&state, run)) else {
-                state.streams.stopped(ahead, rest.start);
+                state.ahead.streams.stopped(ahead, rest.start);
                 return;
             };
             // A write may have claimed it meanwhile.
-            if this.error() == 0 && this.is_free(&state, run) {
-                state.claim(this, copy.claim, run, false);
-                state.ahead_bytes += this.geometry.bytes_of(run);
+            if state.claim(this, copy.claim, run, false) {
+                state.ahead.bytes += this.geometry.bytes_of(run);
                 drop(state);
                 copy.read
-                    .submit(ClaimRead::Optional(this.clone(), run.start));
+                    .submit(ClaimRead::new(this.clone(), run.start, Kind::Optional));
             }
             rest.start = run.end;
         }

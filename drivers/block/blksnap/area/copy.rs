@@ -3,9 +3,10 @@
 //! Copy-on-write: claims of what is written, and the release of writes whose chunks are saved.
 
 use super::{
+    memory::Copy,
+    store::Start,
     Area,
     Claim,
-    Old,
     State,
     AS_ROOT,
     LANES, //
@@ -13,28 +14,31 @@ use super::{
 use crate::{
     ahead::Begun,
     chunk::ChunkRange,
-    extent_map::{
-        NewExtent,
-        Piece, //
-    },
+    cow::Look,
+    event::What,
     lanes::{
         Key,
         Step, //
     },
+    new_claim::NewClaim,
     params,
-    saved_map::NewLeaves, //
+    taken::{
+        Released,
+        ReleasedList,
+        Taken,
+        TakenList, //
+    },
+    trace, //
 };
+use core::iter::from_fn;
 use kernel::{
-    alloc::Flags,
     block::{
         bdev::SectorRange,
         bio::{
+            plugged,
             Bio,
-            BioList,
-            BioRead,
             EndIo,
-            Op,
-            OwnedBio, //
+            Op, //
         },
         filter::{
             FilteredBio,
@@ -42,10 +46,17 @@ use kernel::{
         },
         SECTOR_SHIFT, //
     },
-    page::Pages,
+    page::{
+        Pages,
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
     prelude::*,
     sync::{
-        atomic::Relaxed,
+        atomic::{
+            Atomic,
+            Relaxed, //
+        },
         rcu,
         Arc,
         ArcBorrow,
@@ -54,19 +65,18 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
+/// Maximum number of messages about the lost chunks of a device.
+const MAX_LOGGED: u64 = 10;
+
+/// Instead of what could not be read.
+static ZEROES: [u8; 512] = [0; 512];
+
 impl Area {
     /// Returns whether a write can pass right away. Does not sleep.
     #[inline]
     pub(crate) fn may_pass(&self, range: SectorRange) -> bool {
         let chunks = self.geometry.chunks_of(range);
-        self.may_release(chunks) && (!self.is_marked(chunks) || self.error() != 0)
-    }
-
-    /// Returns whether a write to `chunks` can go to the origin: all of them are saved, or the
-    /// image is broken.
-    #[inline]
-    fn may_release(&self, chunks: ChunkRange) -> bool {
-        self.saved.first_unsaved(chunks).is_none() || self.error() != 0
+        self.status.may_release(chunks) && (!self.is_marked(chunks) || self.error() != 0)
     }
 
     /// Returns whether an operation is to be ignored: a discard, which is advice, of chunks that
@@ -83,7 +93,7 @@ impl Area {
     ) -> bool {
         bio.op() == Op::Discard
             && params::ignores_discard(bio.is_to_fs(guard))
-            && !self.may_release(self.geometry.chunks_of(range))
+            && !self.status.may_release(self.geometry.chunks_of(range))
     }
 
     /// Completes a discard that is ignored. Does not sleep.
@@ -98,8 +108,8 @@ impl Area {
     /// Returns whether a write to `chunks` triggers copies ahead of a stream.
     #[inline]
     pub(super) fn is_marked(&self, chunks: ChunkRange) -> bool {
-        let inside = |mark: u64| chunks.start <= mark && mark < chunks.end;
-        self.marks.iter().any(|mark| inside(mark.load(Relaxed)))
+        let inside = |mark: &Atomic<u64>| chunks.contains(mark.load(Relaxed));
+        self.marks.iter().any(inside)
     }
 
     /// Handles a write that cannot pass right away: claims what it overwrites and holds it until
@@ -110,10 +120,14 @@ impl Area {
         range: SectorRange,
     ) -> Verdict<'a> {
         let chunks = this.geometry.chunks_of(range);
-        let mut prepared: Option<Copy<'_>> = None;
+        // A PF_MEMALLOC writer could drain the reserves that the worker relies on.
+        let flags = GFP_NOWAIT | __GFP_NOMEMALLOC;
         loop {
+            // Most writes are claimed as they are: then the lock is taken once.
+            let lone = this.never_grows(chunks);
+            let copy = lone.then(|| Copy::new(&this, &bio, chunks, flags));
             let mut state = this.state.lock();
-            let look = this.look_at(&state, chunks);
+            let look = state.cow.look_at(&this.status, chunks);
             if bio.op() == Op::Write && this.follows(&state, &look, chunks) {
                 break;
             }
@@ -123,46 +137,47 @@ impl Area {
                 Look::Claims(run) => run,
             };
             // A large one keeps the worker busy, not the writer.
-            if chunks.end > run.end || state.is_full(&this, run) {
+            if chunks.end > run.end || !state.cow.has_room(run, 0) {
                 break;
             }
-            // That `run` is free, and that there is room for it, has just been found.
-            let fits = |copy: &mut Copy<'_>| {
-                copy.run == run
-                    || copy.run.contains(run)
-                        && this.is_free(&state, copy.run)
-                        && !state.is_full(&this, copy.run)
-            };
-            if let Some(copy) = prepared.take_if(fits) {
-                let start = copy.run.start;
-                state.claim(&this, copy.claim, copy.run, true);
-                let asked = this.geometry.bytes_of(run);
-                state.costs.ask(asked);
-                state.ahead_bytes += this.geometry.bytes_of(copy.run) - asked;
-                if bio.op() == Op::Write {
-                    // It begins one, if anything.
-                    let _ = this.follow(&mut state, chunks, run.start);
+            let copy = match copy {
+                Some(Ok(copy)) if copy.run == run => copy,
+                _ => {
+                    let grown = this.grown(&mut state, run);
+                    drop(state);
+                    let copy = Copy::new(&this, &bio, grown, flags)
+                        .or_else(|_| Copy::new(&this, &bio, run, flags));
+                    let Ok(copy) = copy else {
+                        break;
+                    };
+                    state = this.state.lock();
+                    copy
                 }
-                let verdict = state.park_behind(start, bio);
-                drop(state);
-                verdict.submit_read(copy.read, ClaimRead::Optional(this.into(), start));
-                return verdict;
+            };
+            let start = copy.run.start;
+            // A writer may have been faster.
+            if !state.claim(&this, copy.claim, copy.run, true) {
+                continue;
             }
-            let grown = this.grown(&mut state, run);
+            let asked = this.geometry.bytes_of(run);
+            state.ahead.costs.ask(asked);
+            state.ahead.bytes += this.geometry.bytes_of(copy.run) - asked;
+            if bio.op() == Op::Write {
+                // It begins one, if anything.
+                let _ = this.follow(&mut state, chunks, run.start);
+            }
+            let verdict = state.park_behind(start, bio);
             drop(state);
-            // A PF_MEMALLOC writer could drain the reserves that the worker relies on.
-            let flags = GFP_NOWAIT | __GFP_NOMEMALLOC;
-            prepared = Copy::new(&this, &bio, grown, flags)
-                .or_else(|_| Copy::new(&this, &bio, run, flags))
-                .ok();
-            if prepared.is_none() {
-                break;
-            }
+            verdict.submit_read(
+                copy.read,
+                ClaimRead::new(this.into(), start, Kind::Optional),
+            );
+            return verdict;
         }
-        let (bio, verdict) = bio.take();
+        let (write, verdict) = Taken::take(bio);
         let mut state = this.state.lock();
-        state.park();
-        state.lanes.push_taken(bio);
+        state.cow.park();
+        state.lanes.push_taken(write);
         Self::start_workers(this, &mut state);
         verdict
     }
@@ -171,113 +186,112 @@ impl Area {
     /// the caller has the lock. Does not sleep.
     fn start_workers(this: ArcBorrow<'_, Self>, state: &mut State) {
         while let Some(key) = state.lanes.start() {
-            let area: Arc<Self> = this.into();
-            if key == Key::AsRoot {
-                let _ = this.queues.writers.enqueue::<Arc<Self>, AS_ROOT>(area);
-                continue;
-            }
-            let serve = move || Self::serve(&area, key);
-            if this.queues.writers.try_spawn(GFP_NOWAIT, serve).is_err() {
-                // This one serves all lanes without a worker, one after the other.
-                state.lanes.not_started(key);
-                let area: Arc<Self> = this.into();
-                let _ = this.queues.writers.enqueue::<Arc<Self>, LANES>(area);
+            if !Self::start_worker(this, key) {
+                Self::start_any(this, state, key);
                 return;
             }
         }
     }
 
+    /// Starts the worker of a lane. Returns false if there is no memory for it. The area must not
+    /// be closed meanwhile. Does not sleep.
+    fn start_worker(this: ArcBorrow<'_, Self>, key: Key) -> bool {
+        let area: Arc<Self> = this.into();
+        if key == Key::AsRoot {
+            let _ = this.queues.writers.enqueue::<Arc<Self>, AS_ROOT>(area);
+            return true;
+        }
+        let serve = move || Self::serve(&area, key);
+        this.queues.writers.try_spawn(GFP_NOWAIT, serve).is_ok()
+    }
+
+    /// Starts one worker for all lanes that have none, one after the other.
+    fn start_any(this: ArcBorrow<'_, Self>, state: &mut State, key: Key) {
+        state.lanes.not_started(key);
+        let area: Arc<Self> = this.into();
+        let _ = this.queues.writers.enqueue::<Arc<Self>, LANES>(area);
+    }
+
     /// The work of one lane.
     fn serve(this: &Arc<Self>, key: Key) {
-        let next = || this.state.lock().lanes.next(key);
-        while let Some(step) = next() {
-            match step {
-                Step::Resubmit(bios) => this.resubmit(bios),
-                Step::Claim(bios) => Self::claim_all(this, key, bios),
-            }
+        let mut resubmitted = 0;
+        loop {
+            let step = {
+                let mut state = this.state.lock();
+                this.unpark(&mut state, resubmitted);
+                state.lanes.next(key)
+            };
+            resubmitted = match step {
+                None => return,
+                Some(Step::Resubmit(writes)) => this.resubmit(writes),
+                Some(Step::Claim(writes)) => {
+                    Self::claim_all(this, key, writes);
+                    0
+                }
+            };
         }
     }
 
     /// Claims chunks for writes that were taken, as long as there is room for the copies.
-    fn claim_all(this: &Arc<Self>, key: Key, mut bios: BioList) {
-        while let Some(bio) = bios.pop() {
-            let Err(bio) = Self::claim_for(this, bio) else {
+    fn claim_all(this: &Arc<Self>, key: Key, mut writes: TakenList) {
+        while let Some(write) = writes.pop() {
+            let Err(write) = Self::claim_for(this, write) else {
                 continue;
             };
-            bios.push_front(bio);
+            writes.push_front(write);
             let mut state = this.state.lock();
             // All copies may have been stored in the meantime.
-            if state.copies == 0 {
+            if state.cow.counts().copies == 0 {
                 continue;
             }
-            state.lanes.stall(key, bios);
-            state.starved = true;
+            state.lanes.stall(key, writes);
+            this.begin_hold(&mut state);
             drop(state);
             this.gathered.notify_all();
             return;
         }
     }
 
-    /// Lets writes go whose chunks are saved.
-    fn resubmit(&self, mut bios: BioList) {
-        let mut count = 0;
-        while let Some(bio) = bios.pop() {
-            bio.resubmit();
-            count += 1;
-        }
-        let mut state = self.state.lock();
-        state.parked -= count;
-        self.done(&mut state, count);
-    }
-
-    /// What is to be done about a write to `chunks`.
-    fn look_at(&self, state: &State, chunks: ChunkRange) -> Look {
-        if self.error() != 0 {
-            return Look::Passes;
-        }
-        match self.unsaved(state, chunks) {
-            None => Look::Passes,
-            Some((_, Piece::Extent(found))) => Look::Waits(found),
-            Some((start, Piece::Hole(end))) => Look::Claims(ChunkRange {
-                start,
-                end: end.min(start + self.max_claim),
-            }),
-        }
-    }
-
-    /// The first of `chunks` that is not saved. It is in a claim, or free, with those after it that
-    /// are free too, as far as one bio can read.
-    pub(super) fn unsaved(&self, state: &State, chunks: ChunkRange) -> Option<(u64, Piece)> {
-        let start = self.saved.first_unsaved(chunks)?;
-        let end = chunks.end.min(start + self.geometry.max_run());
-        let mut piece = state.claims.lookup(ChunkRange { start, end });
-        if let Piece::Hole(end) = &mut piece {
-            *end = self
-                .saved
-                .first_saved(ChunkRange { start, end: *end })
-                .unwrap_or(*end);
-        }
-        Some((start, piece))
-    }
-
-    /// Whether `chunks`, which one bio can read, are neither saved nor claimed.
-    pub(super) fn is_free(&self, state: &State, chunks: ChunkRange) -> bool {
-        match self.unsaved(state, chunks) {
-            Some((start, Piece::Hole(end))) => ChunkRange { start, end } == chunks,
-            _ => false,
-        }
-    }
-
-    /// Claims what `bio` is going to overwrite, and lets it wait for the copies or resubmits it.
-    /// Gives it back if there is no room for more copies.
-    fn claim_for(this: &Arc<Self>, bio: OwnedBio) -> Result<(), OwnedBio> {
-        let Some(range) = this.origin.range_of(&bio) else {
-            this.resubmit_one(bio);
-            return Ok(());
+    /// Lets writes go whose chunks are saved. Returns how many: they are parked until
+    /// [`Self::unpark`].
+    fn resubmit(&self, mut writes: ReleasedList) -> usize {
+        let resubmit = |write: Released| {
+            if let Some(sectors) = self.origin.range_of(&write) {
+                trace::released(self.origin.dev(), sectors);
+            }
+            write.resubmit();
         };
+        plugged(|| from_fn(|| writes.pop()).map(resubmit).count())
+    }
+
+    /// `count` writes were resubmitted.
+    fn unpark(&self, state: &mut State, count: usize) {
+        state.cow.unpark(count);
+        self.notify_idle(state);
+    }
+
+    fn resubmit_one(&self, write: Released) {
+        let mut writes = ReleasedList::new();
+        writes.push(write);
+        let count = self.resubmit(writes);
+        self.unpark(&mut self.state.lock(), count);
+    }
+
+    /// Releases a write whose chunks are saved.
+    fn release(&self, write: Taken) -> Result<Released, Taken> {
+        write.release(&self.origin, self.geometry, &self.status)
+    }
+
+    /// Claims what `write` is going to overwrite, and lets it wait for the copies or resubmits it.
+    /// Gives it back if there is no room for more copies.
+    fn claim_for(this: &Arc<Self>, write: Taken) -> Result<(), Taken> {
+        // What is not for the device at all is released below.
+        let none = SectorRange { start: 0, len: 0 };
+        let range = this.origin.range_of(&write).unwrap_or(none);
         let chunks = this.geometry.chunks_of(range);
+        let look_at = |state: &State, chunks| state.cow.look_at(&this.status, chunks);
         // From where on it is told to the streams.
-        let first = match this.look_at(&this.state.lock(), chunks) {
+        let first = match look_at(&this.state.lock(), chunks) {
             Look::Claims(run) => Some(run.start),
             _ => this.is_marked(chunks).then_some(chunks.start),
         };
@@ -285,19 +299,19 @@ impl Area {
         // All of it is read at once, as far as there may be copies.
         let mut rest = chunks;
         while rest.start < rest.end {
-            let run = {
+            let (run, is_suspect) = {
                 let state = this.state.lock();
-                match this.look_at(&state, rest) {
+                match look_at(&state, rest) {
                     Look::Passes => break,
                     Look::Waits(found) => {
                         rest.start = found.end;
                         continue;
                     }
-                    Look::Claims(run) if state.is_full(this, run) => break,
-                    Look::Claims(run) => run,
+                    Look::Claims(run) if !state.cow.has_room(run, 0) => break,
+                    Look::Claims(run) => (run, state.cow.is_suspect(run.start)),
                 }
             };
-            let copy = match this.prepare(&bio, run) {
+            let copy = match this.prepare(&write, run) {
                 Ok(Some(copy)) => copy,
                 Ok(None) => break,
                 Err(e) => {
@@ -308,40 +322,41 @@ impl Area {
             let run = copy.run;
             let mut state = this.state.lock();
             // A writer may have been faster.
-            if this.is_free(&state, run) && !state.is_full(this, run) {
-                state.claim(this, copy.claim, run, false);
-                state.costs.ask(this.geometry.bytes_of(run));
+            if state.claim(this, copy.claim, run, false) {
+                state.ahead.costs.ask(this.geometry.bytes_of(run));
                 drop(state);
-                copy.read.submit(ClaimRead::Needed(this.clone(), run.start));
+                let (read, kind) = if is_suspect {
+                    (copy.read.unmerged(), Kind::Alone)
+                } else {
+                    (copy.read, Kind::Needed)
+                };
+                read.submit(ClaimRead::new(this.clone(), run.start, kind));
                 rest.start = run.end;
             }
         }
 
-        if let Some(first) = first.filter(|_| bio.op() == Op::Write) {
+        if let Some(first) = first.filter(|_| write.op() == Op::Write) {
             let ahead = this.follow(&mut this.state.lock(), chunks, first);
             if let Some(ahead) = ahead {
-                Self::copy_ahead(this, &bio, ahead);
+                Self::copy_ahead(this, &write, ahead);
             }
         }
         let mut state = this.state.lock();
-        match this.look_at(&state, chunks) {
-            Look::Passes => {
+        match this.release(write) {
+            Ok(write) => {
                 drop(state);
-                this.resubmit_one(bio);
+                this.resubmit_one(write);
                 Ok(())
             }
-            Look::Waits(found) => {
-                state.wait_for(found.start, bio);
-                Ok(())
-            }
-            Look::Claims(_) => Err(bio),
+            Err(write) => match look_at(&state, chunks) {
+                Look::Waits(found) => {
+                    state.wait_for(found.start, write);
+                    Ok(())
+                }
+                // There is no room, or the image is broken since.
+                _ => Err(write),
+            },
         }
-    }
-
-    fn resubmit_one(&self, bio: OwnedBio) {
-        let mut bios = BioList::new();
-        bios.push(bio);
-        self.resubmit(bios);
     }
 
     /// Allocates what is needed to copy the chunks of a run, or the first one of them. None if
@@ -353,7 +368,7 @@ impl Area {
             Err(e) if e == ENOMEM => {}
             other => return other.map(Some),
         }
-        if self.state.lock().copies > 0 {
+        if self.state.lock().cow.counts().copies > 0 {
             return Ok(None);
         }
         let first = ChunkRange {
@@ -364,170 +379,168 @@ impl Area {
         Copy::new(self, bio, first, flags).map(Some)
     }
 
-    /// Returns whether a held write can go to the origin.
-    fn is_saved(&self, bio: &Bio) -> bool {
-        let range = self.origin.range_of(bio);
-        range.is_none_or(|range| self.may_release(self.geometry.chunks_of(range)))
-    }
-
     /// The old data of a claim was read, or the area has failed. Does not sleep.
     fn copied(this: Arc<Self>, start: u64, pages: UniqueArc<Pages>) {
-        let mut state = this.state.lock();
-        // It stays claimed until this.
-        let Some((chunks, mut claim)) = state.claims.remove(start) else {
-            return;
-        };
-        let now = this.now();
-        state.costs.end(now);
-        state
-            .costs
-            .took(claim.begun, now, this.geometry.bytes_of(chunks));
-        let old = Old::Memory(pages.into());
-        state.map.insert(claim.extent, chunks, old);
-        this.saved.set(chunks);
-        while let Some(bio) = claim.waiting.pop() {
-            if this.is_saved(&bio) {
-                state.lanes.push_ready(bio);
-            } else {
-                state.lanes.push_taken(bio);
+        // The queues must not go before the workers are started, which takes too long for the lock.
+        this.users.fetch_add(1, Relaxed);
+        if let Some((key, store)) = Self::save(&this, start, pages) {
+            let area = this.as_arc_borrow();
+            if let Some(key) = key.filter(|key| !Self::start_worker(area, *key)) {
+                Self::start_any(area, &mut this.state.lock(), key);
             }
+            Self::start_storing(&this, store);
         }
-        state.read_bytes += this.geometry.bytes_of(chunks);
-        // There is room for all copies, so this cannot fail.
-        let at = state.read.binary_search(&start).unwrap_or_else(|at| at);
-        let _ = state.read.insert_within_capacity(at, start);
-        // Before what was read can be stored and the area be closed, since the queues may go then.
-        Self::start_workers(this.as_arc_borrow(), &mut state);
-        Self::start_storing(&this, &mut state);
+        this.end_use();
     }
 
-    /// An optional read of a claim has failed. A worker claims again what the waiting writes need.
-    /// Does not sleep.
-    fn not_copied(this: Arc<Self>, start: u64) {
+    /// The chunks of a claim are saved: what waits for it is released or looked at again. Returns
+    /// what the caller has to start without the lock.
+    fn save(this: &Arc<Self>, start: u64, pages: UniqueArc<Pages>) -> Option<(Option<Key>, Start)> {
         let mut state = this.state.lock();
-        if let Some((chunks, mut claim)) = state.claims.remove(start) {
-            while let Some(bio) = claim.waiting.pop() {
-                state.lanes.push_taken(bio);
+        // It stays claimed until this.
+        let (chunks, mut claim) = state.cow.saved(&this.status, start, pages.into())?;
+        trace::saved(this.origin.dev(), this.geometry.sectors_of(chunks));
+        let now = this.now();
+        let costs = &mut state.ahead.costs;
+        costs.end(now);
+        costs.took(claim.begun, now, this.geometry.bytes_of(chunks));
+        while let Some(write) = claim.waiting.pop() {
+            match this.release(write) {
+                Ok(write) => state.lanes.push_ready(write),
+                Err(write) => state.lanes.push_taken(write),
             }
-            state.costs.end(this.now());
-            state.copies -= 1;
-            state.copy_bytes -= this.geometry.bytes_of(chunks);
+        }
+        let key = state.lanes.start();
+        // Of other groups, hardly ever
+        Self::start_workers(this.as_arc_borrow(), &mut state);
+        Some((key, state.stores_to_start()))
+    }
+
+    /// A needed read of one chunk, in a request of its own, has failed. Does not sleep.
+    fn unreadable(this: Arc<Self>, start: u64, mut pages: UniqueArc<Pages>, error: Error) {
+        let lost = this.state.lock().cow.lose(&this.status, start);
+        match lost {
+            Ok(()) => this.tell_lost(start, error),
+            // Ahead of the release of the writes, so that no image read misses it.
+            Err(_) => this.fail_io(error),
+        }
+        // There may be anything in them, and they go to the storage.
+        for number in 0..pages.len() >> PAGE_SHIFT {
+            for at in (0..PAGE_SIZE).step_by(ZEROES.len()) {
+                let _ = pages.copy_from_slice(number, at, &ZEROES);
+            }
+        }
+        Self::copied(this, start, pages);
+    }
+
+    fn tell_lost(&self, chunk: u64, error: Error) {
+        let dev = self.origin.dev();
+        let sectors = self.geometry.sectors_of(ChunkRange {
+            start: chunk,
+            end: chunk + 1,
+        });
+        let start = sectors.start;
+        trace::lost(dev, sectors, error);
+        // A dying disk must not fill the log.
+        match self.status.lost() {
+            lost if lost < MAX_LOGGED => {
+                pr_err!("snapshot of {dev}: sector {start} could not be read: {error:?}\n")
+            }
+            MAX_LOGGED => pr_err!("snapshot of {dev}: more could not be read, see lost_chunks\n"),
+            _ => {}
+        }
+        self.storage.events().push(What::Lost(dev, sectors, error));
+    }
+
+    /// A read of a claim has failed. A worker claims again what the waiting writes need. Does not
+    /// sleep.
+    fn not_copied(this: Arc<Self>, start: u64, needed: bool) {
+        let mut state = this.state.lock();
+        if let Some(mut claim) = state.cow.not_read(start, needed) {
+            while let Some(write) = claim.waiting.pop() {
+                state.lanes.push_taken(write);
+            }
+            state.ahead.costs.end(this.now());
         }
         // Before the area can be closed, since the queues may go then.
         Self::unstall(this.as_arc_borrow(), &mut state);
-        this.done(&mut state, 1);
+        this.notify_idle(&state);
     }
 
     /// There may be room for more copies, or the area has failed: the workers go on.
     pub(super) fn unstall(this: ArcBorrow<'_, Self>, state: &mut State) {
-        state.starved = false;
+        this.count_hold(state);
+        state.holds.end();
         state.lanes.unstall();
         Self::start_workers(this, state);
     }
 }
 
 impl State {
-    /// Claims free chunks, which are going to be read.
-    pub(super) fn claim(&mut self, area: &Area, claim: NewClaim, chunks: ChunkRange, alone: bool) {
-        let NewClaim {
-            claim,
-            extent,
-            leaves,
-        } = claim;
-        let waiting = BioList::new();
-        area.saved.reserve(leaves);
+    /// Claims chunks, which are going to be read. Returns false if that is not possible any more.
+    pub(super) fn claim(
+        &mut self,
+        area: &Area,
+        new: NewClaim<Claim, Arc<Pages>>,
+        chunks: ChunkRange,
+        alone: bool,
+    ) -> bool {
+        let first = !self.cow.has_claims();
         let begun = Begun {
             ns: area.now(),
             alone,
         };
-        self.costs.begin(begun.ns, self.claims.count() == 0);
-        let value = Claim {
-            waiting,
-            extent,
+        let claim = Claim {
+            waiting: TakenList::new(),
             begun,
         };
-        self.claims.insert(claim, chunks, value);
-        self.copies += 1;
-        self.copy_bytes += area.geometry.bytes_of(chunks);
-        self.peak_copy_bytes = self.peak_copy_bytes.max(self.copy_bytes);
-        self.active += 1;
+        let claimed = self.cow.claim(&area.status, new, chunks, claim);
+        if claimed {
+            trace::claim(area.origin.dev(), area.geometry.sectors_of(chunks));
+            self.ahead.costs.begin(begun.ns, first);
+        }
+        claimed
     }
 
     /// Lets a write wait for the claim that starts at `start`.
-    fn wait_for(&mut self, start: u64, bio: OwnedBio) {
-        match self.claims.get_mut(start) {
-            Some((_, claim)) => claim.waiting.push(bio),
+    fn wait_for(&mut self, start: u64, write: Taken) {
+        match self.cow.claimed(start) {
+            Some(claim) => claim.waiting.push(write),
             // Saved in the meantime, which the lock does not allow.
-            None => self.lanes.push_taken(bio),
+            None => self.lanes.push_taken(write),
         }
     }
 
     /// Takes a write over until the claim that starts at `start` is saved.
     fn park_behind<'a>(&mut self, start: u64, bio: FilteredBio<'a>) -> Verdict<'a> {
-        let (bio, verdict) = bio.take();
-        self.park();
-        self.wait_for(start, bio);
+        let (write, verdict) = Taken::take(bio);
+        self.cow.park();
+        self.wait_for(start, write);
         verdict
     }
+}
 
-    /// There is one more write that was taken.
-    fn park(&mut self) {
-        self.parked += 1;
-        self.peak_parked = self.peak_parked.max(self.parked);
-        self.active += 1;
+/// What an error of a read means.
+pub(super) enum Kind {
+    /// Must not wait, or has chunks that are not written yet: the claim is dropped.
+    Optional,
+    /// Its chunks are suspects.
+    Needed,
+    /// It is of one suspect, in a request of its own: that is lost.
+    Alone,
+}
+
+/// A read of the old data of the claim that starts at a chunk.
+pub(super) struct ClaimRead {
+    area: Arc<Area>,
+    start: u64,
+    kind: Kind,
+}
+
+impl ClaimRead {
+    pub(super) fn new(area: Arc<Area>, start: u64, kind: Kind) -> Self {
+        Self { area, start, kind }
     }
-
-    /// Whether there is no room for a copy of `run` now.
-    fn is_full(&self, area: &Area, run: ChunkRange) -> bool {
-        let bytes = area.geometry.bytes_of(run);
-        self.copies > 0 && self.copy_bytes + bytes > area.max_copy_bytes
-    }
-}
-
-/// What is to be done about a write.
-pub(super) enum Look {
-    /// Nothing.
-    Passes,
-    /// It waits for this claim.
-    Waits(ChunkRange),
-    /// These chunks have to be claimed, first of all.
-    Claims(ChunkRange),
-}
-
-/// Memory for a claim, for the extent that it becomes, and for the bits of its chunks.
-pub(super) struct NewClaim {
-    claim: NewExtent<Claim>,
-    extent: NewExtent<Old>,
-    leaves: NewLeaves,
-}
-
-/// All that is needed to claim chunks and read them, allocated ahead.
-pub(super) struct Copy<'a> {
-    run: ChunkRange,
-    pub(super) claim: NewClaim,
-    pub(super) read: BioRead<'a, ClaimRead>,
-}
-
-impl<'a> Copy<'a> {
-    pub(super) fn new(area: &'a Area, bio: &Bio, run: ChunkRange, flags: Flags) -> Result<Self> {
-        Ok(Self {
-            run,
-            claim: NewClaim {
-                claim: NewExtent::new(flags)?,
-                extent: NewExtent::new(flags)?,
-                leaves: area.saved.prepare(run, flags)?,
-            },
-            read: area.read_of(&area.reads, run, flags)?.on_behalf_of(bio),
-        })
-    }
-}
-
-/// A read of the old data of the claim that starts at this chunk.
-pub(super) enum ClaimRead {
-    /// Must not wait, or has chunks that are not written yet: an error only drops the claim.
-    Optional(Arc<Area>, u64),
-    /// An error breaks the image.
-    Needed(Arc<Area>, u64),
 }
 
 #[vtable]
@@ -535,16 +548,12 @@ impl EndIo for ClaimRead {
     type Held = UniqueArc<Pages>;
 
     fn end_io(self, pages: UniqueArc<Pages>, result: Result) {
-        match self {
-            ClaimRead::Optional(area, start) if result.is_err() => Area::not_copied(area, start),
-            ClaimRead::Optional(area, start) => Area::copied(area, start, pages),
-            ClaimRead::Needed(area, start) => {
-                // Ahead of the release of the writes, so that no image read misses it.
-                if let Err(e) = result {
-                    area.fail_io(e);
-                }
-                Area::copied(area, start, pages)
-            }
+        let Self { area, start, kind } = self;
+        match (result, kind) {
+            (Ok(()), _) => Area::copied(area, start, pages),
+            (Err(e), Kind::Alone) => Area::unreadable(area, start, pages, e),
+            (Err(_), Kind::Needed) => Area::not_copied(area, start, true),
+            (Err(_), Kind::Optional) => Area::not_copied(area, start, false),
         }
     }
 }

@@ -9,13 +9,12 @@
 
 use super::{
     Area,
-    Old,
     IMAGE, //
 };
 use crate::{
     chunk::ChunkRange,
-    debug,
-    extent_map::Piece, //
+    cow::Found,
+    debug, //
 };
 use kernel::{
     block::{
@@ -41,10 +40,6 @@ use kernel::{
             Full,
             Relaxed, //
         },
-        barrier::{
-            smp_mb,
-            Read, //
-        },
         Arc,
         ArcBorrow,
         Completion,
@@ -54,24 +49,15 @@ use kernel::{
     workqueue::WorkItem, //
 };
 
-/// Where the content of some chunks is.
-enum Found {
-    Origin,
-    /// In memory of the chunks from this one on.
-    Memory(Arc<Pages>, u64),
-    /// At this byte of the storage.
-    Stored(u64),
-}
-
 impl Area {
     /// A bio for the image. May sleep for memory.
     pub(crate) fn read_image(this: ArcBorrow<'_, Self>, bio: OwnedBio) {
         if bio.op() != Op::Read || this.check().is_err() {
             return bio.end(Err(EIO));
         }
-        this.reading.fetch_add(1, Relaxed);
+        this.users.fetch_add(1, Relaxed);
         if Self::read_piece(this, bio).is_err() {
-            this.end_reading();
+            this.end_use();
         }
     }
 
@@ -129,23 +115,11 @@ impl Area {
 
     /// Where the content of the first of `chunks` is, and up to which chunk that of those after it
     /// is there, too.
-    fn find(&self, chunks: ChunkRange) -> Result<(u64, Found)> {
-        match self.saved.first_saved(chunks) {
-            Some(first) if first == chunks.start => {}
-            first => return Ok((first.unwrap_or(chunks.end), Found::Origin)),
+    fn find(&self, chunks: ChunkRange) -> Result<(u64, Found<Arc<Pages>>)> {
+        match self.status.on_origin(chunks) {
+            Some(end) => Ok((end, Found::Origin)),
+            None => self.state.lock().cow.find(&self.status, chunks),
         }
-        let state = self.state.lock();
-        // It is missing only if the area has failed.
-        let Piece::Extent(found) = state.map.lookup(chunks) else {
-            return Err(EIO);
-        };
-        let place = match state.map.get(found.start).ok_or(EIO)? {
-            Old::Memory(pages) => Found::Memory(pages.clone(), found.start),
-            Old::Stored { at, .. } => {
-                Found::Stored(*at + self.geometry.byte_of(chunks.start - found.start))
-            }
-        };
-        Ok((found.end.min(chunks.end), place))
     }
 
     /// What the memory of an image read must be aligned to.
@@ -175,30 +149,21 @@ impl Area {
 
     fn end_image(&self, bio: OwnedBio, result: Result) {
         bio.end(result.and_then(|()| self.check()));
-        self.end_reading();
+        self.end_use();
     }
 
-    /// A read that was counted has ended.
-    fn end_reading(&self) {
-        if self.reading.fetch_sub(1, Full) == 1 && self.error() != 0 {
+    /// What was counted in `users` has ended.
+    pub(super) fn end_use(&self) {
+        if self.users.fetch_sub(1, Full) == 1 && self.error() != 0 {
             // Under the lock, so that who closes the area does not miss it.
             let _state = self.state.lock();
             self.idle.notify_all();
         }
     }
 
-    /// Whether a read of `chunks` from the origin, which is done, may have got new data.
-    fn is_overtaken(&self, chunks: ChunkRange) -> bool {
-        // The bits are set before a write is released. So if that was early enough for the read to
-        // get what it wrote, they are seen here. In an area that has failed they are not set any
-        // more, but there the error is seen.
-        smp_mb(Read);
-        self.error() == 0 && self.saved.first_saved(chunks).is_some()
-    }
-
     /// An image read from the origin is done. Does not sleep.
     fn forwarded(this: Arc<Self>, chunks: ChunkRange, bio: OwnedBio, result: Result) {
-        if this.is_overtaken(chunks) && !debug::trusts_reads() {
+        if this.status.is_overtaken(chunks) && !debug::trusts_reads() {
             this.repeated.fetch_add(1, Relaxed);
             Self::put_off(this, bio);
         } else {
@@ -253,7 +218,7 @@ impl Area {
                 Found::Origin => {
                     let pages = this.read_origin(chunks)?;
                     // What was saved meanwhile is in memory or stored at the next look.
-                    if this.is_overtaken(chunks) {
+                    if this.status.is_overtaken(chunks) {
                         continue;
                     }
                     copy(&pages, chunks.start)?;

@@ -6,15 +6,21 @@
 //! one write to the storage.
 
 use super::{
+    memory::OldClaims,
     Area,
-    Old,
     State,
     STORE, //
 };
 use crate::{
+    batch::{
+        Batch,
+        Recorded, //
+    },
     chunk::Geometry,
     event::What,
-    params, //
+    params,
+    stored_map::Rooms,
+    trace, //
 };
 use kernel::{
     block::SECTOR_SHIFT,
@@ -35,6 +41,7 @@ use kernel::{
             RelativeMode, //
         },
         msecs_to_jiffies,
+        Delta,
         Monotonic, //
     },
     workqueue::WorkItem, //
@@ -43,54 +50,59 @@ use kernel::{
 /// Bytes of copies that are gathered for one store.
 const GATHER_BYTES: usize = 256 << 10;
 
+/// Upper limit of the copies that are kept though they could be stored: their list is sorted.
+const KEPT_BYTES: usize = 32 << 20;
+
 /// Milliseconds after which fewer are stored.
 const GATHER_MSECS: u32 = 10;
 
 /// Upper limit of one store; reached only if copies piled up behind those in flight.
-const STORE_BYTES: usize = 1 << 20;
+pub(super) const STORE_BYTES: usize = 1 << 20;
 
 /// Maximum number of stores in flight.
 const STORES: usize = 4;
 
 impl Area {
-    /// Starts or wakes a worker for a new copy. The area must not be closed while the caller holds
-    /// the lock. Does not sleep.
-    pub(super) fn start_storing(this: &Arc<Self>, state: &mut State) {
-        if state.storing == 0 {
-            state.storing = 1;
-            let _ = this.queues.stores.enqueue::<Arc<Self>, STORE>(this.clone());
-        } else if state.read_bytes >= GATHER_BYTES {
-            if state.gathering {
-                this.gathered.notify_all();
-            } else if state.storing < STORES {
+    /// Does what [`State::stores_to_start`] said. The area must not be closed meanwhile. Does not
+    /// sleep.
+    pub(super) fn start_storing(this: &Arc<Self>, start: Start) {
+        match start {
+            Start::None => {}
+            Start::First => {
+                let _ = this.queues.stores.enqueue::<Arc<Self>, STORE>(this.clone());
+            }
+            Start::Gathering => this.gathered.notify_all(),
+            Start::Another => {
                 let area = this.clone();
                 let store = move || Self::store_all(&area);
                 // If there is no memory, the running ones do it.
-                if this.queues.stores.try_spawn(GFP_NOWAIT, store).is_ok() {
-                    state.storing += 1;
+                if this.queues.stores.try_spawn(GFP_NOWAIT, store).is_err() {
+                    this.state.lock().stores.running -= 1;
                 }
             }
         }
     }
 
-    /// Stores copies until there are none. The caller is counted in `storing`.
+    /// Stores copies until there are none. The caller is counted in `stores`.
     fn store_all(this: &Arc<Self>) {
         loop {
             let mut state = this.state.lock();
-            if state.read_bytes < GATHER_BYTES && !state.starved && this.error() == 0 {
+            let few =
+                state.cow.counts().unstored_bytes < state.until_scarce(state.stores.limits.enough);
+            if few && !state.lanes.is_stalled() && this.error() == 0 {
                 // One of them waits for more.
-                if state.gathering {
-                    state.storing -= 1;
+                if state.stores.gathering {
+                    state.stores.running -= 1;
                     return;
                 }
-                state.gathering = true;
+                state.stores.gathering = true;
                 let _ = this
                     .gathered
                     .wait_interruptible_timeout(&mut state, msecs_to_jiffies(GATHER_MSECS));
-                state.gathering = false;
+                state.stores.gathering = false;
             }
-            if state.read.is_empty() {
-                state.storing -= 1;
+            if state.cow.unstored() == 0 {
+                state.stores.running -= 1;
                 return;
             }
             drop(state);
@@ -101,137 +113,183 @@ impl Area {
                 this.forget_copies();
             }
             let mut state = this.state.lock();
-            if state.starved {
+            if state.lanes.is_stalled() {
                 Self::unstall(this.as_arc_borrow(), &mut state);
+                this.judge_storage(&mut state);
             }
         }
     }
 
     fn store_batch(this: &Arc<Self>) -> Result {
         this.check()?;
-        let count = this.state.lock().read.len();
+        let count = this.state.lock().cow.unstored();
         // Where pages are larger than 4 KiB, a chunk can be more than that.
         let count = count.min((STORE_BYTES / this.geometry.chunk_bytes()).max(1));
-        let mut batch = Batch {
-            starts: KVec::with_capacity(count, GFP_NOIO)?,
-            pages: KVec::with_capacity(count, GFP_NOIO)?,
-            len: 0,
-        };
+        let mut batch = Batch::new(count, GFP_NOIO)?;
         let mut refs = KVec::with_capacity(count, GFP_NOIO)?;
+        let mut claims = OldClaims::with_capacity(count, GFP_NOIO)?;
         let watch = Arc::pin_init(Watch::new(this.clone()), GFP_NOIO)?;
-        let watch = watch.start(params::storage_timeout());
+        let watch = watch.start(Watch::INTERVAL);
         let begun = this.now();
         let stored = this
             .storage
-            .reserve(Geometry::MAX_BYTES, |room| this.take(&mut batch, room))
+            .reserve(Geometry::MAX_BYTES, |room| {
+                let mut state = this.state.lock();
+                let max = state.stores.limits.most.min(room);
+                state.cow.take(&mut batch, max);
+                batch.len()
+            })
             .and_then(|at| {
-                for pages in &batch.pages {
+                for pages in batch.data() {
                     let _ = refs.push_within_capacity(&**pages);
                 }
-                this.storage.write(at, &refs, batch.len).map(|()| at)
+                this.storage.write(at, &refs, batch.len()).map(|()| at)
             });
         drop(watch);
-        match stored {
-            Ok(at) => this.stored(&batch, at, this.now().saturating_sub(begun)),
-            Err(e) => {
-                if e == ENOSPC {
-                    this.fail(e, What::NoSpace((batch.len >> SECTOR_SHIFT) as u64));
-                }
-                for start in &batch.starts {
-                    this.forget(*start);
-                }
-                return Err(e);
-            }
+        drop(refs);
+        if stored == Err(ENOSPC) {
+            this.fail(ENOSPC, What::NoSpace((batch.len() >> SECTOR_SHIFT) as u64));
         }
-        Ok(())
-    }
-
-    /// Takes copies for one write of at most `room` bytes, or larger if that is the first one.
-    /// Returns the bytes of them. Does not sleep.
-    fn take(&self, batch: &mut Batch, room: usize) -> usize {
-        let max = STORE_BYTES.min(room);
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        for start in state.read.iter().take(batch.starts.capacity()) {
-            if let Some((_, Old::Memory(old))) = state.map.get_mut(*start) {
-                if batch.len > 0 && batch.len + old.len() > max {
-                    break;
-                }
-                batch.len += old.len();
-                let _ = batch.starts.push_within_capacity(*start);
-                let _ = batch.pages.push_within_capacity(old.clone());
-            }
-        }
-        let mut left = batch.starts.len();
-        state.read.retain(|_| {
-            let taken = left > 0;
-            left -= usize::from(taken);
-            !taken
-        });
-        state.read_bytes -= batch.len;
-        batch.len
+        let ns = this.now().saturating_sub(begun);
+        let result = stored.and_then(|at| this.stored(&mut batch, at, ns, &mut claims));
+        let mut state = this.state.lock();
+        state.cow.not_stored(&batch);
+        this.notify_idle(&state);
+        drop(state);
+        this.keep(claims, batch);
+        result
     }
 
     /// A batch is on the storage now, which has taken `ns`.
-    fn stored(&self, batch: &Batch, mut at: u64, ns: u64) {
+    fn stored(
+        &self,
+        batch: &mut Batch<Arc<Pages>>,
+        at: u64,
+        ns: u64,
+        claims: &mut OldClaims,
+    ) -> Result {
+        trace::stored(self.origin.dev(), at, batch.len(), ns);
         let shares_disk = self.storage.shares_disk(&self.origin);
         let ahead_room = params::ahead_room(&self.storage.space());
-        let mut state = self.state.lock();
-        state.ahead_room = ahead_room;
-        for (start, pages) in batch.starts.iter().zip(&batch.pages) {
-            if let Some((_, place)) = state.map.get_mut(*start) {
-                *place = Old::Stored {
-                    at,
-                    chunk_shift: self.geometry.chunk_shift(),
-                };
+        let mut rooms = Rooms::new(batch.runs().len(), GFP_NOIO)?;
+        loop {
+            let over = |claim| {
+                let _ = claims.push_within_capacity(claim);
+            };
+            let recorded = self.state.lock().cow.stored(batch, at, &mut rooms, over)?;
+            match recorded {
+                Recorded::All => break,
+                Recorded::Some => {}
+                Recorded::NoMemory => {
+                    // Without a task of the cgroup being killed for it
+                    let flags = GFP_NOIO | __GFP_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN;
+                    self.map_memory.account(|| rooms.allocate(flags))?;
+                }
             }
-            at += pages.len() as u64;
-            state.map.merge(*start);
         }
-        state.copies -= batch.starts.len();
-        state.copy_bytes -= batch.len;
-        state.stored_bytes += batch.len as u64;
-        state.costs.stored(ns, batch.len, shares_disk);
-        self.done(&mut state, batch.starts.len());
+        let mut state = self.state.lock();
+        self.count_maps(&mut state);
+        state.ahead.room = ahead_room;
+        state.ahead.costs.stored(ns, batch.len(), shares_disk);
+        let max_copy_bytes = state.cow.memory().most();
+        state.stores.limits = Limits::new(max_copy_bytes, shares_disk, self.origin.is_rotational());
+        Ok(())
     }
 
-    /// The area has failed: gives the memory of the copies back that nobody has taken.
+    /// The image is broken: gives the memory of the copies back that no store has taken.
     fn forget_copies(&self) {
         loop {
-            let mut state = self.state.lock();
-            let Some(start) = state.read.pop() else {
-                return;
-            };
-            if let Some((_, Old::Memory(pages))) = state.map.get_mut(start) {
-                let len = pages.len();
-                state.read_bytes -= len;
+            let old = self.state.lock().cow.forget_unstored();
+            if old.is_none() {
+                break;
             }
-            drop(state);
-            self.forget(start);
         }
-    }
-
-    /// Gives the memory of a copy back, which is in no list any more. The area has failed.
-    fn forget(&self, start: u64) {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        let old = state.map.remove(start);
-        if let Some((_, Old::Memory(pages))) = &old {
-            state.copies -= 1;
-            state.copy_bytes -= pages.len();
-        }
-        self.done(state, 1);
-        drop(guard);
-        drop(old);
+        self.notify_idle(&self.state.lock());
     }
 }
 
-/// Copies that are stored with one write: the first chunks of their extents and their memory.
-struct Batch {
-    starts: KVec<u64>,
-    pages: KVec<Arc<Pages>>,
-    /// In bytes.
-    len: usize,
+/// A worker that stores copies.
+pub(super) enum Start {
+    None,
+    /// There is none yet.
+    First,
+    /// The one that waits for more copies.
+    Gathering,
+    /// One more.
+    Another,
+}
+
+/// When copies are stored, and how many at a time, in bytes.
+///
+/// What is stored on the disk of the origin delays its writes. So they go first as long as there is
+/// room in memory, and a store is small unless the disk has to seek for it.
+pub(super) struct Limits {
+    /// A worker waits for more if there are fewer.
+    enough: usize,
+    /// Another worker is started if there are as many.
+    many: usize,
+    /// Upper limit of one store.
+    most: usize,
+}
+
+impl Limits {
+    pub(super) fn new(max_copy_bytes: usize, shares_disk: bool, rotational: bool) -> Self {
+        if !shares_disk {
+            return Self {
+                enough: GATHER_BYTES,
+                many: GATHER_BYTES,
+                most: STORE_BYTES,
+            };
+        }
+        Self {
+            enough: GATHER_BYTES.max((max_copy_bytes / 4 * 3).min(KEPT_BYTES)),
+            many: GATHER_BYTES.max(max_copy_bytes / 8 * 7),
+            most: if rotational {
+                STORE_BYTES
+            } else {
+                GATHER_BYTES
+            },
+        }
+    }
+}
+
+impl State {
+    /// Which worker to start or to wake for a new copy, which is counted in `stores` then.
+    pub(super) fn stores_to_start(&mut self) -> Start {
+        let unstored = self.cow.counts().unstored_bytes;
+        let start = if self.stores.running == 0 {
+            Start::First
+        } else if unstored < self.until_scarce(self.stores.limits.enough) {
+            Start::None
+        } else if self.stores.gathering {
+            Start::Gathering
+        } else if self.stores.running < STORES
+            && unstored >= self.until_scarce(self.stores.limits.many)
+        {
+            Start::Another
+        } else {
+            Start::None
+        };
+        if matches!(start, Start::First | Start::Another) {
+            self.stores.running += 1;
+        }
+        start
+    }
+
+    /// How many bytes of copies are kept, `bytes` as long as there is memory.
+    fn until_scarce(&self, bytes: usize) -> usize {
+        match self.cow.memory().is_scarce() {
+            true => GATHER_BYTES,
+            false => bytes,
+        }
+    }
+
+    /// Whether writers that are stalled wait for the storage. On a slow device most of the copies
+    /// are still being read.
+    pub(super) fn is_held_for_storage(&self) -> bool {
+        let counts = self.cow.counts();
+        counts.claimed_bytes <= counts.copy_bytes / 2
+    }
 }
 
 /// Looks after one write to the storage.
@@ -243,6 +301,8 @@ struct Watch {
 }
 
 impl Watch {
+    const INTERVAL: Delta = Delta::from_secs(1);
+
     fn new(area: Arc<Area>) -> impl PinInit<Self> {
         pin_init!(Self {
             area,
@@ -266,13 +326,17 @@ impl HrTimerCallback for Watch {
         mut timer: HrTimerCallbackContext<'_, Self>,
     ) -> HrTimerRestart {
         let area = &this.area;
-        if !area.state.lock().starved {
-            timer.forward_now(params::storage_timeout());
-            return HrTimerRestart::Restart;
+        let mut state = area.state.lock();
+        if state.lanes.is_stalled() {
+            area.begin_hold(&mut state);
+            area.judge_storage(&mut state);
+            if area.error() != 0 {
+                Area::unstall(area.as_arc_borrow(), &mut state);
+                return HrTimerRestart::NoRestart;
+            }
         }
-        area.fail_io(ETIMEDOUT);
-        Area::unstall(area.as_arc_borrow(), &mut area.state.lock());
-        HrTimerRestart::NoRestart
+        timer.forward_now(Self::INTERVAL);
+        HrTimerRestart::Restart
     }
 }
 

@@ -452,6 +452,14 @@ impl<T: EndIo<Held = UniqueArc<Pages>>> BioRead<'_, T> {
         self
     }
 
+    /// Sets `REQ_NOMERGE`: no queue merges the read with others. All bios of a request get its
+    /// error, so a bad sector under one of them would fail the others, too.
+    pub fn unmerged(self) -> Self {
+        // SAFETY: By the type invariants the read is not submitted.
+        unsafe { (*self.bio.as_ptr()).bi_opf |= 1 << bindings::req_flag_bits___REQ_NOMERGE };
+        self
+    }
+
     /// Submits the read. [`EndIo::end_io`] is called when it is done, possibly before this returns.
     /// May sleep, but not for the I/O, unless too much of that is on its way for the device.
     pub fn submit(self, data: T) {

@@ -70,6 +70,8 @@ impl Segment<'_> {
         // the check above. The caller promises that the segment may be written to.
         unsafe {
             bindings::memcpy_page(self.page, self.offset + at, source.as_ptr(), from, len);
+            // User space may have the page mapped, where the caches do not see each other.
+            bindings::flush_dcache_page(self.page);
         }
     }
 }

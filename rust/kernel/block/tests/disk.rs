@@ -46,7 +46,8 @@ use crate::{
         Completion,
         SpinLockIrq,
         UniqueArc, //
-    }, //
+    },
+    time::Delta, //
 };
 
 /// What a disk in memory has.
@@ -524,13 +525,18 @@ mod disk_tests {
     #[test]
     #[cfg(CONFIG_BLK_FILTER)]
     fn quiesces_no_device_whose_writes_are_not_counted() -> Result {
-        use crate::block::bdev::Quiesced;
+        use crate::block::bdev::Quiesce;
 
         let (disk, _) = memory_disk()?;
         let bdev = BdevFile::open(disk.dev())?;
-        let late = Quiesced::new(&mut [&*bdev], 1).err().ok_or(EINVAL)?;
-        assert_eq!((late.count, late.error), (0, EOPNOTSUPP));
-        drop(Quiesced::new(&mut [], 1).map_err(|late| late.error)?);
+        let mut devices = KVec::new();
+        devices.push(&*bdev, GFP_KERNEL)?;
+        let mut devices = Quiesce::new(devices);
+        assert_eq!(devices.start(1), Err(EOPNOTSUPP));
+        // None is started.
+        assert_eq!(devices.wait(Delta::ZERO), 0);
+        devices.resume(0);
+        devices.start(0)?;
         Ok(())
     }
 }

@@ -32,11 +32,11 @@ use rustix::fs::ResolveFlags;
 use rustix::fs::Stat;
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::process::geteuid;
 
 use crate::error::Error;
 use crate::error::Operation;
 use crate::error::Result;
+use crate::owner;
 
 use super::sums::damaged;
 
@@ -161,16 +161,10 @@ impl Directory {
 
     /// Refuses a file that users other than the caller and root can change.
     fn distrust(&self, stat: &Stat, path: &Path) -> Result<()> {
-        let reason = if self.is_trusted {
+        if self.is_trusted {
             return Ok(());
-        } else if stat.st_uid != 0 && stat.st_uid != geteuid().as_raw() {
-            format!("it belongs to another user (uid {})", stat.st_uid)
-        } else if stat.st_mode & 0o022 != 0 {
-            format!(
-                "others can write to it (mode {:04o})",
-                stat.st_mode & 0o7777
-            )
-        } else {
+        }
+        let Some(reason) = owner::distrust(stat.st_uid, stat.st_mode) else {
             return Ok(());
         };
         let directory = self.path.display();
@@ -379,6 +373,7 @@ fn walk(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::process::geteuid;
     use std::fs;
     use std::os::unix::fs::symlink;
     use std::os::unix::fs::PermissionsExt;

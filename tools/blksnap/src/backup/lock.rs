@@ -201,6 +201,12 @@ pub fn writers(locked: &File, note: Option<&File>) -> String {
     }
 }
 
+/// What holds a file locked exclusively, as far as the kernel's list of locks has it. Takes no
+/// lock, so that nobody else has to wait.
+pub fn writer_seen(locked: &File, note: Option<&File>) -> Option<String> {
+    (!pids(locked, "WRITE").is_empty()).then(|| writers(locked, note))
+}
+
 /// What holds a file locked together with others.
 pub fn readers(locked: &File) -> String {
     let pids = pids(locked, "READ");

@@ -28,6 +28,7 @@ pub mod prune;
 pub mod readback;
 pub mod rebuild;
 pub mod restore;
+pub mod retention;
 pub mod salvage;
 pub mod sample;
 pub mod sink;
@@ -56,6 +57,7 @@ use crate::error::Operation;
 use crate::error::Result;
 use crate::held::Held;
 use crate::held::HeldDevice;
+use crate::hooks::Hooks;
 use crate::identity::Disk;
 use crate::identity::Machine;
 use crate::kernel::Kernel;
@@ -89,6 +91,8 @@ pub struct Request {
     pub devices: Vec<PathBuf>,
     pub store: PathBuf,
     pub limit: Sectors,
+    /// What runs before and after the moment of the snapshot.
+    pub hooks: Hooks,
     /// The directory of the backup.
     pub to: PathBuf,
     /// Use it even if other users can write to it.
@@ -252,7 +256,16 @@ fn make(
 ) -> Result<Report> {
     let mut keep_on = || watch.keep_on(Progress { done: 0, total: 0 });
     let (devices, limit) = (&request.devices, request.limit);
-    let held = Held::take(kernel, devices, &request.store, limit, false, &mut keep_on)?;
+    let (store_path, hooks) = (&request.store, &request.hooks);
+    let held = Held::take(
+        kernel,
+        devices,
+        store_path,
+        limit,
+        false,
+        hooks,
+        &mut keep_on,
+    )?;
     let time = now();
     let machine = Some(kernel.machine()).filter(|it| *it != Machine::default());
 
@@ -323,6 +336,7 @@ fn make(
         return Err(first);
     }
     // Before the rest, which may take a while.
+    errors.extend_from_slice(held.hook_errors());
     errors.extend(held.release());
 
     let mut manifest = store.manifest().clone();

@@ -7,6 +7,7 @@
 //! and takes the place of the other when it is complete. The rest reads through
 //! it as before.
 
+use std::collections::BTreeSet;
 use std::collections::HashMap;
 use std::collections::HashSet;
 
@@ -18,11 +19,13 @@ use crate::identity::Machine;
 use super::image;
 use super::manifest::Image;
 use super::manifest::Manifest;
+use super::manifest::Point;
 use super::manifest::Todo;
 use super::names;
+use super::retention::Policy;
+use super::retention::Reason;
 use super::source::Buffer;
 use super::store::Store;
-use super::subject::Count;
 use super::sums;
 use super::sums::damaged;
 use super::sums::Entry;
@@ -39,6 +42,16 @@ pub struct Report {
     pub removed: Vec<u64>,
     /// Images that were written again, with what they were based on.
     pub merged: Vec<String>,
+    /// Why restore points stay. None if those that go were chosen by their numbers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub reasons: Vec<Kept>,
+}
+
+/// Why a restore point stays.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Kept {
+    pub point: u64,
+    pub kept_by: BTreeSet<Reason>,
 }
 
 /// What is to be done.
@@ -55,33 +68,50 @@ struct Plan {
 /// Which restore points go.
 #[derive(Debug, Clone, Copy)]
 pub enum Which<'a> {
-    /// All but the newest `keep` of each device, at least 1; but none as long as no device
-    /// has more than `slack` others.
-    Old { keep: usize, slack: usize },
+    /// Those that no rule keeps.
+    Old(&'a Policy),
     /// Those with these numbers.
     Numbers(&'a [u64]),
 }
 
-/// The numbers of those that go. Those that are not of `machine` stay.
-fn removed(manifest: &Manifest, which: Which<'_>, machine: Option<&Machine>) -> Vec<u64> {
-    let (keep, slack) = match which {
-        Which::Numbers(numbers) => return numbers.to_vec(),
-        Which::Old { keep, slack } => (keep.max(1), slack),
-    };
-    let mut count = Count::default();
-    let mut removed = Vec::new();
-    for point in manifest.of(machine).rev() {
-        if count.add(point.subjects()) > keep {
-            removed.push(point.number);
-        }
-    }
-    match count.most() <= keep.saturating_add(slack) {
-        true => Vec::new(),
-        false => removed,
+/// Returns why restore points stay; those that are not there go. Those that are not of `machine`
+/// stay.
+fn kept(manifest: &Manifest, policy: &Policy, machine: Option<&Machine>) -> Vec<Kept> {
+    let points: Vec<&Point> = manifest.of(machine).collect();
+    let numbers = points.iter().map(|point| point.number);
+    let mut reasons: HashMap<_, _> = numbers.zip(policy.reasons(&points)).collect();
+    let of_others = || BTreeSet::from([Reason::Machine]);
+    let all = manifest.points.iter().map(|point| Kept {
+        point: point.number,
+        kept_by: reasons.remove(&point.number).unwrap_or_else(of_others),
+    });
+    all.filter(|it| !it.kept_by.is_empty()).collect()
+}
+
+/// The numbers of the restore points that go, if these stay.
+fn removed(manifest: &Manifest, kept: &[Kept]) -> Vec<u64> {
+    let kept: HashSet<u64> = kept.iter().map(|it| it.point).collect();
+    let numbers = manifest.points.iter().map(|point| point.number);
+    numbers.filter(|number| !kept.contains(number)).collect()
+}
+
+/// Tells of restore points that no rule removes, so that they do not stay unnoticed.
+fn tell_of_wrong_times(kept: &[Kept], watch: &mut dyn Watch) {
+    let wrong = kept
+        .iter()
+        .filter(|it| it.kept_by.iter().eq([&Reason::Clock]));
+    let numbers: Vec<String> = wrong.map(|it| it.point.to_string()).collect();
+    if !numbers.is_empty() {
+        watch.tell(&format!(
+            "restore points stay only since their times are after now or out of order: {}; \
+             \"blksnap forget\" removes those that are not needed",
+            numbers.join(", ")
+        ));
     }
 }
 
 fn plan(manifest: &Manifest, removed: &[u64]) -> Plan {
+    let removed: HashSet<&u64> = removed.iter().collect();
     let mut plan = Plan::default();
     let mut images: HashSet<&str> = HashSet::new();
     for point in &manifest.points {
@@ -128,8 +158,8 @@ fn plan(manifest: &Manifest, removed: &[u64]) -> Plan {
 /// Removes restore points, so that the others are as they were. Until all is written nothing
 /// is changed.
 ///
-/// Of restore points that are chosen by their age, those that are not of `machine` stay. With
-/// `is_trial` it is only found out which ones go.
+/// Of restore points that are chosen by rules, those that are not of `machine` stay. With
+/// `is_trial` it is only found out which ones go. Rules that keep nothing are an error.
 pub fn prune(
     store: &mut Store,
     which: Which<'_>,
@@ -137,8 +167,18 @@ pub fn prune(
     is_trial: bool,
     watch: &mut dyn Watch,
 ) -> Result<Report> {
-    let removed = removed(store.manifest(), which, machine);
-    let result = prune_in(store, &removed, is_trial, watch);
+    let manifest = store.manifest();
+    let (removed, reasons) = match which {
+        Which::Numbers(numbers) => (numbers.to_vec(), Vec::new()),
+        Which::Old(policy) => {
+            policy.rules.check()?;
+            let kept = kept(manifest, policy, machine);
+            tell_of_wrong_times(&kept, watch);
+            (removed(manifest, &kept), kept)
+        }
+    };
+    let result =
+        prune_in(store, &removed, is_trial, watch).map(|report| Report { reasons, ..report });
     if result.is_err() && store.manifest().todo.rename.is_empty() {
         // The error that led here is the one to tell.
         let _ = store.remove_partial();
@@ -159,6 +199,7 @@ fn prune_in(
         kept: plan.kept.clone(),
         removed: plan.removed.clone(),
         merged: plan.merges.iter().map(|(name, _)| name.clone()).collect(),
+        reasons: Vec::new(),
     };
     if is_trial || (plan.removed.is_empty() && plan.obsolete.is_empty()) {
         return Ok(report);
@@ -276,16 +317,32 @@ mod tests {
     use super::*;
     use crate::backup::manifest::tests::image;
     use crate::backup::manifest::tests::manifest;
+    use crate::backup::retention::Rules;
     use crate::identity::Disk;
 
     const NAMES: [&str; 5] = ["000001/a", "000002/a", "000003/a", "000004/a", "000005/a"];
 
+    /// The numbers of those that go so that `keep` stay of each device of a machine.
+    fn removed(
+        manifest: &Manifest,
+        (keep, slack): (usize, usize),
+        machine: Option<&Machine>,
+    ) -> Vec<u64> {
+        let rules = Rules {
+            last: keep,
+            ..Rules::default()
+        };
+        let policy = Policy {
+            rules,
+            slack,
+            ..Policy::default()
+        };
+        super::removed(manifest, &kept(manifest, &policy, machine))
+    }
+
     /// What goes so that `keep` stay.
     fn plan(manifest: &Manifest, keep: usize, slack: usize) -> Plan {
-        super::plan(
-            manifest,
-            &removed(manifest, Which::Old { keep, slack }, None),
-        )
+        super::plan(manifest, &removed(manifest, (keep, slack), None))
     }
 
     fn names(list: &[&str]) -> Vec<String> {
@@ -378,12 +435,10 @@ mod tests {
         for (point, machine) in manifest.points.iter_mut().zip([&a, &a, &b, &b, &b]) {
             point.machine = Some(machine.clone());
         }
-        let old = Which::Old { keep: 1, slack: 0 };
-        assert_eq!(removed(&manifest, old, None), [4, 3, 1]);
-        assert_eq!(removed(&manifest, old, Some(&a)), [1]);
-        assert_eq!(removed(&manifest, old, Some(&b)), [4, 3]);
-        let old = Which::Old { keep: 2, slack: 0 };
-        assert!(removed(&manifest, old, Some(&a)).is_empty());
+        assert_eq!(removed(&manifest, (1, 0), None), [1, 3, 4]);
+        assert_eq!(removed(&manifest, (1, 0), Some(&a)), [1]);
+        assert_eq!(removed(&manifest, (1, 0), Some(&b)), [3, 4]);
+        assert!(removed(&manifest, (2, 0), Some(&a)).is_empty());
     }
 
     #[test]
@@ -396,13 +451,12 @@ mod tests {
                 ..Disk::default()
             });
         }
-        let of = |manifest: &Manifest, keep| removed(manifest, Which::Old { keep, slack: 0 }, None);
         // One name, two disks
-        assert_eq!(of(&manifest, 1), [3, 2, 1]);
-        assert_eq!(of(&manifest, 2), [1]);
+        assert_eq!(removed(&manifest, (1, 0), None), [1, 2, 3]);
+        assert_eq!(removed(&manifest, (2, 0), None), [1]);
         // One disk, two names
         manifest.points[4].devices[0].device = "/dev/other".to_owned();
-        assert_eq!(of(&manifest, 1), [3, 2, 1]);
+        assert_eq!(removed(&manifest, (1, 0), None), [1, 2, 3]);
     }
 
     #[test]

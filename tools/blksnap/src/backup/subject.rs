@@ -43,38 +43,28 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// How many restore points there are of each device, looked at from the newest on.
-#[derive(Debug, Default)]
-pub struct Count<'a> {
-    devices: Vec<(Subject<'a>, usize)>,
-}
-
-impl<'a> Count<'a> {
-    /// Counts a restore point for each of its devices; returns how many there are now of the one
-    /// that has the fewest.
-    pub fn add(&mut self, subjects: impl Iterator<Item = Subject<'a>>) -> usize {
-        let mut counted = Vec::new();
-        let mut fewest = usize::MAX;
+/// Returns for each device the restore points that have it, by their indices and in their order.
+///
+/// `points` has the devices of each restore point, the oldest first.
+pub fn series<'a>(
+    points: impl DoubleEndedIterator<Item = impl Iterator<Item = Subject<'a>>> + ExactSizeIterator,
+) -> Vec<Vec<usize>> {
+    let mut found: Vec<(Subject<'a>, Vec<usize>)> = Vec::new();
+    // The newest restore point has the names that count now.
+    for (index, subjects) in points.enumerate().rev() {
         for subject in subjects {
-            let known = self.devices.iter().position(|(it, _)| it.is(subject));
-            let index = known.unwrap_or_else(|| {
-                self.devices.push((subject, 0));
-                self.devices.len() - 1
-            });
-            // Two paths to one disk are one device.
-            if !counted.contains(&index) {
-                counted.push(index);
-                self.devices[index].1 += 1;
+            match found.iter_mut().find(|(it, _)| it.is(subject)) {
+                // Two paths to one disk are one device.
+                Some((_, points)) if points.last() == Some(&index) => {}
+                Some((_, points)) => points.push(index),
+                None => found.push((subject, vec![index])),
             }
-            fewest = fewest.min(self.devices[index].1);
         }
-        fewest
     }
-
-    /// How many there are of the device that has the most.
-    pub fn most(&self) -> usize {
-        self.devices.iter().map(|(_, n)| *n).max().unwrap_or(0)
-    }
+    found
+        .into_iter()
+        .map(|(_, points)| points.into_iter().rev().collect())
+        .collect()
 }
 
 #[cfg(test)]
@@ -138,10 +128,11 @@ mod tests {
         assert!(!of("/dev/sda", &a).is(of("/dev/sda", &b)));
         let unknown = disk("0123456789ABCDEF");
         assert!(of("/dev/sda", &a).is(of("/dev/sda", &unknown)));
-        let mut count = Count::default();
-        for (device, disk) in [("/dev/sda", &a), ("/dev/sdb", &b)] {
-            assert_eq!(count.add([of(device, disk)].into_iter()), 1);
-        }
+        let points = [[of("/dev/sda", &a)], [of("/dev/sdb", &b)]];
+        assert_eq!(
+            series(points.into_iter().map(<[_; 1]>::into_iter)),
+            [[1], [0]]
+        );
     }
 
     #[test]
@@ -168,12 +159,9 @@ mod tests {
             device,
             disk: Some(&one),
         };
-        let mut count = Count::default();
-        for round in 1..4 {
-            let paths = [path("/dev/sda"), path("/dev/sdb")];
-            assert_eq!(count.add(paths.into_iter()), round);
-        }
-        assert_eq!(count.most(), 3);
-        assert_eq!(count.add(std::iter::empty()), usize::MAX);
+        let paths = [path("/dev/sda"), path("/dev/sdb")];
+        let points = [&paths[..], &[], &paths[1..], &paths];
+        let series = series(points.into_iter().map(|it| it.iter().copied()));
+        assert_eq!(series, [[0, 2, 3]]);
     }
 }

@@ -13,6 +13,8 @@ use std::rc::Rc;
 use rustix::io::Errno;
 
 use super::restore::Opener;
+use super::retention::Policy;
+use super::retention::Rules;
 use super::target::Allow;
 use super::*;
 
@@ -69,6 +71,7 @@ fn request(model: &Model, devices: &[&str], mode: Mode) -> Request {
     Request {
         devices: devices.iter().map(PathBuf::from).collect(),
         store: "/store".into(),
+        hooks: Default::default(),
         limit: Sectors(1),
         to: model.backup_directory(),
         is_trusted: false,
@@ -147,10 +150,22 @@ fn restored(store: &Store, point: u64, device: &str) -> Result<Vec<u8>> {
     Ok(fs::read(target).unwrap())
 }
 
+/// Rules that keep the newest restore points of each device.
+fn newest(keep: usize) -> Policy {
+    let rules = Rules {
+        last: keep,
+        ..Rules::default()
+    };
+    Policy {
+        rules,
+        ..Policy::default()
+    }
+}
+
 /// Removes all restore points but the newest of each device.
 fn keep_newest(store: &mut Store, keep: usize, watch: &mut Watcher<'_>) -> Result<prune::Report> {
-    let old = prune::Which::Old { keep, slack: 0 };
-    prune::prune(store, old, None, false, watch)
+    let policy = newest(keep);
+    prune::prune(store, prune::Which::Old(&policy), None, false, watch)
 }
 
 /// Every restore point there is has what is expected, and verifies.

@@ -1,25 +1,33 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 mod backup;
+mod doctor;
+mod help;
+mod hooks;
+mod keep;
 mod place;
 mod restore;
-mod snapshot;
+mod run;
+mod step;
 mod store;
 
-use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::time::Duration;
 
-use blksnap::StorageRange;
 use blksnap::Uuid;
 use clap::Parser;
 
 pub use backup::Backup;
+pub use doctor::Doctor;
+pub use help::command;
+pub use help::parse;
+pub use hooks::Hooks;
+pub use keep::Keep;
 pub use place::Lock;
 pub use place::MachineOption;
 pub use place::Trust;
 pub use restore::Restore;
-pub use snapshot::Snapshot;
+pub use run::Run;
+pub use step::Step;
 pub use store::PlanOptions;
 pub use store::Store;
 
@@ -34,26 +42,27 @@ Exit codes:
   6  something else has the backup locked; standard error says what
   7  something could not be read; the restore point, or the target, has zeroes for it
   128 + N  ended by signal N
-  \"blksnap snapshot\" has more, see there.
+  \"blksnap run\" has more, see there.
 
-It needs root, and the driver: \"modprobe blksnap\" loads it.
+It needs root, and the driver: \"modprobe blksnap\" loads it. \"blksnap doctor\" tells
+whether all is there, and what to do if not.
 
 With --json there is one JSON document on standard output (of \"events\" one
 for each event), and every error is a line of JSON on standard error: {\"error\":
 {\"message\", \"remedy\", \"operation\", \"path\", \"snapshot\", \"errno\", \"errno_name\",
-\"exit_code\"}}. Others are {\"warning\": TEXT} and {\"note\": TEXT}.
+\"exit_code\"}}. Others are {\"warning\": TEXT} and {\"note\": TEXT}, and every five
+seconds of long work {\"progress\": {\"done\", \"total\", \"bytes_per_second\"}}, in bytes.
 
 Examples:
-  Back up a mounted disk while it is written to:
-    blksnap snapshot /dev/sda --store /var/tmp -- \\
-        sh -c 'dd if=\"$BLKSNAP_IMAGE_1\" bs=1M of=/backup/sda.img'
+  What is missing for backups here:
+    blksnap doctor
 
-  The same by single steps:
-    blksnap attach /dev/sda
-    id=$(blksnap create --store /var/tmp /dev/sda)
-    blksnap take \"$id\"
-    dd if=\"$(blksnap image /dev/sda)\" bs=1M of=/backup/sda.img
-    blksnap destroy \"$id\"";
+  A backup of a disk, in full the first time, and what changed since after that:
+    blksnap backup /dev/sda --to /backup --store /var/tmp
+
+  Any other program that reads a disk, while that is written to:
+    blksnap run /dev/sda --store /var/tmp -- \\
+        sh -c 'dd if=\"$BLKSNAP_IMAGE_1\" bs=1M of=/backup/sda.img'";
 
 /// Snapshots and change tracking of block devices, at run time and without
 /// device-mapper
@@ -70,6 +79,10 @@ pub struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 pub enum Subcommand {
+    /// Tell whether backups work on this machine, and what to do if not
+    #[command(long_about = doctor::ABOUT, after_help = doctor::AFTER)]
+    Doctor(Doctor),
+
     /// Attach the filter to block devices, which starts change tracking
     ///
     /// A device that has it already stays as it is; that is no error. The
@@ -112,151 +125,23 @@ pub enum Subcommand {
         devices: Vec<PathBuf>,
     },
 
-    /// Create a snapshot, and add devices to it; prints its id
-    ///
-    /// Nothing is frozen before "blksnap take". The devices must have the
-    /// filter attached. If one cannot be added, the id cannot be printed or a signal
-    /// comes before, the snapshot is destroyed again.
-    #[command(after_help = "Examples:\n  \
-        blksnap create --store /var/tmp --limit 10G\n  \
-        blksnap create --store /var/tmp --grow 2G --max 50G /dev/sda\n  \
-        id=$(blksnap create --store /dev/sdz /dev/sda /dev/sdb)")]
-    Create {
-        #[command(flatten)]
-        store: Store,
-
-        /// Block devices to add at once
-        #[arg(value_name = "DEV")]
-        devices: Vec<PathBuf>,
-    },
-
-    /// Add devices to a snapshot that is not taken yet
-    #[command(after_help = "Examples:\n  \
-        blksnap add 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sda /dev/sdb")]
-    Add {
-        /// The snapshot, as "blksnap create" printed it
-        #[arg(value_name = "ID")]
-        id: Uuid,
-
-        /// Block devices that have the filter
-        #[arg(value_name = "DEV", required = true)]
-        devices: Vec<PathBuf>,
-    },
-
-    /// Append a block device, or ranges of it, to the storage of a snapshot
-    ///
-    /// Before it is taken or while it is held, as often as is needed. What is
-    /// there is overwritten in the end. The device must not be used by anything
-    /// else, and must not lie on a device of the snapshot.
-    #[command(after_help = "Examples:\n  \
-        blksnap append 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sdz\n  \
-        blksnap append 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sdy \\\n      \
-        --range 1G:10G --range 20G:512M")]
-    Append {
-        /// The snapshot, as "blksnap create" printed it
-        #[arg(value_name = "ID")]
-        id: Uuid,
-
-        /// A disk, partition or other block device
-        #[arg(value_name = "DEV")]
-        device: PathBuf,
-
-        /// Only this part, such as 1G:512M; in the order in which it is used
-        ///
-        /// In bytes, or with K, M, G, T or P for powers of 1024; multiples of
-        /// 4096. Can be given several times. By default all of the device.
-        #[arg(long = "range", value_name = "OFFSET:LENGTH")]
-        ranges: Vec<StorageRange>,
-
-        /// Even if there is data
-        #[arg(long)]
-        overwrite: bool,
-    },
-
-    /// Take a snapshot: all its images show this one moment
-    ///
-    /// Filesystems on the devices are frozen meanwhile, so that their images
-    /// are clean; also those on their partitions, and on what was stacked on them
-    /// when they were added: logical volumes, opened LUKS devices, MD arrays, loop
-    /// devices. If that fails for one device, nothing is taken at all.
-    #[command(after_help = "Examples:\n  \
-        blksnap take 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
-    Take {
-        /// The snapshot, as "blksnap create" printed it
-        #[arg(value_name = "ID")]
-        id: Uuid,
-    },
-
-    /// Print the image disks of devices, or of a snapshot
-    ///
-    /// One path a line, in the order of the devices. Images are read-only
-    /// disks. Exit code 3 if the snapshot is corrupted.
-    #[command(after_help = "Examples:\n  \
-        dd if=\"$(blksnap image /dev/sda)\" bs=1M of=/backup/sda.img\n  \
-        blksnap image 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
-    Image {
-        /// Devices, or one snapshot if there is no other
-        #[arg(value_name = "ID|DEV", required = true)]
-        targets: Vec<PathBuf>,
-    },
-
-    /// Print what happened to a snapshot
-    ///
-    /// One line an event, oldest first: the time in UTC, the kind and figures. The
-    /// kinds are low-space (see "create --low-space"), no-space, corrupted and
-    /// device-gone. Every event is reported once, to the first reader. Exit
-    /// code 3 if one said that the snapshot is corrupted, which all kinds but
-    /// low-space do.
-    #[command(
-        after_help = "With --json every event is an object in a line of its own.\n\n\
-        Examples:\n  \
-        blksnap events 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11\n  \
-        blksnap events --timeout 60 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11\n  \
-        blksnap events --follow --json 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 | jq .kind"
-    )]
-    Events {
-        /// The snapshot, as "blksnap create" printed it
-        #[arg(value_name = "ID")]
-        id: Uuid,
-
-        /// Go on until the snapshot is destroyed
-        #[arg(long)]
-        follow: bool,
-
-        /// Wait so long for an event if there is none; with --follow, in all
-        ///
-        /// That none came is no error.
-        #[arg(long, value_name = "SECONDS", value_parser = place::seconds)]
-        timeout: Option<Duration>,
-    },
-
-    /// Destroy a snapshot and its images, taken or not
-    ///
-    /// The filter stays attached and the change tracking goes on. Refused while an
-    /// image is mounted, also in another mount namespace, or while a loop,
-    /// device-mapper or MD device is on top of it.
-    #[command(after_help = "Examples:\n  \
-        blksnap destroy 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11\n  \
-        blksnap destroy --force 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11")]
-    Destroy {
-        /// The snapshot, as "blksnap create" printed it
-        #[arg(value_name = "ID")]
-        id: Uuid,
-
-        /// Even if an image is in use; reading there fails from then on
-        ///
-        /// Or if that cannot be found out, which is only a warning then.
-        #[arg(long)]
-        force: bool,
-    },
-
     /// Print the versions of this command and of the driver
     #[command(after_help = "Examples:\n  blksnap version --json")]
     Version,
 
-    /// Run a command while a snapshot is held, and release it whatever happens
-    #[command(long_about = snapshot::ABOUT, after_help = snapshot::AFTER)]
-    Snapshot(Snapshot),
+    /// Run a command on a snapshot, and release that whatever happens
+    #[command(alias = "snapshot", long_about = run::ABOUT, after_help = run::AFTER)]
+    Run(Run),
+
+    /// Make, use and destroy a snapshot step by step
+    #[command(long_about = step::ABOUT, after_help = step::AFTER)]
+    Snap {
+        #[command(subcommand)]
+        step: Step,
+    },
+
+    #[command(flatten)]
+    Flat(Step),
 
     /// Back up devices into a directory, in full or what changed since
     #[command(long_about = backup::ABOUT, after_help = backup::AFTER)]
@@ -295,44 +180,41 @@ pub enum Subcommand {
     /// List restore points
     #[command(after_help = "Examples:\n  \
         blksnap list /backup\n  \
-        blksnap list /backup --json | jq .points[-1].point")]
+        blksnap list /backup --json | jq .points[-1].point\n  \
+        blksnap list /backup --metrics | sponge /var/lib/prometheus/node-exporter/blksnap.prom")]
     List {
         /// The directory of the backup
         #[arg(value_name = "DIR")]
         directory: PathBuf,
 
+        /// Print metrics of each device in the text format of Prometheus
+        ///
+        /// How many restore points it has, the time and number of the newest one, the time of the
+        /// oldest one, and sizes.
+        #[arg(long, conflicts_with = "json")]
+        metrics: bool,
+
         #[command(flatten)]
         trust: Trust,
     },
 
-    /// Remove old restore points
-    ///
-    /// Of every disk the newest N stay, whatever it was called. What they need of older ones
-    /// is merged into the oldest that stays, for which about the size of a full backup is
-    /// written; the space for that must be there. If it is interrupted, all is
-    /// as it was. Nothing may read the backup meanwhile.
-    ///
-    /// Where several machines have their backups in DIR, those of the others stay.
-    #[command(after_help = "Examples:\n  \
-        blksnap prune /backup --keep 7 --dry-run\n  \
-        blksnap prune /backup --keep 30 --slack 7\n  \
-        blksnap prune /backup --keep 7 --machine db1")]
+    /// Remove restore points that no rule keeps
+    #[command(long_about = keep::ABOUT, after_help = keep::AFTER)]
     Prune {
         /// The directory of the backup
         #[arg(value_name = "DIR")]
         directory: PathBuf,
 
-        /// How many restore points stay of every device, at least 1
-        #[arg(long, value_name = "N")]
-        keep: NonZeroUsize,
+        #[command(flatten)]
+        keep: Keep,
 
-        /// Do nothing until a device has more than M restore points too many
+        /// Do nothing until a device has more than M restore points to remove
         ///
         /// So that old ones are merged M at a time, and not one after every backup.
         #[arg(long, value_name = "M", default_value_t = 0)]
         slack: usize,
 
-        /// Show which restore points would be removed, and change nothing
+        /// Show which rules keep which restore points, and which would be removed; change nothing
         #[arg(long)]
         dry_run: bool,
 

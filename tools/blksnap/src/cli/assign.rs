@@ -4,9 +4,7 @@
 
 use std::ffi::OsStr;
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Component;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -16,6 +14,7 @@ use blksnap::backup::name;
 use blksnap::backup::subject::Subject;
 use blksnap::error::Operation;
 use blksnap::identity::Disk;
+use blksnap::lasting::is_lasting;
 use blksnap::Error;
 use blksnap::Result;
 
@@ -78,19 +77,6 @@ fn refuse_other_disk(
     Err(Error::new(Operation::Restore, reason)
         .on(target)
         .remedied_by(remedy))
-}
-
-/// Whether a name is that of one disk forever, as those in /dev/disk/by-id: not
-/// one that the kernel gives in the order in which it finds disks, as are all in `dev`
-/// itself but links, nor one that depends on the directory.
-fn is_lasting(path: &Path, dev: &Path) -> bool {
-    let is_plain = path.is_absolute() && !path.components().any(|it| it == Component::ParentDir);
-    let Ok(name) = path.strip_prefix(dev) else {
-        return is_plain;
-    };
-    let is_link = || fs::symlink_metadata(path).is_ok_and(|it| it.is_symlink());
-    let is_number = name.starts_with("block") || name.starts_with("disk/by-diskseq");
-    is_plain && !is_number && (name.components().count() > 1 || is_link())
 }
 
 /// Whether what a user says is this device, whose name was made absolute when it was backed
@@ -459,13 +445,6 @@ mod tests {
             assert!(remedy.contains("--moved-name"), "{remedy}");
             assert!(in_place(&point, true, &nothing_known).is_ok(), "{name}");
         }
-
-        let dev = tempfile::tempdir().unwrap();
-        let of_udev = dev.path().join("backup-disk");
-        fs::write(dev.path().join("sda"), "").unwrap();
-        std::os::unix::fs::symlink("sda", &of_udev).unwrap();
-        assert!(is_lasting(&of_udev, dev.path()));
-        assert!(!is_lasting(&dev.path().join("sda"), dev.path()));
     }
 
     #[test]

@@ -16,7 +16,6 @@ use blksnap::backup::manifest::Manifest;
 use blksnap::backup::manifest::Point;
 use blksnap::backup::plan::Mode;
 use blksnap::backup::plan::WhyAll;
-use blksnap::backup::prune::Which;
 use blksnap::backup::store::Store;
 use blksnap::backup::verify::Finding;
 use blksnap::backup::DeviceReport;
@@ -36,9 +35,12 @@ use serde_json::json;
 use super::args;
 use super::commands::check_devices;
 use super::events::rfc3339;
+use super::metrics;
+use super::output::print;
+use super::output::seen;
 use super::output::Output;
 use super::progress::Attendant;
-use super::snapshot::kernel_with;
+use super::run::kernel_with;
 use super::status::row;
 use super::status::table;
 
@@ -49,6 +51,7 @@ pub fn backup(output: &Output, args: args::Backup) -> Result<u8> {
     let request = backup::Request {
         limit: plan.limit,
         store: args.store.store,
+        hooks: args.hooks.into(),
         mode: match (args.full, args.differential, args.compare) {
             (true, _, _) => Mode::Full,
             (_, true, _) => Mode::Differential,
@@ -183,6 +186,12 @@ pub fn verify(output: &Output, place: Place<'_>, point: Option<u64>) -> Result<u
     Ok(output.result(&report, &lines.join("\n"), code))
 }
 
+pub fn metrics(place: Place<'_>) -> Result<u8> {
+    let text = metrics::text(place.path, Store::look(place)?.manifest());
+    seen(print(&text))?;
+    Ok(0)
+}
+
 pub fn list(output: &Output, place: Place<'_>) -> Result<u8> {
     let store = Store::look(place)?;
     let manifest = store.manifest();
@@ -289,51 +298,6 @@ pub fn machine_of<'a>(
         true => error.remedied_by("leave out --machine"),
         false => error.remedied_by("say --machine with one of these"),
     })
-}
-
-pub fn prune(
-    output: &Output,
-    place: Place<'_>,
-    which: Which<'_>,
-    machine: Option<&str>,
-    is_trial: bool,
-) -> Result<u8> {
-    let mut attendant = Attendant::new(*output, Operation::Prune, place.path)?;
-    let mut store = match is_trial {
-        true => Store::open_watched(place, &mut attendant)?,
-        false => Store::open_to_change_watched(place, false, &mut attendant)?,
-    };
-    if let Which::Numbers(numbers) = which {
-        for number in numbers {
-            find(&store, Some(*number))?;
-        }
-    }
-    let machine = match which {
-        Which::Old { .. } => machine_of(&store, machine, &Machine::here())?.cloned(),
-        Which::Numbers(_) => None,
-    };
-    let machine = machine.as_ref();
-    let report = backup::prune::prune(&mut store, which, machine, is_trial, &mut attendant)?;
-    drop(attendant);
-    let text = match is_trial {
-        false => format!(
-            "restore points removed: {}, kept: {}",
-            report.removed.len(),
-            report.kept.len()
-        ),
-        true => {
-            let numbers: Vec<String> = report.removed.iter().map(u64::to_string).collect();
-            match numbers.is_empty() {
-                true => "no restore point would be removed".to_owned(),
-                false => format!(
-                    "restore points that would be removed: {}; {} would be kept",
-                    numbers.join(", "),
-                    report.kept.len()
-                ),
-            }
-        }
-    };
-    Ok(output.result(&report, &text, 0))
 }
 
 pub fn rebuild(output: &Output, place: Place<'_>) -> Result<u8> {

@@ -11,13 +11,12 @@ use blksnap::error::Operation;
 use blksnap::Error;
 use blksnap::Result;
 use clap::Command;
-use clap::CommandFactory;
 use clap_complete::Shell;
 use clap_mangen::roff::roman;
 use clap_mangen::roff::Roff;
 use clap_mangen::Man;
 
-use super::args::Args;
+use super::args;
 use super::output::print;
 use super::output::seen;
 
@@ -26,16 +25,19 @@ const SECTION: &str = "8";
 
 pub fn completions(shell: Shell) -> Result<u8> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut Args::command(), "blksnap", &mut text);
+    clap_complete::generate(shell, &mut args::command(), "blksnap", &mut text);
     seen(print(&String::from_utf8_lossy(&text)))?;
     Ok(0)
 }
 
 pub fn man(directory: &Path) -> Result<u8> {
-    let mut command = Args::command().disable_help_subcommand(true);
+    let mut command = args::command().disable_help_subcommand(true);
     command.build();
-    let pages = command.get_subcommands().filter(|it| !it.is_hide_set());
-    for page in pages.chain([&command]) {
+    let mut pages = vec![&command];
+    let mut next = 0;
+    while let Some(page) = pages.get(next).copied() {
+        pages.extend(page.get_subcommands().filter(|it| !it.is_hide_set()));
+        next += 1;
         let name = page.get_display_name().unwrap_or(page.get_name());
         let path = directory.join(format!("{name}.{SECTION}"));
         let written = File::create(&path).and_then(|mut file| write_page(page, &mut file));

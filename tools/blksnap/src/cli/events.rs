@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! "blksnap events": what happened to a snapshot.
+//! "blksnap snap events": what happened to a snapshot.
 
 use std::io;
 use std::path::Path;
@@ -150,7 +150,10 @@ fn corruption(kind: &EventKind) -> Option<Errno> {
         .corruption()
         .or(Some(Errno::IO)),
         EventKind::NoSpace { .. } => Some(Errno::NOSPC),
-        EventKind::LowSpace { .. } | EventKind::Other { .. } => None,
+        EventKind::LowSpace { .. }
+        | EventKind::Lost { .. }
+        | EventKind::SlowStorage { .. }
+        | EventKind::Other { .. } => None,
     }
 }
 
@@ -180,6 +183,14 @@ fn describe<P: AsRef<Path>>(
     node_of: impl Fn(DeviceNumber) -> Option<P>,
 ) -> (Value, String) {
     let when = rfc3339(wall_clock(event.time_label));
+    let named = |device: DeviceNumber| {
+        let node = node_of(device).map(|node| node.as_ref().display().to_string());
+        let text = match &node {
+            Some(node) => format!("{node} ({device})"),
+            None => device.to_string(),
+        };
+        (node, text)
+    };
     let (kind, figures, text) = match &event.kind {
         EventKind::LowSpace { left } => (
             "low-space",
@@ -191,14 +202,53 @@ fn describe<P: AsRef<Path>>(
             json!({ "requested_sectors": requested }),
             format!("{} more were needed", requested.bytes()),
         ),
+        EventKind::Lost {
+            device,
+            sector,
+            length,
+            error_code,
+        } => {
+            let name = errno_name(Errno::from_raw_os_error(-error_code));
+            let (node, text) = named(*device);
+            let text = format!(
+                "{text}, {} at byte {} cannot be read, {name}",
+                length.bytes(),
+                sector.bytes().0
+            );
+            let figures = json!({
+                "device": node,
+                "device_number": device,
+                "sector": sector,
+                "sectors": length,
+                "error_code": error_code,
+                "errno_name": name,
+            });
+            ("lost", figures, text)
+        }
+        EventKind::SlowStorage {
+            device,
+            held_ms,
+            limit_ms,
+        } => {
+            let (node, text) = named(*device);
+            let [held, limit] = [held_ms, limit_ms].map(|ms| f64::from(*ms) / 1000.0);
+            let text = format!(
+                "{text}, writers waited {held:.1} s of the last minute for the storage; the \
+                 snapshot is given up when it is {limit} s"
+            );
+            let figures = json!({
+                "device": node,
+                "device_number": device,
+                "held_ms": held_ms,
+                "limit_ms": limit_ms,
+            });
+            ("slow-storage", figures, text)
+        }
         EventKind::Corrupted { device, error_code } => {
             let errno = corruption(&event.kind).unwrap_or(Errno::IO);
             let name = errno_name(errno);
-            let node = node_of(*device).map(|node| node.as_ref().display().to_string());
-            let text = match &node {
-                Some(node) => format!("{node} ({device}), {name}"),
-                None => format!("{device}, {name}"),
-            };
+            let (node, text) = named(*device);
+            let text = format!("{text}, {name}");
             (
                 if errno == Errno::NODEV {
                     "device-gone"
@@ -304,6 +354,15 @@ mod tests {
         EventKind::Corrupted {
             device: DeviceNumber { major: 8, minor: 0 },
             error_code,
+        }
+    }
+
+    fn lost() -> EventKind {
+        EventKind::Lost {
+            device: DeviceNumber { major: 8, minor: 0 },
+            sector: Sectors(800),
+            length: Sectors(8),
+            error_code: -5,
         }
     }
 
@@ -447,6 +506,31 @@ mod tests {
         assert!(value["device"].is_null());
         assert_eq!(text, "device-gone: 7:1, ENODEV");
 
+        let (value, text) = describe(lost());
+        assert_eq!(value["kind"], "lost");
+        assert_eq!(value["device"], "/dev/sda");
+        assert_eq!(value["sector"], 800);
+        assert_eq!(value["sectors"], 8);
+        assert_eq!(value["errno_name"], "EIO");
+        assert_eq!(
+            text,
+            "lost: /dev/sda (8:0), 4K at byte 409600 cannot be read, EIO"
+        );
+
+        let (value, text) = describe(EventKind::SlowStorage {
+            device: DeviceNumber { major: 8, minor: 0 },
+            held_ms: 5040,
+            limit_ms: 30_000,
+        });
+        assert_eq!(value["kind"], "slow-storage");
+        assert_eq!(value["device"], "/dev/sda");
+        assert_eq!(
+            (&value["held_ms"], &value["limit_ms"]),
+            (&json!(5040), &json!(30_000))
+        );
+        assert!(text.contains("waited 5.0 s of the last minute"), "{text}");
+        assert!(text.ends_with("when it is 30 s"), "{text}");
+
         let (value, _) = describe(EventKind::Other {
             code: 99,
             data: Vec::new(),
@@ -460,6 +544,7 @@ mod tests {
     #[test]
     fn only_some_events_say_that_the_snapshot_is_broken() {
         assert_eq!(corruption(&low(0)), None);
+        assert_eq!(corruption(&lost()), None);
         assert_eq!(corruption(&broken(-19)), Some(Errno::NODEV));
         assert_eq!(corruption(&broken(0)), Some(Errno::IO));
         let full = EventKind::NoSpace {

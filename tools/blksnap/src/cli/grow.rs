@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! How the storage of a snapshot grows: what was asked for, and the process
-//! of its own that does it for "blksnap create".
+//! of its own that does it for "blksnap snap create".
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! The process that creates a snapshot for "blksnap create", and destroys it if that is killed
+//! The process that creates a snapshot for "blksnap snap create", and destroys it if that is killed
 //! before it has told the id.
 //!
 //! Not by owning it: the kernel lets nobody give a snapshot up again, so that it would end with

@@ -4,39 +4,41 @@ mod args;
 mod assign;
 mod backup;
 mod commands;
+mod doctor;
 mod document;
 mod events;
 mod grow;
 mod guard;
+mod metrics;
 mod output;
 mod progress;
+mod prune;
 mod restore;
-mod snapshot;
+mod run;
 mod status;
 
 use std::ffi::OsString;
 
-use blksnap::backup::prune::Which;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::Error;
+use blksnap::Result;
 use blksnap::Sectors;
 use clap::error::ContextKind;
 use clap::error::ContextValue;
 use clap::error::ErrorKind;
-use clap::Parser;
 use rustix::process::getrlimit;
 use rustix::process::setrlimit;
 use rustix::process::Resource;
 
-use args::Args;
+use args::Step;
 use args::Subcommand;
 use output::seen;
 use output::Output;
 
 /// Runs the command line of this process; returns the exit code.
 pub fn main() -> u8 {
-    let args = match Args::try_parse() {
+    let args = match args::parse() {
         Ok(args) => args,
         Err(error) => return refuse(&error),
     };
@@ -58,27 +60,13 @@ pub fn main() -> u8 {
         let _ = blksnap::signals::outlive_file_limit();
     }
     let result = match args.command {
+        Subcommand::Doctor(args) => doctor::doctor(&output, args),
         Subcommand::Attach { devices } => commands::attach(&output, &devices),
         Subcommand::Detach { devices } => commands::detach(&output, &devices),
         Subcommand::Status { devices } => status::status(&output, &devices),
-        Subcommand::Create { store, devices } => commands::create(&output, &store, &devices),
-        Subcommand::Add { id, devices } => commands::add(&output, id, &devices),
-        Subcommand::Append {
-            id,
-            device,
-            ranges,
-            overwrite,
-        } => commands::append(&output, id, &device, &ranges, overwrite),
-        Subcommand::Take { id } => commands::take(&output, id),
-        Subcommand::Events {
-            id,
-            follow,
-            timeout,
-        } => events::events(&output, id, follow, timeout),
-        Subcommand::Image { targets } => status::image(&output, &targets),
-        Subcommand::Destroy { id, force } => status::destroy(&output, id, force),
+        Subcommand::Snap { step } | Subcommand::Flat(step) => take_step(&output, step),
         Subcommand::Version => commands::version(&output),
-        Subcommand::Snapshot(args) => snapshot::snapshot(&output, args),
+        Subcommand::Run(args) => run::run(&output, args),
         Subcommand::Backup(args) => backup::backup(&output, args),
         Subcommand::Restore(args) => restore::restore(&output, &args),
         Subcommand::Verify {
@@ -87,7 +75,14 @@ pub fn main() -> u8 {
             trust,
             lock,
         } => backup::verify(&output, trust.place(&directory).waiting(lock.wait), point),
-        Subcommand::List { directory, trust } => backup::list(&output, trust.place(&directory)),
+        Subcommand::List {
+            directory,
+            metrics,
+            trust,
+        } => match metrics {
+            true => backup::metrics(trust.place(&directory)),
+            false => backup::list(&output, trust.place(&directory)),
+        },
         Subcommand::Prune {
             directory,
             keep,
@@ -98,11 +93,8 @@ pub fn main() -> u8 {
             lock,
         } => {
             let place = trust.place(&directory).waiting(lock.wait);
-            let which = Which::Old {
-                keep: keep.get(),
-                slack,
-            };
-            backup::prune(&output, place, which, machine.machine.as_deref(), dry_run)
+            let machine = machine.machine.as_deref();
+            prune::prune(&output, place, keep.into(), slack, machine, dry_run)
         }
         Subcommand::Forget {
             directory,
@@ -112,7 +104,7 @@ pub fn main() -> u8 {
             lock,
         } => {
             let place = trust.place(&directory).waiting(lock.wait);
-            backup::prune(&output, place, Which::Numbers(&points), None, dry_run)
+            prune::forget(&output, place, &points, dry_run)
         }
         Subcommand::Rebuild {
             directory,
@@ -134,6 +126,27 @@ pub fn main() -> u8 {
         output.error(&error);
         error.exit().code()
     })
+}
+
+fn take_step(output: &Output, step: Step) -> Result<u8> {
+    match step {
+        Step::Create { store, devices } => commands::create(output, &store, &devices),
+        Step::Add { id, devices } => commands::add(output, id, &devices),
+        Step::Append {
+            id,
+            device,
+            ranges,
+            overwrite,
+        } => commands::append(output, id, &device, &ranges, overwrite),
+        Step::Take { id } => commands::take(output, id),
+        Step::Image { targets } => status::image(output, &targets),
+        Step::Events {
+            id,
+            follow,
+            timeout,
+        } => events::events(output, id, follow, timeout),
+        Step::Destroy { id, force } => status::destroy(output, id, force),
+    }
 }
 
 /// Lets this process have as many files open as it may: less is only for programs that use

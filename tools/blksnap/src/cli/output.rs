@@ -3,6 +3,7 @@
 use std::io;
 use std::io::Write;
 
+use blksnap::backup::Progress;
 use blksnap::error::Operation;
 use blksnap::printable::printable;
 use blksnap::printable::printable_json;
@@ -76,6 +77,17 @@ impl Output {
     pub fn note(&self, text: &str) {
         if self.json {
             self.complain(&json!({ "note": text }).to_string());
+        } else {
+            self.complain(&format!("blksnap: {text}"));
+        }
+    }
+
+    /// How far work is, and how many bytes of it were done in a second.
+    pub fn progress(&self, progress: Progress, rate: u64, text: &str) {
+        if self.json {
+            let Progress { done, total } = progress;
+            let value = json!({ "done": done, "total": total, "bytes_per_second": rate });
+            self.complain(&json!({ "progress": value }).to_string());
         } else {
             self.complain(&format!("blksnap: {text}"));
         }

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! How far long work is, on a terminal, and the signals that stop it.
+//! How far long work is, and the signals that stop it.
 
 use std::io::IsTerminal;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
+use std::time::Instant;
 
 use blksnap::backup::Progress;
 use blksnap::backup::Watch;
 use blksnap::error::Exit;
 use blksnap::error::Operation;
 use blksnap::signals::Signals;
+use blksnap::Bytes;
 use blksnap::Error;
 use blksnap::Result;
+use indicatif::HumanDuration;
 use indicatif::ProgressBar;
 use indicatif::ProgressStyle;
 
@@ -21,11 +25,64 @@ use super::output::Output;
 const TEMPLATE: &str =
     "{wide_bar} {percent} % of {total_bytes}, {binary_bytes_per_sec}, {eta} left";
 
+/// How often lines tell it where there is no terminal, such as in a journal, and with --json.
+const LINE_EVERY: Duration = Duration::from_secs(60);
+const JSON_EVERY: Duration = Duration::from_secs(5);
+
+/// Tells how far work is from time to time.
+struct Reporter {
+    every: Duration,
+    /// When it was told last, or the work has begun, and how far that was then.
+    last: Option<(Instant, Progress)>,
+}
+
+impl Reporter {
+    fn new(output: Output) -> Self {
+        let every = match output.is_json() {
+            true => JSON_EVERY,
+            false => LINE_EVERY,
+        };
+        Self { every, last: None }
+    }
+
+    /// The bytes in a second since the last time, if it is time to tell.
+    fn rate(&mut self, progress: Progress, now: Instant) -> Option<u64> {
+        let (then, before) = match self.last {
+            // Another piece of work
+            Some((then, before)) if before.total == progress.total => (then, before),
+            _ => {
+                self.last = Some((now, progress));
+                return None;
+            }
+        };
+        let time = now.saturating_duration_since(then);
+        if time < self.every {
+            return None;
+        }
+        self.last = Some((now, progress));
+        let bytes = progress.done.saturating_sub(before.done);
+        Some((bytes as f64 / time.as_secs_f64()) as u64)
+    }
+}
+
+/// How far it is, in a line.
+fn line(progress: Progress, rate: u64) -> String {
+    let Progress { done, total } = progress;
+    let percent = (u128::from(done) * 100 / u128::from(total.max(1))) as u64;
+    let mut text = format!("{percent} % of {}, {}/s", Bytes(total), Bytes(rate));
+    if let Some(seconds) = total.saturating_sub(done).checked_div(rate) {
+        let left = HumanDuration(Duration::from_secs(seconds));
+        text += &format!(", {left} left");
+    }
+    text
+}
+
 /// Looks at long work for the user.
 pub struct Attendant {
     output: Output,
     signals: Signals,
     bar: Option<ProgressBar>,
+    reporter: Reporter,
     operation: Operation,
     path: PathBuf,
 }
@@ -41,6 +98,7 @@ impl Attendant {
             output,
             signals: Signals::catch().map_err(|error| Error::from_io(operation, &error))?,
             bar,
+            reporter: Reporter::new(output),
             operation,
             path: path.to_owned(),
         })
@@ -55,6 +113,11 @@ impl Watch for Attendant {
                 bar.reset_eta();
             }
             bar.set_position(progress.done);
+        }
+        if self.bar.is_none() && progress.total > 0 {
+            if let Some(rate) = self.reporter.rate(progress, Instant::now()) {
+                self.output.progress(progress, rate, &line(progress, rate));
+            }
         }
         match self.signals.pending().first() {
             None => Ok(()),
@@ -109,5 +172,42 @@ impl Drop for Attendant {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn progress(done: u64, total: u64) -> Progress {
+        Progress { done, total }
+    }
+
+    #[test]
+    fn it_is_told_from_time_to_time() {
+        let mut reporter = Reporter::new(Output::new(false));
+        let begin = Instant::now();
+        let mut at = |seconds, done, total| {
+            reporter.rate(progress(done, total), begin + Duration::from_secs(seconds))
+        };
+        // Short work says nothing.
+        assert_eq!(at(0, 0, 1 << 30), None);
+        assert_eq!(at(59, 100, 1 << 30), None);
+        assert_eq!(at(60, 6000, 1 << 30), Some(100));
+        assert_eq!(at(61, 7000, 1 << 30), None);
+        assert_eq!(at(130, 6000 + 70 * 9, 1 << 30), Some(9));
+        // Other work, of which less is done, has a beginning of its own.
+        assert_eq!(at(200, 0, 1 << 20), None);
+        assert_eq!(at(260, 600, 1 << 20), Some(10));
+    }
+
+    #[test]
+    fn lines_tell_what_is_left() {
+        assert_eq!(
+            line(progress(1 << 30, 4 << 30), 1 << 20),
+            "25 % of 4G, 1M/s, 51 minutes left"
+        );
+        assert_eq!(line(progress(0, 1 << 20), 0), "0 % of 1M, 0/s");
+        assert!(line(progress(u64::MAX, u64::MAX), 1).starts_with("100 % of "));
     }
 }

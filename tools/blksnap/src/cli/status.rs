@@ -256,6 +256,7 @@ fn text_of(status: &Status) -> String {
             rows.push(cells);
         }
         text += &format!("\n{}", table(&rows));
+        text.extend(status.snapshots.iter().filter_map(notes_of));
     }
     if status.devices.is_empty() {
         text += "\nno device has a filter";
@@ -279,6 +280,27 @@ fn text_of(status: &Status) -> String {
     }
     text += &format!("\n{}", table(&rows));
     text.trim_end().to_owned()
+}
+
+/// What an administrator is to know of a snapshot, a line each.
+fn notes_of(snapshot: &SnapshotStatus) -> Option<String> {
+    let storage = snapshot.storage.as_ref()?;
+    let mut notes = String::new();
+    if storage.lost.0 > 0 {
+        notes += &format!(
+            "{}: {} could not be read and are missing from the images\n",
+            snapshot.id,
+            storage.lost.bytes()
+        );
+    }
+    if storage.held_ms > 0 {
+        notes += &format!(
+            "{}: its storage is slow, writers have waited {:.1} s for it\n",
+            snapshot.id,
+            storage.held_ms as f64 / 1000.0
+        );
+    }
+    Some(notes)
 }
 
 fn storage_cells(storage: Option<&StorageInfo>) -> [String; 3] {
@@ -401,7 +423,7 @@ fn images_of_devices(devices: &[PathBuf]) -> Result<Found> {
                 "it is in no snapshot that is taken".to_owned(),
             )
             .on(path)
-            .remedied_by("take its snapshot first with \"blksnap take ID\"")
+            .remedied_by("take its snapshot first with \"blksnap snap take ID\"")
         })?;
         found.push((path.clone(), state));
     }
@@ -425,7 +447,9 @@ fn images_of_snapshot(id: Uuid) -> Result<Found> {
         return Err(error);
     }
     if found.is_empty() {
-        return Err(refuse("it is not taken").remedied_by("take it first with \"blksnap take ID\""));
+        return Err(
+            refuse("it is not taken").remedied_by("take it first with \"blksnap snap take ID\"")
+        );
     }
     Ok(found)
 }
@@ -513,6 +537,8 @@ mod tests {
                     total: Sectors(2 << 21),
                     used: Sectors(1 << 20),
                     low_space: Sectors(0),
+                    lost: Sectors(8),
+                    held_ms: 1250,
                 }),
             }],
             devices: vec![
@@ -577,6 +603,14 @@ mod tests {
         assert_eq!(line("/dev/sdb").split_whitespace().count(), 6);
         let words: Vec<&str> = line("02020202").split_whitespace().collect();
         assert_eq!(words[1..], ["512M", "2G", "-", "/dev/sda"]);
+        assert!(
+            text.contains(": 4K could not be read and are missing"),
+            "{text}"
+        );
+        assert!(
+            text.contains("writers have waited 1.2 s for it\n\n"),
+            "{text}"
+        );
         assert!(text.lines().all(|line| line == line.trim_end()));
     }
 

@@ -69,6 +69,8 @@ impl Script {
                 total: LIMIT,
                 used: Sectors(0),
                 low_space: Sectors(low_space),
+                lost: Sectors(0),
+                held_ms: 0,
             }),
             used: RefCell::new(used.iter()),
             free: Cell::new(None),

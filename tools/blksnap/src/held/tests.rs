@@ -127,6 +127,7 @@ fn take<'a>(
         Path::new("/store"),
         Sectors(1),
         detach,
+        &Hooks::default(),
         keep_on,
     )
 }
@@ -194,6 +195,47 @@ fn every_failure_undoes_all_before_it() {
         assert_eq!(calls[..=step], SET_UP[..=step]);
         assert_eq!(&calls[step + 1..], undone, "{}", SET_UP[step]);
     }
+}
+
+#[test]
+fn hooks_run_around_the_take_and_their_errors_are_told() {
+    let hooks = |before: &str, after: &str| Hooks {
+        before: vec![before.into()],
+        after: vec![after.into()],
+        ..Hooks::default()
+    };
+    let devices = ["/dev/a".into()];
+    let take = |kernel, hooks: &Hooks| {
+        let store = Path::new("/store");
+        Held::take(
+            kernel,
+            &devices,
+            store,
+            Sectors(1),
+            false,
+            hooks,
+            &mut || Ok(()),
+        )
+        .map(|held| held.hook_errors().to_vec())
+    };
+    let kernel = Recorder::default();
+    assert_eq!(take(&kernel, &hooks("true", "true")).unwrap(), []);
+    let errors = take(&kernel, &hooks("true", "exit 2")).unwrap();
+    assert!(
+        errors[0].to_string().contains("exit code 2"),
+        "{}",
+        errors[0]
+    );
+
+    let kernel = Recorder::default();
+    let error = take(&kernel, &hooks("exit 3", "true")).unwrap_err();
+    assert!(error.to_string().contains("exit code 3"), "{error}");
+    assert_eq!(kernel.calls()[2..], ["add a", "destroy", "detach a"]);
+
+    let kernel = Recorder::refusing("take", Operation::Take, Errno::BUSY);
+    let error = take(&kernel, &hooks("true", "exit 4")).unwrap_err();
+    assert_eq!(error.operation(), Operation::Take);
+    assert!(error.remedy().unwrap().contains("exit code 4"), "{error:?}");
 }
 
 #[test]
@@ -267,6 +309,7 @@ fn a_vanished_snapshot_is_not_trusted() {
         devices: Vec::new(),
         attached: Vec::new(),
         detach: false,
+        hook_errors: Vec::new(),
     };
     let error = held.verify(&device).unwrap_err();
     assert!(error.to_string().contains("destroyed"), "{error}");
@@ -281,7 +324,16 @@ fn requests_go_to_what_a_link_was() {
     let kernel = Recorder::default();
     let devices = [link.clone()];
     let store = Path::new("/store");
-    let held = Held::take(&kernel, &devices, store, Sectors(1), true, &mut || Ok(())).unwrap();
+    let held = Held::take(
+        &kernel,
+        &devices,
+        store,
+        Sectors(1),
+        true,
+        &Hooks::default(),
+        &mut || Ok(()),
+    )
+    .unwrap();
     assert_eq!(held.devices()[0].device, link);
     std::fs::remove_file(&link).unwrap();
     held.verify(&held.devices()[0]).unwrap();

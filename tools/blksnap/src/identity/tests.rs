@@ -180,10 +180,7 @@ fn sysfs_is_read() {
         let target = root.join("sys/devices").join(name);
         symlink(target, root.join("sys/dev/block").join(number)).unwrap();
     }
-    let sources = Sources {
-        sys: root.join("sys"),
-        dev: root.join("dev"),
-    };
+    let sources = Sources::at(root, node_number);
     let found = |minor| {
         let number = DeviceNumber { major: 1, minor };
         sources.disk(number, number)

@@ -10,6 +10,8 @@ use std::time::Duration;
 use blksnap::backup;
 use blksnap::backup::names::label;
 use blksnap::backup::plan::Mode;
+use blksnap::backup::Progress;
+use blksnap::backup::Watch;
 use blksnap::device::Attachment;
 use blksnap::device::SnapshotState;
 use blksnap::device::Takes;
@@ -27,6 +29,19 @@ use super::ID;
 pub const SIZE: usize = 2 << 20;
 pub const BLOCK: usize = 64 << 10;
 
+/// Goes on whatever happens.
+pub struct Nobody;
+
+impl Watch for Nobody {
+    fn keep_on(&mut self, _progress: Progress) -> Result<()> {
+        Ok(())
+    }
+
+    fn tell(&mut self, note: &str) {
+        eprintln!("{note}");
+    }
+}
+
 /// A kernel whose devices are files in a directory, called as the last part of the
 /// device's name; with ".held" its image while there is a snapshot. "number" is that
 /// of the newest snapshot; "host" the machine, if it is not this one, with a second line if
@@ -40,6 +55,7 @@ impl Files {
         backup::Request {
             devices: vec!["/dev/disk".into()],
             store: "/store".into(),
+            hooks: Default::default(),
             limit: Sectors(1),
             to: self.0.join("backup"),
             is_trusted: false,
@@ -49,7 +65,8 @@ impl Files {
             bandwidth: None,
             spot_check: 1,
             salvage: false,
-            lock_wait: Duration::ZERO,
+            // A child that another test has forked holds the lock until it executes a program.
+            lock_wait: Duration::from_secs(5),
         }
     }
 

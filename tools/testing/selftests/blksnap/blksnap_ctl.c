@@ -401,6 +401,13 @@ static void do_abi(void)
 	FIELD(blksnap_storage_limit, limit_sect);
 	SIZE(blksnap_storage_low_space);
 	FIELD(blksnap_storage_low_space, nr_sect);
+	SIZE(blksnap_event_lost);
+	FIELD(blksnap_event_lost, sector);
+	FIELD(blksnap_event_lost, nr_sect);
+	FIELD(blksnap_event_lost, err_code);
+	SIZE(blksnap_event_slow_storage);
+	FIELD(blksnap_event_slow_storage, held_ms);
+	FIELD(blksnap_event_slow_storage, limit_ms);
 	SIZE(blksnap_snapshot_freeze);
 	FIELD(blksnap_snapshot_freeze, fd);
 	FIELD(blksnap_snapshot_freeze, flags);
@@ -408,6 +415,8 @@ static void do_abi(void)
 	FIELD(blksnap_storage_info, total_nr_sect);
 	FIELD(blksnap_storage_info, used_nr_sect);
 	FIELD(blksnap_storage_info, low_space_nr_sect);
+	FIELD(blksnap_storage_info, lost_nr_sect);
+	FIELD(blksnap_storage_info, held_ms);
 	FIELD(blksnap_storage_info, reserved);
 }
 
@@ -551,12 +560,13 @@ static void do_space(void)
 	memset(info, 0xa5, sizeof(*info));
 	info->id = to_id(argv[1]);
 	must(call(open_control(), IOCTL_BLKSNAP_STORAGE_INFO, info));
-	printf("total %llu\nused %llu\nlow %llu\n", (unsigned long long)info->total_nr_sect,
+	printf("total %llu\nused %llu\nlow %llu\nlost %llu\nheld %llu\n",
+	       (unsigned long long)info->total_nr_sect,
 	       (unsigned long long)info->used_nr_sect,
-	       (unsigned long long)info->low_space_nr_sect);
-	for (size_t i = 0; i < ARRAY_SIZE(info->reserved); i++)
-		if (info->reserved[i])
-			die("what is reserved is not 0");
+	       (unsigned long long)info->low_space_nr_sect,
+	       (unsigned long long)info->lost_nr_sect, (unsigned long long)info->held_ms);
+	if (info->reserved)
+		die("what is reserved is not 0");
 }
 
 static void do_id(unsigned int request)
@@ -770,6 +780,20 @@ static void do_wait(void)
 		struct blksnap_event_low_space *data = (void *)event->data;
 
 		printf("sectors %llu\n", (unsigned long long)data->left_nr_sect);
+		used = sizeof(*data);
+	} else if (event->code == BLKSNAP_EVENT_CODE_LOST) {
+		struct blksnap_event_lost *data = (void *)event->data;
+
+		printf("device %u:%u\nsector %llu\nsectors %llu\nerror %d\n",
+		       data->dev_id_mj, data->dev_id_mn,
+		       (unsigned long long)data->sector,
+		       (unsigned long long)data->nr_sect, data->err_code);
+		used = sizeof(*data);
+	} else if (event->code == BLKSNAP_EVENT_CODE_SLOW_STORAGE) {
+		struct blksnap_event_slow_storage *data = (void *)event->data;
+
+		printf("device %u:%u\nheld %u\nlimit %u\n", data->dev_id_mj,
+		       data->dev_id_mn, data->held_ms, data->limit_ms);
 		used = sizeof(*data);
 	}
 	for (size_t i = used; i < sizeof(event->data); i++)
@@ -1249,6 +1273,7 @@ struct way {
 	int flags;
 	ssize_t (*write)(int fd, const void *bytes, size_t len, off_t at);
 	bool zeroes;
+	bool contiguous;
 };
 
 /* As one piece or not at all; for who has older headers. */
@@ -1261,6 +1286,16 @@ static ssize_t write_atomic(int fd, const void *bytes, size_t len, off_t at)
 	const struct iovec iov = { .iov_base = (void *)bytes, .iov_len = len };
 
 	return pwritev2(fd, &iov, 1, at, RWF_ATOMIC);
+}
+
+/* Memory whose pages are next to each other, as those of large folios are: that of a ring. */
+static void *contiguous_buffer(size_t len)
+{
+	struct uring ring;
+
+	if (!new_uring(&ring, len / sizeof(*ring.sqes)))
+		fail(errno);
+	return ring.sqes;
 }
 
 #define WAYS	"buffered|direct|dsync|nowait|try|atomic|uring|discard|zeroes,..."
@@ -1280,6 +1315,7 @@ static struct way way_of(char *text)
 		{ "uring", { .write = write_uring } },
 		{ "discard", { .write = discard, .zeroes = true } },
 		{ "zeroes", { .write = zero_out, .zeroes = true } },
+		{ "contiguous", { .contiguous = true } },
 	};
 	struct way way = {};
 
@@ -1292,6 +1328,7 @@ static struct way way_of(char *text)
 			die("%s: not a way to write", name);
 		way.flags |= ways[i].way.flags;
 		way.zeroes |= ways[i].way.zeroes;
+		way.contiguous |= ways[i].way.contiguous;
 		if (ways[i].way.write)
 			way.write = ways[i].way.write;
 	}
@@ -1393,15 +1430,17 @@ static void do_churn(void)
 	const size_t unit = 4096;
 	__u64 first = number(argv[2]) / unit, count = number(argv[3]) / unit;
 	__u64 max = number(argv[4]) / unit, done = 0;
-	__u64 *buffer = io_buffer(max * unit);
+	struct way way = way_of(argv[1]);
 	int fd, copy, progress;
+	__u64 *buffer;
 
 	if (!max || max > count)
 		die("not so many bytes");
+	buffer = way.contiguous ? contiguous_buffer(max * unit) : io_buffer(max * unit);
 	/* First: who sees the file may send the signal. */
 	signal(SIGTERM, on_stop);
 	progress = argc > 7 ? progress_file(argv[7]) : -1;
-	fd = open(argv[5], O_WRONLY | way_of(argv[1]).flags);
+	fd = open(argv[5], O_WRONLY | way.flags);
 	copy = open(argv[6], O_WRONLY);
 	if (fd < 0 || copy < 0)
 		fail(errno);
@@ -1420,6 +1459,22 @@ static void do_churn(void)
 	printf("%llu\n", (unsigned long long)done);
 	if (close(fd) || close(copy))
 		fail(errno);
+}
+
+/* Memory that is on swap, until SIGTERM; there is a file as soon as it is. */
+static void do_swapped(void)
+{
+	size_t len = number(argv[1]) << 20;
+	__u64 *memory = guarded(len);
+
+	signal(SIGTERM, on_stop);
+	for (size_t i = 0; i < len / sizeof(*memory); i++)
+		memory[i] = next_random();
+	if (madvise(memory, len, MADV_PAGEOUT))
+		fail(errno);
+	progress_file(argv[2]);
+	while (!stop)
+		pause();
 }
 
 /* Memory that is looked at and changed until SIGTERM; a file is written to each time. */
@@ -1471,7 +1526,8 @@ static void do_same(void)
 
 		if (!count)
 			break;
-		if (read_all(fd, a, len, from + at) < count) {
+		/* No more than that, but whole blocks */
+		if (read_all(fd, a, (count + 4095) & ~4095UL, from + at) < count) {
 			printf("%s ends before byte %lld\n", argv[1],
 			       (long long)(from + at + count));
 			exit(1);
@@ -1732,8 +1788,9 @@ static const struct {
 	{ "put", 4, 999, do_put, WAYS " OFFSET[:OFFSET] BYTES FILE [COPY]..." },
 	{ "can", 3, 999, do_can, "FILE OFFSET WAY..." },
 	{ "churn", 6, 7, do_churn,
-	  "buffered|direct|dsync,... OFFSET BYTES MAX FILE COPY [PROGRESS]" },
+	  "buffered|direct|dsync|contiguous,... OFFSET BYTES MAX FILE COPY [PROGRESS]" },
 	{ "hog", 2, 2, do_hog, "MEBIBYTES FILE" },
+	{ "swapped", 2, 2, do_swapped, "MEBIBYTES FILE" },
 	{ "same", 2, 3, do_same, "FILE COPY [OFFSET]" },
 	{ "overtake", 4, 4, do_overtake, "IMAGE DEV COPY COUNT" },
 	{ "nowait", 3, 3, do_nowait, "DEV OFFSET END" },

@@ -91,6 +91,12 @@ is_module()
 	[ -e /sys/module/blksnap/refcnt ]
 }
 
+# Since 1970
+milliseconds()
+{
+	echo $((${EPOCHREALTIME/[.,]/} / 1000))
+}
+
 # reloaded PARAMETER=VALUE...: the driver with other parameters, until the case ends
 reloaded()
 {
@@ -198,6 +204,12 @@ wrong()
 {
 	echo "${BASH_SOURCE[1]##*/}:${BASH_LINENO[0]}: $*"
 	failures=$((failures + 1))
+}
+
+# log_says REGEX: whether the end of the kernel's log does
+log_says()
+{
+	dmesg | tail -n 20 | grep -q "$1"
 }
 
 # How far a case came; in the log of the kernel too, since it is shown only if it fails.
@@ -509,6 +521,8 @@ md_array()
 	kib=$(($(size_of "$1") >> 10))
 	echo "$kib" >"$dir/component_size"
 	[ "$level" = raid1 ] || echo 65536 >"$dir/chunk_size"
+	# Two copies, next to each other
+	[ "$level" != raid10 ] || echo 258 >"$dir/layout"
 	for dev; do
 		cat "/sys/class/block/${dev#/dev/}/dev" >"$dir/new_dev"
 		[ "$level" = raid1 ] || echo "$kib" >"$dir/dev-${dev#/dev/}/size"
@@ -563,7 +577,7 @@ make_fs()
 		grep -qw btrfs /proc/filesystems || skip "no btrfs"
 		mkfs.btrfs -qf "${@:2}" ;;
 	xfs)	mkfs.xfs -qf "$2" ;;
-	*)	"mkfs.$1" -qF "$2" ;;
+	*)	"mkfs.$1" -qF "${@:2}" ;;
 	esac
 }
 
@@ -660,6 +674,18 @@ figure()
 	[ ! -e "$file" ] || sed -n "s/^$2 //p" "$file"
 }
 
+# figure_is IMAGE NAME VALUE
+figure_is()
+{
+	[ "$(figure "$1" "$2")" = "$3" ]
+}
+
+# error_is DEV ERROR
+error_is()
+{
+	[ "$(error_of "$1")" = "$2" ]
+}
+
 # cbt DEV WHAT: of the change map
 cbt()
 {
@@ -731,6 +757,30 @@ same()
 put()
 {
 	ctl put "$@"
+}
+
+# The maps have memory for each part of a device of this size in which something was saved, 7 KiB.
+REGION=$((128 << 20))
+
+# far_writes DEV FIRST END [COPY]: writes 4 KiB to each of these parts, and to COPY
+far_writes()
+{
+	local i
+
+	for ((i = $2; i < $3; i++)); do
+		put direct $((i * REGION)) 4096 "$1" "${@:4}"
+	done
+}
+
+# far_content PATH FIRST END BYTES: what is at the start of these parts
+far_content()
+{
+	local direct=() i
+
+	[ ! -b "$1" ] || direct=(iflag=direct)
+	for ((i = $2; i < $3; i++)); do
+		dd if="$1" bs="$4" skip=$((i * REGION / $4)) count=1 "${direct[@]}" status=none
+	done
 }
 
 # discard DEV [OPTION]...: what is in use is no obstacle

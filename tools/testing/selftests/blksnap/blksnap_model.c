@@ -292,9 +292,11 @@ int main(int argc, char **argv)
 	if (snapshot.exists)
 		drop();
 	detach();
-	printf("rounds %llu\nwrites %lu\nconcurrent %lu\nsnapshots %lu\ngenerations %lu\n"
-	       "used_up %lu\nbroken %lu\nresized %lu\ncopied %lu\n", (unsigned long long)rounds,
-	       statistics.writes, statistics.concurrent, statistics.takes, statistics.generations,
-	       statistics.used_up, statistics.broken, statistics.resized, statistics.copied);
+	printf("rounds %llu\nwrites %lu\nconcurrent %lu\nsnapshots %lu\ngenerations %lu\n",
+	       (unsigned long long)rounds, statistics.writes, statistics.concurrent,
+	       statistics.takes, statistics.generations);
+	printf("used_up %lu\nbroken %lu\nlost %lu\nresized %lu\ncopied %lu\n",
+	       statistics.used_up, statistics.broken, statistics.lost, statistics.resized,
+	       statistics.copied);
 	return 0;
 }

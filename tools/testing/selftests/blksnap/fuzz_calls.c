@@ -27,7 +27,7 @@ const struct command_info commands[NR_COMMANDS] = {
 		{ EINVAL, ENOENT, ENOTDIR, ENAMETOOLONG, ELOOP, ETXTBSY, EBUSY, ENOMEM } },
 	[DESTROY] = { "destroy", 1, false, { ENODEV } },
 	[TAKE] = { "take", 3, false,
-		{ ESRCH, EALREADY, ENODATA, ENOSPC, EBUSY, ENOMEM } },
+		{ ESRCH, EALREADY, ENODATA, ENOSPC, EBUSY, EINTR, ENOMEM } },
 	[COLLECT] = { "collect", 8, false, { ENODATA } },
 	[WAIT_EVENT] = { "wait event", 8, false, { ENOENT, EINTR, ESRCH } },
 	[CREATE_EMPTY] = { "create empty", 1, false, { EINVAL, ENOMEM } },

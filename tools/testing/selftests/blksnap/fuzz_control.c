@@ -218,7 +218,7 @@ static void call_space(struct worker *w)
 	}
 	memcpy(&info, a->at, sizeof(info));
 	if (info.used_nr_sect > info.total_nr_sect ||
-	    !filled_with((__u8 *)info.reserved, 0, sizeof(info.reserved)))
+	    info.reserved)
 		wrong(w, "%llu of %llu sectors", (unsigned long long)info.used_nr_sect,
 		      (unsigned long long)info.total_nr_sect);
 }

@@ -80,7 +80,8 @@ enum falsification {
 extern enum falsification falsification;
 
 struct statistics {
-	unsigned long writes, concurrent, takes, generations, used_up, broken, resized, copied;
+	unsigned long writes, concurrent, takes, generations, used_up, broken, lost;
+	unsigned long resized, copied;
 };
 
 extern struct statistics statistics;
@@ -111,6 +112,8 @@ extern struct snapshot {
 	bool exists;
 	/* There is a reason for which it may be broken. */
 	bool may_break;
+	/* Of each sector, whether it was bad when it was written */
+	bool *may_lose;
 	__s64 sectors;
 	int image;
 } snapshot;
@@ -119,8 +122,13 @@ void create_snapshot(const char *directory, __u64 limit);
 void take_snapshot(void);
 void take_fails(void);
 void destroy_snapshot(void);
-/* Whether it could be read; if not, the snapshot is broken, and may be. */
+/*
+ * Whether it could be read; if not, the snapshot is broken, and may be. Leaves what is
+ * lost, and may be, as it is.
+ */
 bool read_image(__u8 *buffer, struct span span);
+/* These sectors cannot be read when they are to be saved. */
+void may_lose(struct span bad);
 
 /*
  * model_write.c

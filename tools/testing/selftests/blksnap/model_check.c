@@ -361,7 +361,7 @@ void check_taken(bool with_image)
 			update_copy(i);
 }
 
-/* The image stays what it is, as far as there is one. */
+/* The image stays what it is, as far as there is one, and but for what is lost. */
 void check_held(void)
 {
 	struct span span = { 0, snapshot.sectors };
@@ -370,6 +370,7 @@ void check_held(void)
 	if (!image_is_known)
 		return;
 	again = allocate(max_sectors * SECTOR);
+	memcpy(again, image, max_sectors * SECTOR);
 	if (!read_image(again, span)) {
 		statistics.broken += !is_broken;
 		is_broken = true;

@@ -305,7 +305,9 @@ void create_snapshot(const char *directory, __u64 limit)
 	errno = filter(BLKSNAP_FILTER_SNAPSHOTADD, &add, sizeof(add));
 	if (errno)
 		fatal("SNAPSHOTADD");
-	snapshot = (struct snapshot) { .exists = true, .image = -1 };
+	snapshot.exists = true;
+	snapshot.may_break = false;
+	snapshot.image = -1;
 }
 
 static struct blksnap_snapshotinfo snapshot_info(void)
@@ -324,6 +326,9 @@ void take_snapshot(void)
 	char image[64];
 
 	snapshot.sectors = nr_sectors;
+	if (!snapshot.may_lose)
+		snapshot.may_lose = allocate(max_sectors);
+	memset(snapshot.may_lose, false, max_sectors);
 	if (ioctl(control, IOCTL_BLKSNAP_SNAPSHOT_TAKE, &id))
 		fatal("SNAPSHOT_TAKE");
 	info = snapshot_info();
@@ -367,20 +372,58 @@ void destroy_snapshot(void)
 	snapshot.exists = false;
 }
 
+static struct span chunk_of(__s64 sector)
+{
+	__s64 len = (__s64)sysconf(_SC_PAGESIZE) / SECTOR, start = sector / len * len;
+
+	return (struct span) { start, min(len, snapshot.sectors - start) };
+}
+
+void may_lose(struct span bad)
+{
+	for (__s64 n = bad.at; snapshot.may_lose && n < bad.at + bad.len; n++) {
+		struct span chunk = chunk_of(n);
+
+		for (__s64 i = 0; i < chunk.len; i++)
+			snapshot.may_lose[chunk.at + i] = true;
+	}
+}
+
+static bool try_image(__u8 *buffer, struct span span)
+{
+	ssize_t len = span.len * SECTOR;
+
+	return pread(snapshot.image, buffer, len, span.at * SECTOR) == len;
+}
+
 bool read_image(__u8 *buffer, struct span span)
 {
-	ssize_t len = span.len * SECTOR, got;
 	int error;
 
-	got = pread(snapshot.image, buffer, len, span.at * SECTOR);
-	if (got == len) {
+	if (try_image(buffer, span)) {
 		if (falsification == IMAGE && !span.at && span.len > 1)
 			buffer[SECTOR + 1] ^= 1;
 		return true;
 	}
 	error = snapshot_info().error_code;
-	if (!error || !snapshot.may_break)
-		wrong(span, "the image cannot be read: %s, and the snapshot's error is %d",
-		      got < 0 ? strerror(errno) : "end of file", error);
-	return false;
+	if (error && snapshot.may_break)
+		return false;
+	if (error)
+		wrong(span, "the snapshot is broken: %d", error);
+	statistics.lost++;
+	for (__s64 n = span.at; n < span.at + span.len;) {
+		struct span chunk = chunk_of(n);
+
+		chunk.len = min(chunk.at + chunk.len, span.at + span.len) - n;
+		chunk.at = n;
+		if (!try_image(buffer + (n - span.at) * SECTOR, chunk) && !snapshot.may_lose[n]) {
+			error = errno;
+			/* Broken since then */
+			if (snapshot.may_break && snapshot_info().error_code)
+				return false;
+			wrong(chunk, "the image cannot be read: %s", strerror(error));
+		}
+		n += chunk.len;
+	}
+	return true;
 }

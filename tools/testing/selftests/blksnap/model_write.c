@@ -309,6 +309,7 @@ void write_failing(void)
 	bad = writes[0].span;
 	bad.at += below(bad.len);
 	bad.len = 1 + below(min(bad.len, 8));
+	may_lose(bad);
 	set_bad(bad, true);
 	error = perform(&writes[0]);
 	set_bad(bad, false);
@@ -323,8 +324,6 @@ void write_failing(void)
 	model_written(none, on_device(may_change(&writes[0])));
 	settle();
 	forget_all();
-	/* The snapshot has to save what cannot be read. */
-	snapshot.may_break = true;
 }
 
 /*

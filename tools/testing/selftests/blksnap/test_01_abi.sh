@@ -101,6 +101,13 @@ layouts()
 	blksnap_storage_limit.limit_sect 16
 	struct blksnap_storage_low_space 24
 	blksnap_storage_low_space.nr_sect 16
+	struct blksnap_event_lost 32
+	blksnap_event_lost.sector 8
+	blksnap_event_lost.nr_sect 16
+	blksnap_event_lost.err_code 24
+	struct blksnap_event_slow_storage 16
+	blksnap_event_slow_storage.held_ms 8
+	blksnap_event_slow_storage.limit_ms 12
 	struct blksnap_snapshot_freeze 24
 	blksnap_snapshot_freeze.fd 16
 	blksnap_snapshot_freeze.flags 20
@@ -108,7 +115,9 @@ layouts()
 	blksnap_storage_info.total_nr_sect 16
 	blksnap_storage_info.used_nr_sect 24
 	blksnap_storage_info.low_space_nr_sect 32
-	blksnap_storage_info.reserved 40
+	blksnap_storage_info.lost_nr_sect 40
+	blksnap_storage_info.held_ms 48
+	blksnap_storage_info.reserved 56
 	END
 }
 

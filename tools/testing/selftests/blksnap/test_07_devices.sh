@@ -389,7 +389,7 @@ failing_sync()
 	ctl add "$dev" "$snapshot"
 	unsynced "$dev"
 	expect EIO ctl take "$snapshot"
-	dmesg | tail -n 20 | grep -q "blksnap: the file system on .* cannot be frozen" ||
+	log_says "blksnap: the file system on .* cannot be frozen" ||
 		wrong "the kernel's log does not say why"
 	timeout 10 dd if=/dev/zero of="$where/file" bs=4096 count=1 conv=fsync status=none ||
 		wrong "the file system is frozen"

@@ -174,6 +174,136 @@ storage_failing()
 	destroy_soon
 }
 
+# Ends the snapshot, one of whose devices or its storage does not answer.
+destroy_in_time()
+{
+	local begin duration
+
+	begin=$(milliseconds)
+	timeout 20 blksnap_ctl destroy "$snapshot"
+	snapshot=
+	duration=$(($(milliseconds) - begin))
+	result "$duration ms until it was destroyed"
+	[ "$duration" -lt 5000 ] || wrong "it took $duration ms"
+}
+
+# silent MEBIBYTES: a device that does not answer after $(suspend), until $(resume)
+silent()
+{
+	null_blk "$1"
+	dm_linear blksnap-silent "$REPLY" 0 $(($1 << 11))
+	undo dmsetup resume --noudevsync blksnap-silent
+}
+
+suspend()
+{
+	dmsetup suspend --noudevsync --nolockfs blksnap-silent
+}
+
+resume()
+{
+	dmsetup resume --noudevsync blksnap-silent
+}
+
+is_closed()
+{
+	[ "$(dmsetup info -c --noheadings -o open blksnap-silent)" = 0 ]
+}
+
+is_parked()
+{
+	[ "$(figure "$image" parked_writes)" -gt 0 ]
+}
+
+# The devices are free at once, and the rest when the storage answers.
+storage_silent()
+{
+	local dev storage devices=()
+
+	silent 64; storage=$REPLY
+	create "$storage" 0
+	for _ in 1 2; do
+		null_blk "$SIZE"; dev=$REPLY
+		attach "$dev"
+		ctl add "$dev" "$snapshot"
+		devices+=("$dev")
+	done
+	ctl take "$snapshot"
+	suspend
+	for dev in "${devices[@]}"; do
+		put direct 0 65536 "$dev"
+	done
+	sleep 0.1
+	destroy_in_time
+	for dev in "${devices[@]}"; do
+		[ ! -e "$(image_of "$dev" 2>/dev/null)" ]
+		put direct 0 65536 "$dev"
+		ctl detach "$dev"
+	done
+	# Another snapshot has nothing to do with it.
+	snapshot_of "$dev"
+	copy_of "$dev" "$scratch/old"
+	put direct 0 65536 "$dev"
+	same "$(image_of "$dev")" "$scratch/old"
+	destroy_soon
+	resume
+	eventually is_closed
+}
+
+# The same with writers that wait for it
+storage_silent_full()
+{
+	local dev image storage writer
+
+	! is_module || reloaded copy_memory=1
+	silent 64; storage=$REPLY
+	create "$storage" 0
+	null_blk "$SIZE"; dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/new"
+	attach "$dev"
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+	suspend
+	put direct 0 $((8 << 20)) "$dev" "$scratch/new" &
+	writer=$!
+	image=$(image_of "$dev")
+	eventually is_parked
+	destroy_in_time
+	timeout 10 tail --pid="$writer" -f /dev/null
+	wait "$writer"
+	same "$dev" "$scratch/new"
+	resume
+	eventually is_closed
+}
+
+# A write and an image read wait for the origin.
+origin_silent()
+{
+	local dev image writer reader
+
+	silent "$SIZE"
+	# device-mapper holds back what comes to a suspended device itself.
+	dm_linear blksnap-over "$REPLY" 0 $((SIZE << 11)); dev=$REPLY
+	filled "$dev" "$SIZE" "$scratch/new"
+	snapshot_of "$dev"
+	image=$(image_of "$dev")
+	suspend
+	put direct 0 65536 "$dev" "$scratch/new" &
+	writer=$!
+	dd if="$image" of=/dev/null bs=4096 count=1 skip=512 iflag=direct 2>"$scratch/reader" &
+	reader=$!
+	eventually is_parked
+	destroy_in_time
+	resume
+	wait "$writer"
+	# What it gets is the content or an error.
+	wait "$reader" || grep -q 'Input/output error' "$scratch/reader"
+	same "$dev" "$scratch/new"
+	ctl detach "$dev"
+	dm_remove blksnap-over
+	eventually is_closed
+}
+
 # What ext4 puts into its journal goes by way of the page cache: only who waits for it to
 # be written is told of errors.
 cached_storage_failing()
@@ -441,6 +571,9 @@ run_cases \
 	"destroy while the image is open" destroy_open \
 	"storage that fails" storage_failing \
 	"storage in the page cache that fails" cached_storage_failing \
+	"storage of two devices that does not answer" storage_silent \
+	"storage that does not answer, and writers that wait for it" storage_silent_full \
+	"device that does not answer" origin_silent \
 	"unloading the module" unloading \
 	"unloading it with a snapshot without devices" unloading_empty \
 	"snapshots whose owner is killed" owner_killed \

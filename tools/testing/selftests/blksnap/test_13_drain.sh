@@ -294,11 +294,22 @@ ended()
 # take_timed_out: and the other device is not kept for longer than it may be
 take_timed_out()
 {
-	local dev other where writer since
+	local dev other where writer since taker number
 
 	begin_suspended
 	since=$SECONDS
-	expect ETIMEDOUT ctl take "$snapshot"
+	blksnap_ctl take "$snapshot" 2>"$scratch/take" &
+	taker=$!
+	sleep 1
+	# Who only asks does not wait for it.
+	timeout 2 blksnap_ctl info "$dev" >"$scratch/info" || wrong "info waits for the take"
+	equal 0 "$(sed -n 's/^error //p' "$scratch/info")" "the error meanwhile"
+	timeout 2 blksnap_ctl collect | grep -qx "$snapshot" || wrong "collect waits for the take"
+	! wait "$taker" || wrong "the take has succeeded"
+	equal ETIMEDOUT "$(tail -1 "$scratch/take")" "its error"
+	number=$(<"/sys/class/block/${dev#/dev/}/dev")
+	log_says "blksnap: I/O in flight to $number did not complete" ||
+		wrong "the kernel's log does not name the device"
 	since=$((SECONDS - since))
 	# 5 s are freeze_timeout.
 	[ $since -lt $((5 + STALL / 2)) ] || wrong "the take has lasted $since s"
@@ -442,20 +453,22 @@ busy()
 	stays "$(image_of "${devices[5]}")"
 }
 
-# A file system whose device does not answer can be neither frozen nor thawed. It must not keep
-# another one frozen: what is above is above a device-mapper device that is suspended.
-stuck_fs()
+# Prepares a snapshot of two file systems, one of which is above a device-mapper device. Sets
+# `healthy`, `mnt`, `stuck` and `where`.
+begin_stuck_fs()
 {
-	local healthy mnt stuck since
+	local options=()
 
+	# Or the kernel would write to it at any time.
+	[ "$1" != ext4 ] || options=(-E lazy_itable_init=0)
 	null_blk 64; healthy=$REPLY
 	make_fs ext4 "$healthy"
 	mounted "$healthy"; mnt=$REPLY
 	null_blk 512
 	dm_linear blksnap-stuck "$REPLY" 0 $((512 << 11))
 	dm_linear blksnap-above "$REPLY" 0 $((512 << 11)); stuck=$REPLY
-	make_fs "$1" "$stuck"
-	mounted "$stuck"
+	make_fs "$1" "$stuck" "${options[@]}"
+	mounted "$stuck"; where=$REPLY
 	sync
 	attach "$healthy"
 	attach "$stuck"
@@ -463,17 +476,113 @@ stuck_fs()
 	create "$storage" "$ROOM"
 	ctl add "$healthy" "$snapshot"
 	ctl add "$stuck" "$snapshot"
+}
+
+# A file system whose device does not answer can be neither frozen nor thawed. It must not keep
+# another one frozen.
+stuck_fs()
+{
+	local healthy mnt stuck where since
+
+	begin_stuck_fs "$1"
 	dmsetup suspend --noudevsync blksnap-stuck
 	undo dmsetup resume --noudevsync blksnap-stuck
 	since=$SECONDS
 	expect ETIMEDOUT ctl take "$snapshot"
 	since=$((SECONDS - since))
-	# 5 s to freeze it, and 5 to thaw it.
+	# Until it would be frozen, and until it would be thawed again, 5 s each.
 	[ $since -lt $((10 + STALL / 2)) ] || wrong "the take has lasted $since s"
 	dd if=/dev/zero of="$mnt/file" bs=4k count=1 conv=fsync status=none
 	dmsetup resume --noudevsync blksnap-stuck
 	ctl take "$snapshot"
 	dd if=/dev/zero of="$mnt/file" bs=4k count=1 conv=fsync status=none
+}
+
+# The file system of a loop device has to be frozen before the one with its file, also if the disk
+# below got its present table later than the loop device its file.
+loop_over_new_table()
+{
+	local base low mnt upper where
+
+	null_blk 64; base=$REPLY
+	dm blksnap-low "0 $((64 << 11)) linear $base 0"; low=$REPLY
+	make_fs ext4 "$low"
+	mounted "$low"; mnt=$REPLY
+	truncate -s 16M "$mnt/file"
+	loop_on "$mnt/file"; upper=$REPLY
+	make_fs ext4 "$upper"
+	mounted "$upper"; where=$REPLY
+	printf '0 65536 linear %s 0\n65536 65536 linear %s 65536\n' "$base" "$base" |
+		dmsetup reload --noudevsync blksnap-low
+	dmsetup resume --noudevsync blksnap-low
+	attach "$low"
+	attach "$upper"
+	dd if=/dev/zero of="$where/file" bs=1M count=4 status=none
+	take "$low" "$upper"
+	stays "$(image_of "$upper")"
+	timeout 10 dd if=/dev/zero of="$where/file" bs=4k count=1 conv=fsync status=none ||
+		wrong "the file system is frozen"
+}
+
+# third_of_four: one device cannot be stopped, the others are not kept
+third_of_four()
+{
+	local i devices=()
+
+	for i in 0 1 2 3; do
+		null_blk "$SIZE"
+		dm_linear "blksnap-lower$i" "$REPLY" 0 $((SIZE << 11))
+		dm_linear "blksnap-upper$i" "$REPLY" 0 $((SIZE << 11))
+		attach "$REPLY"
+		devices+=("$REPLY")
+	done
+	new_storage
+	create "$storage" "$ROOM"
+	for i in 0 1 2 3; do
+		ctl add "${devices[i]}" "$snapshot"
+	done
+	dmsetup suspend --noudevsync blksnap-lower2
+	undo dmsetup resume --noudevsync blksnap-lower2
+	background blksnap_ctl churn direct 0 $((SIZE << 20)) 65536 "${devices[2]}" /dev/null
+	sleep 0.3
+	expect ETIMEDOUT ctl take "$snapshot"
+	for i in 0 1 3; do
+		timeout 5 dd if=/dev/zero of="${devices[i]}" bs=4k count=1 oflag=direct \
+			status=none ||
+			wrong "device $i is stopped"
+	done
+	dmsetup resume --noudevsync blksnap-lower2
+	ctl take "$snapshot"
+	stays "$(image_of "${devices[2]}")"
+}
+
+# If it has data to write, the take waits for that, with nothing frozen, and can be interrupted.
+stuck_sync()
+{
+	local healthy mnt stuck where taker
+
+	begin_stuck_fs "$1"
+	dd if=/dev/zero of="$where/file" bs=64k count=16 status=none
+	dmsetup suspend --noudevsync blksnap-stuck
+	undo dmsetup resume --noudevsync blksnap-stuck
+	background blksnap_ctl take "$snapshot"
+	taker=$!
+	sleep 1
+	kill -0 "$taker" || wrong "the take has ended"
+	timeout 10 dd if=/dev/zero of="$mnt/file" bs=4k count=1 conv=fsync status=none
+	kill -TERM "$taker"
+	eventually ended "$taker"
+	dmsetup resume --noudevsync blksnap-stuck
+	ctl take "$snapshot"
+	fsck.ext4 -fn "$(image_of "$stuck")" >"$scratch/fsck"
+}
+
+# in_one_take DEV...: the first one is written meanwhile
+in_one_take()
+{
+	write_to "$1" 2 65536
+	take "$@"
+	stays "$(image_of "$1")"
 }
 
 # More than a task can hold locks of
@@ -486,9 +595,21 @@ many_disks()
 		attach "$REPLY"
 		disks+=("$REPLY")
 	done
-	write_to "${disks[0]}" 2 65536
-	take "${disks[@]}"
-	stays "$(image_of "${disks[0]}")"
+	in_one_take "${disks[@]}"
+}
+
+# More than lockdep allows locks for a task
+many_dm()
+{
+	local disk all=() i
+
+	null_blk 64; disk=$REPLY
+	for ((i = 0; i < 50; i++)); do
+		dm "blksnap-$i" "0 2048 linear $disk $((i * 2048))"
+		attach "$REPLY"
+		all+=("$REPLY")
+	done
+	in_one_take "${all[@]}"
 }
 
 # on_raid TYPE DEVICES ARGUMENTS: of device-mapper, with places for what belongs to raid
@@ -512,7 +633,83 @@ on_raid1_with_write_behind()
 	on_raid raid1 2 "6 0 write_mostly 1 max_write_behind 256 sync"
 }
 
-on_zram()
+# raid1 splits what is longer than 1 MiB, and submits the rest to the device-mapper device again.
+on_raid1_that_splits()
+{
+	local i devs='' dev
+
+	[ "$(cat /proc/sys/kernel/io_uring_disabled 2>/dev/null)" = 0 ] || skip "no io_uring"
+	for i in 1 2; do
+		null_blk 8; dev=$REPLY
+		null_blk 64 max_sectors=8192; devs+=" $dev $REPLY"
+	done
+	dm blksnap-raid "0 $((64 << 11)) raid raid1 8 0 nosync write_mostly 1 max_write_behind 256 \
+		region_size 8192 2$devs"; dev=$REPLY
+	for i in 0 1 2 3; do
+		background blksnap_ctl churn direct,contiguous $((i << 24)) $((1 << 24)) \
+			$((2 << 20)) "$dev" /dev/null
+	done
+	attach "$dev"
+	for ((i = 0; i < 20; i++)); do
+		take "$dev"
+		ctl destroy "$snapshot"
+	done
+	check "$dev"
+}
+
+# raid10 discards what is aligned to its stripes and writes the rest, which are parts of one bio.
+discards_unaligned()
+{
+	local start=$((68 << 10)) len=$(((4 << 20) + 8192))
+
+	filled "$1" 8 "$scratch/content"
+	discard "$1" -o $start -l $len
+	dd if=/dev/zero of="$scratch/content" bs=4096 seek=$((start >> 12)) \
+		count=$((len >> 12)) conv=notrunc status=none
+	same "$1" "$scratch/content"
+}
+
+on_md_raid10()
+{
+	local members=() i
+
+	for i in 1 2 3 4; do
+		null_blk 16 discard=1
+		members+=("$REPLY")
+	done
+	md_array raid10 "${members[@]}"
+	discards_unaligned "$REPLY"
+}
+
+# The take begins when the first part is on its way to the members, where it waits for a write, and
+# the other one is not submitted yet.
+on_raid10_that_discards()
+{
+	local i devs='' dev discarding
+
+	for i in 1 2 3 4; do
+		null_blk 8; dev=$REPLY
+		null_blk 64 discard=1 irqmode=2 completion_nsec=700000000 hw_queue_depth=1 \
+			submit_queues=1
+		devs+=" $dev $REPLY"
+	done
+	dm blksnap-raid "0 $((64 << 11)) raid raid10 6 128 nosync raid10_copies 2 \
+		raid10_format near 4$devs"; dev=$REPLY
+	attach "$dev"
+	for i in 1 2 3; do
+		background blksnap_ctl put direct $((32 << 20)) 4096 "$dev"
+		background blksnap_ctl put direct $(((32 << 20) + 65536)) 4096 "$dev"
+		sleep 0.2
+		discard "$dev" -o 65536 -l $((4 << 20)) & discarding=$!
+		sleep 0.2
+		take "$dev"
+		wait $discarding
+		ctl destroy "$snapshot"
+	done
+}
+
+# new_zram MEBIBYTES: one more disk of zram, as $REPLY
+new_zram()
 {
 	local number
 
@@ -520,10 +717,41 @@ on_zram()
 	undo unload zram
 	number=$(cat /sys/class/zram-control/hot_add)
 	undo eventually eval "echo $number >/sys/class/zram-control/hot_remove"
-	echo "${SIZE}M" >"/sys/block/zram$number/disksize"
-	write_to "/dev/zram$number" 2 65536
-	attach "/dev/zram$number"
-	check "/dev/zram$number"
+	echo "$1M" >"/sys/block/zram$number/disksize"
+	REPLY=/dev/zram$number
+}
+
+on_zram()
+{
+	new_zram "$SIZE"
+	write_to "$REPLY" 2 65536
+	attach "$REPLY"
+	check "$REPLY"
+}
+
+# The kernel tells zram by a call, not by a bio, that a block of swap is free.
+zram_as_swap()
+{
+	local dev sum process
+
+	need mkswap swapon
+	new_zram 32; dev=$REPLY
+	mkswap "$dev" >/dev/null
+	swapon "$dev" 2>/dev/null || skip "no swap"
+	undo eval "swapoff $dev"
+	blksnap_ctl swapped 8 "$scratch/swapped" &
+	process=$!
+	eventually test -e "$scratch/swapped"
+	[ "$(awk -v dev="$dev" '$1 == dev { print $4 }' /proc/swaps)" -gt 4096 ] ||
+		wrong "hardly anything was swapped out"
+	attach "$dev"
+	take "$dev"
+	sum=$(sum_of "$(image_of "$dev")")
+	kill -KILL "$process"
+	wait "$process" || true
+	equal "$sum" "$(sum_of "$(image_of "$dev")")" "the sum of the image after swap was freed"
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
+	ctl destroy "$snapshot"
 }
 
 on_nvme()
@@ -576,7 +804,7 @@ polled()
 		--offset=4096k --size=64k --time_based --runtime=600 \
 		--direct=1 --ioengine=io_uring --iodepth=4 --hipri=1 --output="$scratch/fio"
 	io=$!
-	for ((round = 0; round < 5; round++)); do
+	for ((round = 0; round < 3; round++)); do
 		ctl attach "$dev"
 		take "$dev"
 		ctl destroy "$snapshot"
@@ -648,9 +876,13 @@ run_cases \
 	"md with partitions, one of which is in a snapshot" md_with_partitions \
 	"md that holds a write back when the filter comes" attach_to_holding_md \
 	"md that holds the rest of a write back when it is taken" take_of_holding_md \
+	"dm-raid that splits" on_raid1_that_splits \
 	"dm-raid that writes behind" on_raid1_with_write_behind \
+	"raid10 that discards" on_md_raid10 \
+	"dm-raid that splits what it discards" on_raid10_that_discards \
 	"brd" on_brd \
 	"zram" on_zram \
+	"zram that is swap" zram_as_swap \
 	"NVMe" on_nvme \
 	"NVMe multipath" on_nvme_multipath \
 	"an image" on_image \
@@ -661,7 +893,11 @@ run_cases \
 	"busy devices" busy \
 	"ext4 whose device is stuck" "stuck_fs ext4" \
 	"xfs whose device is stuck" "stuck_fs xfs" \
+	"data that cannot be written" "stuck_sync ext4" \
+	"loop device on a disk with a new table" loop_over_new_table \
+	"third of four devices" third_of_four \
 	"many disks" many_disks \
+	"many devices of device-mapper" many_dm \
 	"device that is suspended" suspended \
 	"many writers" many_writers \
 	"take that is killed while it waits" take_killed \

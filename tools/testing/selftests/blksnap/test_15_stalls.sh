@@ -325,17 +325,30 @@ reclaim()
 	echo 4M 2>/dev/null >"$scratch/group/blksnap/memory.reclaim" || true
 }
 
-# The origin is written back all the time, since little may be dirty.
-writeback()
+# set_to FILE VALUE
+set_to()
+{
+	echo "$2" >"$1"
+}
+
+# dirty_limit BYTES: of all page cache that is to be written back
+dirty_limit()
 {
 	local vm=/proc/sys/vm
 
+	# That unsets the limits in bytes.
+	undo set_to $vm/dirty_ratio "$(<$vm/dirty_ratio)"
+	undo set_to $vm/dirty_background_ratio "$(<$vm/dirty_background_ratio)"
+	echo $(($1 / 4)) >$vm/dirty_background_bytes
+	echo "$1" >$vm/dirty_bytes
+}
+
+# The origin is written back all the time, since little may be dirty.
+writeback()
+{
 	watched
 	memory_group 24
-	undo dd status=none of=$vm/dirty_ratio <<<"$(<$vm/dirty_ratio)"
-	undo dd status=none of=$vm/dirty_background_ratio <<<"$(<$vm/dirty_background_ratio)"
-	echo $((1 << 20)) >$vm/dirty_background_bytes
-	echo $((4 << 20)) >$vm/dirty_bytes
+	dirty_limit $((4 << 20))
 	bytes=$((32 << 20))
 	null_blk 128 irqmode=2 completion_nsec=100000
 	on_file ext4 "$REPLY"
@@ -450,7 +463,33 @@ reload_table()
 	moment
 }
 
+# The page cache is full of what cannot be written before old data is stored, and the storage goes
+# by way of the page cache, too.
+dirty_pages()
+{
+	local dev begin duration held store
+
+	reloaded copy_memory=1 copy_ahead=0 hold_writers=60
+	null_blk 128; dev=$REPLY
+	null_blk 256
+	make_fs ext4 "$REPLY"
+	mounted "$REPLY" -o data=journal; store=$REPLY
+	dirty_limit $((8 << 20))
+	attach "$dev"
+	create "$store" $((200 << 11))
+	ctl add "$dev" "$snapshot"
+	ctl take "$snapshot"
+	begin=$(milliseconds)
+	dd if=/dev/zero of="$dev" bs=64k count=512 conv=fsync status=none
+	duration=$(($(milliseconds) - begin))
+	held=$(ctl space "$snapshot" | awk '$1 == "held" { print $2 }')
+	result "32 MiB took $duration ms, for $held of which the writers were held"
+	equal 0 "$(error_of "$dev")" "the error"
+	[ $((held * 2)) -lt "$duration" ] || wrong "the writers were held for $held of $duration ms"
+}
+
 run_cases \
+	"page cache full of dirty pages" dirty_pages \
 	"ext4 that is frozen" "freezing ext4 64" \
 	"xfs that is frozen" "freezing xfs 320" \
 	"swap" swap \

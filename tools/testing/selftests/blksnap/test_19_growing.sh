@@ -127,6 +127,26 @@ mixed()
 	kept
 }
 
+# A part with room for less than a store is used, too.
+small_parts()
+{
+	local store i
+
+	! is_module || reloaded copy_ahead=0
+	begin
+	null_blk 8; store=$REPLY
+	create_empty
+	for i in 0 1 2 3; do
+		ctl append "$snapshot" "$store" $((i * 4096)):1536
+	done
+	add_and_take
+	for ((i = 0; i < 44; i++)); do
+		put direct $((i << 17)) 65536 "$dev" "$new"
+	done
+	eventually used_at_least $((44 * 128))
+	kept
+}
+
 # The image is broken when one of the media is, and the disk is not.
 gone()
 {
@@ -433,6 +453,7 @@ run_cases \
 	"ranges of a disk" ranges \
 	"many small ranges" many_ranges \
 	"a file, a disk and a partition" mixed \
+	"parts smaller than a store" small_parts \
 	"one that goes away" gone \
 	"a new limit" limit \
 	"a new limit when it is full" limit_of_full \

@@ -204,15 +204,21 @@ unreadable_at_submission()
 }
 
 # Those of the chunk that is written, next to what is written
-broken_at_once()
+lost_at_once()
 {
-	local dev
+	local dev image
 
 	begin 64 irqmode=0
 	bad_sectors + 1056 1059
 	put direct $((3 * MIB + 1060 * 512)) 2048 "$dev"
-	equal -5 "$(error_of "$dev")" "the snapshot's error"
+	equal 0 "$(error_of "$dev")" "the snapshot's error"
+	image=$(image_of "$dev")
+	equal 1 "$(figure "$image" lost_chunks)" "lost chunks"
 	put direct $((3 * MIB)) 4096 "$dev"
+	bad_sectors - 1056 1059
+	head -c $((3 * MIB + 1056 * 512)) "$scratch/old" >"$scratch/head"
+	same "$image" "$scratch/head"
+	expect EIO ctl same "$image" "$scratch/old"
 }
 
 run_cases \
@@ -224,4 +230,4 @@ run_cases \
 	"a chunk that cannot be read" "unreadable bad_sectors" \
 	"a chunk that cannot be read, which is known at once" unreadable_at_once \
 	"a chunk that cannot be read, which is known before" unreadable_at_submission \
-	"a chunk that is written and cannot be read" broken_at_once
+	"a chunk that is written and cannot be read" lost_at_once

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: GPL-2.0
 # shellcheck disable=SC2317,SC2329
 #
-# Control groups: what a snapshot reads on behalf of a group is accounted to it, and a slow group
-# does not delay the writes of others.
+# Control groups: what a snapshot reads on behalf of a group is accounted to it, a slow group does
+# not delay the writes of others, and the maps are the memory of who created the snapshot.
 
 # shellcheck source=blksnap_lib.sh
 . "$(dirname "$(readlink -f "$0")")/blksnap_lib.sh"
@@ -51,11 +51,6 @@ touch_chunks()
 	for ((i = $1; i < $1 + $2; i++)); do
 		ctl put direct $((5 * i * CHUNK)) 4096 "$dev"
 	done
-}
-
-milliseconds()
-{
-	echo $((${EPOCHREALTIME/./} / 1000))
 }
 
 # read_by NAME: the bytes that the group has read from the disk
@@ -166,7 +161,94 @@ p99()
 	echo "$p99"
 }
 
+# A far write needs a page for the bits, 3 KiB for the vectors of extents, and one of these.
+REGION_BYTES=$((4096 + 3072 + 8))
+
+# owned WRITES: a snapshot of a disk with room for these far writes, created by the group "owner"
+owned()
+{
+	begin 12
+	echo +memory 2>/dev/null >"$tree/cgroup.subtree_control" || skip "no groups for memory"
+	null_blk $(($1 * 128)); dev=$REPLY
+	attach "$dev"
+	group owner memory.max max
+	echo "$BASHPID" >"$tree/owner/cgroup.procs"
+	take "$dev"
+	echo "$BASHPID" >"$tree/cgroup.procs"
+}
+
+# The group's kernel memory. Processors keep what they may charge next.
+kernel_memory()
+{
+	sed -n 's/^kernel //p' "$tree/owner/memory.stat"
+}
+
+grown_by()
+{
+	[ $(($(kernel_memory) - $1)) -ge "$2" ]
+}
+
+charged()
+{
+	local before regions=300
+
+	owned $regions
+	before=$(kernel_memory)
+	far_writes "$dev" 0 $regions
+	eventually grown_by "$before" $((regions * REGION_BYTES)) ||
+		wrong "$(($(kernel_memory) - before)) bytes are charged"
+	result "$(($(kernel_memory) - before)) bytes of memory for $regions writes"
+	grown_by "$before" $((2 * regions * REGION_BYTES)) && wrong "that is too much"
+	ctl destroy "$snapshot"
+	eventually eval "! grown_by $before $((regions * REGION_BYTES / 4))" ||
+		wrong "$(($(kernel_memory) - before)) bytes are still charged"
+}
+
+# Neither is a task killed, nor does a write wait, nor fail.
+limited()
+{
+	local image
+
+	owned 300
+	: >"$scratch/new"
+	image=$(image_of "$dev")
+	far_writes "$dev" 0 20 "$scratch/new"
+	eventually figure_is "$image" copy_bytes 0
+	equal 0 "$(error_of "$dev")" "the error"
+	# Something to be killed
+	in_group owner sleep 1000 &
+	sleep 1
+	echo $(($(<"$tree/owner/memory.current") + (512 << 10))) >"$tree/owner/memory.max"
+	far_writes "$dev" 20 300 "$scratch/new"
+	eventually error_is "$dev" -12 || wrong "the image did not break"
+	far_content "$dev" 0 300 4096 >"$scratch/there"
+	far_content "$scratch/new" 0 300 4096 >"$scratch/written"
+	same "$scratch/there" "$scratch/written"
+	grep -qx 'oom_kill 0' "$tree/owner/memory.events" || wrong "a task was killed"
+	ctl destroy "$snapshot"
+	# Another one is not limited.
+	take "$dev"
+	far_writes "$dev" 0 100
+	equal 0 "$(error_of "$dev")" "the error of the next one"
+}
+
+# The group is gone, and its parent has what it had.
+removed()
+{
+	owned 100
+	rmdir "$tree/owner" || wrong "the group is in use"
+	mkdir "$tree/owner"
+	far_writes "$dev" 0 100
+	equal 0 "$(error_of "$dev")" "the error"
+	far_content "$(image_of "$dev")" 0 100 4096 >"$scratch/image"
+	cmp -n $((100 << 12)) "$scratch/image" /dev/zero
+	ctl destroy "$snapshot"
+}
+
 run_cases \
 	"reads are accounted to the group" accounted \
 	"chunks of a slow group" overtaken \
-	"weights of groups" weighed
+	"weights of groups" weighed \
+	"maps are the memory of who created the snapshot" charged \
+	"maps of a group without memory" limited \
+	"maps of a group that was removed" removed

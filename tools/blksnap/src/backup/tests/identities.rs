@@ -258,7 +258,8 @@ fn another_machine_needs_leave() {
 
     let mut store = Store::open_to_change(&*model.backup_directory(), false).unwrap();
     let db2 = machine("db2");
-    let old = prune::Which::Old { keep: 1, slack: 0 };
+    let policy = newest(1);
+    let old = prune::Which::Old(&policy);
     let watch = &mut Watcher::default();
     let trial = prune::prune(&mut store, old, Some(&db2), true, watch).unwrap();
     assert_eq!(trial.removed, [3]);

@@ -194,3 +194,106 @@ fn a_stopped_prune_leaves_all_as_it_was() {
     let report = back_up(&model, &["/dev/a"], Mode::Incremental);
     assert_eq!(report.devices[0].base, Some(3));
 }
+
+/// Restore points of four days, two of them on each of the first two.
+fn four_days() -> (Model, Expected) {
+    let (model, mut expected) = three_points();
+    for round in 4..=6 {
+        model.write("/dev/a", usize::from(round) * 512, &[round; 512]);
+        let report = back_up(&model, &["/dev/a"], Mode::Incremental);
+        note(&mut expected, &model, &report);
+    }
+    let path = model.backup_directory().join("blksnap.json");
+    let mut manifest = Manifest::from_json(&fs::read_to_string(&path).unwrap()).unwrap();
+    let hours = [1, 2, 25, 26, 49, 73];
+    for (point, hour) in manifest.points.iter_mut().zip(hours) {
+        point.time = hour * 3600;
+    }
+    fs::write(path, manifest.to_json()).unwrap();
+    (model, expected)
+}
+
+/// Rules that keep the newest restore point of each day.
+fn daily() -> Policy {
+    let rules = Rules {
+        daily: 9,
+        ..Rules::default()
+    };
+    Policy {
+        rules,
+        now: 100 * 3600,
+        ..Policy::default()
+    }
+}
+
+/// All files with their content, without the lock files, which say who had them last.
+fn contents(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let files = all_files(directory).into_iter();
+    let kept = files.filter(|name| !name.ends_with(".lock") && !name.ends_with(".writer"));
+    kept.map(|name| (name.clone(), fs::read(&name).unwrap_or_default()))
+        .collect()
+}
+
+#[test]
+fn a_prune_by_time_that_is_stopped_or_refused_leaves_all_as_it_was() {
+    let (model, expected) = four_days();
+    let directory = model.backup_directory();
+    let before = contents(&directory);
+    let policy = daily();
+    let prune = |policy: &Policy, is_trial, watch: &mut Watcher<'_>| {
+        let mut store = Store::open_to_change(&*directory, false).unwrap();
+        prune::prune(&mut store, prune::Which::Old(policy), None, is_trial, watch)
+    };
+    let none = prune(&Policy::default(), false, &mut Watcher::default()).unwrap_err();
+    assert_eq!(none.exit().code(), 2);
+    assert_eq!(contents(&directory), before);
+    let trial = prune(&policy, true, &mut Watcher::default()).unwrap();
+    assert_eq!(trial.removed, [1, 3]);
+    assert_eq!(contents(&directory), before);
+    for stop_at in 1.. {
+        let mut watcher = Watcher {
+            stop_at: Some(stop_at),
+            ..Watcher::default()
+        };
+        if let Ok(report) = prune(&policy, false, &mut watcher) {
+            // Both images were merged, and it could be stopped during each of them.
+            assert!(stop_at > 2);
+            assert_eq!(report.merged.len(), 2);
+            assert_eq!(report.reasons, trial.reasons);
+            break;
+        }
+        assert_eq!(contents(&directory), before);
+    }
+    assert_eq!(points(&directory), [2, 4, 5, 6]);
+    check(&directory, &expected);
+}
+
+#[test]
+fn a_power_cut_while_pruning_by_time_loses_nothing_that_stays() {
+    let (model, expected) = four_days();
+    let policy = daily();
+    let prune = |store: &mut Store, watch: &mut Watcher<'_>| {
+        prune::prune(store, prune::Which::Old(&policy), None, false, watch).unwrap()
+    };
+    let (camera, mut store, mut watcher) = filmed(&model.backup_directory());
+    assert_eq!(prune(&mut store, &mut watcher).removed, [1, 3]);
+    drop(store);
+    let pictures = camera.all();
+    let are_before = |(_, points): &&(PathBuf, Vec<u64>)| points.len() == 6;
+    let before = pictures.iter().filter(are_before).count();
+    assert!(before > 2 && before < pictures.len());
+    for (picture, _) in pictures {
+        check(&picture, &expected);
+        let mut store = Store::open_to_change(&picture, false).unwrap();
+        prune(&mut store, &mut Watcher::default());
+        drop(store);
+        assert_eq!(points(&picture), [2, 4, 5, 6]);
+        check(&picture, &expected);
+        let files = all_files(&picture);
+        assert!(
+            files.iter().all(|name| !name.contains("partial")),
+            "{files:?}"
+        );
+        assert!(!picture.join("000001").exists() && !picture.join("000003").exists());
+    }
+}

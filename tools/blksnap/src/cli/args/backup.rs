@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use blksnap::Bytes;
 
+use super::Hooks;
 use super::Lock;
 use super::Store;
 use super::Trust;
@@ -83,6 +84,9 @@ pub struct Backup {
 
     #[command(flatten)]
     pub store: Store,
+
+    #[command(flatten)]
+    pub hooks: Hooks,
 
     /// Read and store everything
     #[arg(long, conflicts_with_all = ["differential", "compare"])]

@@ -38,14 +38,14 @@ pub struct Store {
 
     /// Tell with an event when less than this is left
     ///
-    /// "blksnap events" prints it. By default never; with --grow half its STEP.
+    /// "blksnap snap events" prints it. By default never; with --grow half its STEP.
     #[arg(long, value_name = "SIZE")]
     pub low_space: Option<Bytes>,
 
     /// Raise the limit by so much whenever less than --low-space is left
     ///
-    /// A process "blksnap-grow" does that as long as the snapshot exists ("snapshot"
-    /// and "backup" do it themselves). It never takes more than a block device has,
+    /// A process "blksnap-grow" does that as long as the snapshot exists ("run" and
+    /// "backup" do it themselves). It never takes more than a block device has,
     /// and leaves as much as STEP of a filesystem free. What it does is in the
     /// kernel's log.
     #[arg(long, value_name = "STEP")]

@@ -8,22 +8,22 @@ use blksnap::grow::Growth;
 use blksnap::Bytes;
 use blksnap::Sectors;
 use blksnap::Uuid;
-use clap::CommandFactory;
-use clap::Parser;
 
+use super::command;
+use super::help::parse_from;
 use super::place::seconds;
-use super::Args;
+use super::Step;
 use super::Subcommand;
 use crate::cli::grow::Plan;
 
 #[test]
 fn definition_is_sound() {
-    Args::command().debug_assert();
+    command().debug_assert();
 }
 
 #[test]
 fn every_command_has_examples() {
-    for command in Args::command().get_subcommands() {
+    for command in command().get_subcommands() {
         if command.is_hide_set() {
             continue;
         }
@@ -39,8 +39,8 @@ fn every_command_has_examples() {
 fn plan(store: &Path, options: &[&str]) -> blksnap::Result<Plan> {
     let store = store.to_str().unwrap();
     let args = [&["blksnap", "create", "--store", store], options].concat();
-    match Args::try_parse_from(args).unwrap().command {
-        Subcommand::Create { store, .. } => store.plan(&[]),
+    match parse_from(args).unwrap().command {
+        Subcommand::Flat(Step::Create { store, .. }) => store.plan(&[]),
         other => panic!("{other:?}"),
     }
 }
@@ -103,7 +103,7 @@ fn plans_reach_other_processes() {
         let mut args: Vec<OsString> = vec!["blksnap".into(), "grow".into()];
         args.extend(plan.options("/a store".as_ref()));
         args.push(Uuid::from_bytes([1; 16]).to_string().into());
-        match Args::try_parse_from(args).unwrap().command {
+        match parse_from(args).unwrap().command {
             Subcommand::Grow {
                 store,
                 plan: options,
@@ -130,7 +130,7 @@ fn times_are_seconds() {
 fn locks_are_not_waited_for_unless_that_is_said() {
     let wait = |options: &[&str]| {
         let args = [&["blksnap", "verify", "/b"], options].concat();
-        match Args::try_parse_from(args).unwrap().command {
+        match parse_from(args).unwrap().command {
             Subcommand::Verify { lock, .. } => lock.wait,
             other => panic!("{other:?}"),
         }
@@ -141,13 +141,13 @@ fn locks_are_not_waited_for_unless_that_is_said() {
 
 #[test]
 fn options_of_the_command_are_left_to_it() {
-    let args = Args::try_parse_from([
+    let args = parse_from([
         "blksnap", "snapshot", "/dev/a", "/dev/b", "--store", "/s", "--limit", "1G", "--", "ls",
         "--json", "--", "-l",
     ])
     .unwrap();
     assert!(!args.json);
-    let Subcommand::Snapshot(snapshot) = args.command else {
+    let Subcommand::Run(snapshot) = args.command else {
         panic!();
     };
     assert_eq!(snapshot.devices.len(), 2);

@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+use super::config;
+use crate::change_map::{ChangeMap, Limits};
+use kernel::block::bdev::SectorRange;
+use proptest::{collection::vec, prelude::*};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Write(u64, u64),
+    Dirty(u64, u64),
+    Take,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let start = || prop_oneof![20 => 0..500u64, 1 => any::<u64>()];
+    let len = || prop_oneof![4 => 1..8u64, 1 => 1..200u64];
+    prop_oneof![
+        6 => (start(), len()).prop_map(|(start, len)| Step::Write(start, len)),
+        1 => (start(), len()).prop_map(|(start, len)| Step::Dirty(start, len)),
+        2 => Just(Step::Take),
+    ]
+}
+
+proptest! {
+    #![proptest_config(config())]
+
+    /// A block has changed since a snapshot if one of its sectors was written between that and the
+    /// newest one.
+    #[test]
+    fn agrees_with_all_that_was_written(
+        nr_sectors in 1..500u64,
+        min_shift in 9..12u32,
+        max_count in 1..400u64,
+        steps in vec(step(), 1..60),
+    ) {
+        let limits = Limits { min_shift, max_shift: 14, max_count };
+        let map = ChangeMap::new(&limits, nr_sectors).unwrap();
+        let block = u64::from(map.block_bytes() / 512);
+        prop_assert_eq!(map.nr_blocks() as u64, nr_sectors.div_ceil(block));
+        // The sectors that were written after each of the snapshots, and before the first one.
+        let mut written = vec![vec![false; nr_sectors as usize]];
+        let mut complete = true;
+        for step in steps {
+            match step {
+                Step::Write(start, len) | Step::Dirty(start, len) => {
+                    let inside = start.checked_add(len).is_some_and(|end| end <= nr_sectors);
+                    let dirty = matches!(step, Step::Dirty(..));
+                    let range = SectorRange { start, len };
+                    if dirty {
+                        prop_assert_eq!(map.mark_dirty(range).is_ok(), inside);
+                    } else {
+                        map.mark(range);
+                        complete &= inside;
+                    }
+                    if inside {
+                        // What is made dirty has changed before the newest snapshot, too.
+                        let epochs = if dirty { 2 } else { 1 };
+                        for written in written.iter_mut().rev().take(epochs) {
+                            written[start as usize..(start + len) as usize].fill(true);
+                        }
+                    }
+                }
+                Step::Take => {
+                    map.freeze();
+                    written.push(vec![false; nr_sectors as usize]);
+                }
+            }
+            let newest = written.len() - 1;
+            prop_assert_eq!(usize::from(map.number()), newest);
+            prop_assert_eq!(map.is_complete(), complete);
+            let mut frozen = vec![0; map.nr_blocks()];
+            prop_assert_eq!(map.read_frozen(0, &mut frozen), frozen.len());
+            for (number, byte) in frozen.iter().enumerate() {
+                let start = number * block as usize;
+                let sectors = start..(start + block as usize).min(nr_sectors as usize);
+                let last = (0..newest)
+                    .rev()
+                    .find(|epoch| written[*epoch][sectors.clone()].contains(&true));
+                // So it is greater than the numbers of those after which it has changed.
+                prop_assert_eq!(usize::from(*byte), last.map_or(0, |epoch| epoch + 1));
+            }
+        }
+    }
+}
