@@ -79,13 +79,14 @@ def raw(undo, origin, store):
     return origin.path, origin.path, lambda: None
 
 
-def blksnap(undo, origin, store):
-    def info():
-        return dict(line.split(None, 1) for line in ctl("info", origin.path).splitlines())
+def info_of(path):
+    return dict(line.split(None, 1) for line in ctl("info", path).splitlines())
 
+
+def blksnap(undo, origin, store):
     def check():
-        if info()["error"] != "0":
-            raise RuntimeError(f"the snapshot is broken: error {info()['error']}")
+        if (error := info_of(origin.path)["error"]) != "0":
+            raise RuntimeError(f"the snapshot is broken: error {error}")
 
     ctl("attach", origin.path)
     undo.callback(ctl, "detach", origin.path)
@@ -93,7 +94,7 @@ def blksnap(undo, origin, store):
     undo.callback(ctl, "destroy", snapshot)
     ctl("add", origin.path, snapshot)
     ctl("take", snapshot)
-    return origin.path, Path("/dev") / info()["image"], check
+    return origin.path, Path("/dev") / info_of(origin.path)["image"], check
 
 
 def dm_snapshot(undo, origin, store, kind, kibibytes):

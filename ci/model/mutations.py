@@ -85,6 +85,8 @@ MUTATIONS = [
      "word.load(Acquire)", "word.load(Relaxed)"),
     ("loom", "a read from the origin is looked at again without a barrier", "status.rs",
      "        smp_mb(Read);\n", ""),
+    ("loom", "a write undoes that a block was made dirty", "mark.rs",
+     "let _ = self.0.cmpxchg(old, pack(mark, last), Relaxed);", "self.0.store(pack(mark, last), Relaxed);"),
     ("rustc E0599", "a taken write is resubmitted", "lanes.rs",
      "        self.of(&write).taken.push(write);", "        write.resubmit();"),
     ("rustc E0603", "a taken write is called released", "lanes.rs",

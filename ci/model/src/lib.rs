@@ -32,6 +32,10 @@ mod extent_map;
 mod lanes;
 #[path = "../../../drivers/block/blksnap/log.rs"]
 mod log;
+#[path = "../../../drivers/block/blksnap/mark.rs"]
+mod mark;
+#[path = "../../../drivers/block/blksnap/marks.rs"]
+mod marks;
 #[path = "../../../drivers/block/blksnap/new_claim.rs"]
 mod new_claim;
 #[path = "../../../drivers/block/blksnap/saved_map.rs"]

@@ -13,6 +13,8 @@
 mod budget;
 #[path = "../../../drivers/block/blksnap/chunk.rs"]
 mod chunk;
+#[path = "../../../drivers/block/blksnap/mark.rs"]
+mod mark;
 #[path = "../../../drivers/block/blksnap/saved_map.rs"]
 mod saved_map;
 #[path = "../../../drivers/block/blksnap/status.rs"]
@@ -30,6 +32,7 @@ use kernel::{
     },
 };
 use loom::{sync::Arc, thread};
+use mark::Mark;
 use saved_map::SavedMap;
 use status::Status;
 
@@ -233,6 +236,17 @@ fn data_needs_acquire() {
         }),
     ];
     explore(|| [Atomic::new(0), Atomic::new(OLD)], &roles, |_| ());
+}
+
+/// Two writes to a block that is made dirty.
+#[test]
+fn dirty_block_stays_dirty() {
+    let write = || role(|block: &Mark| block.set(2));
+    let roles = [write(), write(), role(|block: &Mark| block.set_dirty(2))];
+    explore(Mark::new, &roles, |block| {
+        assert_eq!(block.at(1), 1, "it has changed before the take");
+        assert_eq!(block.at(2), 2, "it has changed after the take");
+    });
 }
 
 #[test]

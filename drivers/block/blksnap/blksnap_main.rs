@@ -53,6 +53,8 @@ mod image;
 mod lanes;
 mod links;
 mod log;
+mod mark;
+mod marks;
 mod new_claim;
 mod params;
 mod saved_map;
@@ -124,8 +126,13 @@ module! {
             perm: 0o444,
         },
         tracking_block_maximum_count: u32 {
-            default: 2097152,
+            default: 268435456,
             description: "Number of tracked blocks of a device, unless they were too large",
+            perm: 0o444,
+        },
+        tracking_memory: u32 {
+            default: 0,
+            description: "MiB that change maps may take; 0: 1/32 of all, 1024 at most",
             perm: 0o444,
         },
     },

@@ -2,10 +2,9 @@
 
 //! Change tracking: since which snapshot each block of a device has changed.
 //!
-//! There are two maps with a byte a block. The live one gets, for each write, the number of the
-//! newest snapshot plus one; the frozen one is what it was when that snapshot was taken, and is
-//! what backup software reads. Since the numbers only grow, a block has changed since snapshot K
-//! if and only if its byte in the frozen map is greater than K.
+//! Each write marks its blocks with the number of the newest snapshot plus one. What backup
+//! software reads is what the marks were when that snapshot was taken. Since the numbers only
+//! grow, a block has changed since snapshot K if and only if that mark is greater than K.
 //!
 //! When the numbers are used up, the maps start again under a new generation id, so that nobody
 //! can take a small number for "no change".
@@ -13,14 +12,18 @@
 //! A number does not identify a snapshot: a virtual machine that was put back to an earlier state,
 //! disk and memory, counts on from there. So each snapshot has a random id, too.
 
+use crate::marks::Marks;
+use core::ops::Range;
 use kernel::{
     block::{
         bdev::SectorRange,
         SECTOR_SHIFT, //
     },
+    mm::memcg::MemCgroup,
     new_spinlock,
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::{
             Atomic,
             Relaxed, //
@@ -66,9 +69,12 @@ fn take_id() -> Uuid {
     Uuid::from_bytes(bytes)
 }
 
-/// Upper limit of the number of blocks, whatever the parameters say: the maps of a device take two
-/// bytes for each.
-const MAX_BLOCKS: u64 = 1 << 27;
+/// The bytes that the marks of all devices take.
+static MARK_BYTES: Atomic<usize> = Atomic::new(0);
+
+/// Upper limit of the number of blocks, whatever the parameters say: 24 MiB of memory for a device
+/// that nothing is written to.
+const MAX_BLOCKS: u64 = 1 << 28;
 
 /// The limits of a map.
 #[derive(Clone, Copy, Debug)]
@@ -80,6 +86,9 @@ pub(crate) struct Limits {
     /// The number of blocks that is not exceeded as long as the largest block is not reached.
     /// [`MAX_BLOCKS`] never is.
     pub(crate) max_count: u64,
+    /// How many bytes the marks of all devices may take. If there were more, blocks are marked
+    /// together.
+    pub(crate) max_bytes: usize,
 }
 
 impl Limits {
@@ -101,13 +110,13 @@ impl Limits {
     }
 }
 
-/// The maps of a device of a given size.
+/// The change map of a device of a given size.
 #[pin_data]
 pub(crate) struct ChangeMap {
     nr_sectors: u64,
     shift: u32,
-    live: VVec<Atomic<i8>>,
-    frozen: VVec<Atomic<i8>>,
+    #[pin]
+    marks: Marks,
     /// The number of the newest snapshot, or 0.
     number: Atomic<u32>,
     generation: Uuid,
@@ -117,7 +126,7 @@ pub(crate) struct ChangeMap {
     /// against changes, too.
     #[pin]
     takes: SpinLock<KVec<Uuid>>,
-    /// A write was not tracked, so nobody may rely on what the live map says.
+    /// A write was not tracked, so nobody may rely on the marks.
     lost: Atomic<u32>,
 }
 
@@ -125,22 +134,18 @@ impl ChangeMap {
     /// How many snapshots there are in a generation at most.
     pub(crate) const MAX_TAKES: usize = MAX_NUMBER as usize;
 
-    /// Empty maps of a new generation, for a device of `nr_sectors`. May sleep.
-    pub(crate) fn new(limits: &Limits, nr_sectors: u64) -> Result<Arc<Self>> {
+    /// An empty map of a new generation, for a device of `nr_sectors`. Its memory is charged to
+    /// `cgroup`. May sleep.
+    pub(crate) fn new(
+        limits: &Limits,
+        nr_sectors: u64,
+        cgroup: Option<ARef<MemCgroup>>,
+    ) -> Result<Arc<Self>> {
         let shift = limits.shift_for(nr_sectors);
-        let count = usize::try_from(nr_sectors.div_ceil(1 << (shift - SECTOR_SHIFT)))?;
+        let nr_blocks = usize::try_from(nr_sectors.div_ceil(1 << (shift - SECTOR_SHIFT)))?;
         // CBTINFO has 32 bits for it.
-        u32::try_from(count)?;
-        let zeroed = || -> Result<VVec<Atomic<i8>>> {
-            // Of who attaches, or takes a snapshot of a device that has grown
-            let mut map = VVec::with_capacity(count, GFP_KERNEL_ACCOUNT)?;
-            for _ in 0..count {
-                map.push(Atomic::new(0), GFP_KERNEL)?;
-            }
-            Ok(map)
-        };
-        let live = zeroed()?;
-        let frozen = zeroed()?;
+        u32::try_from(nr_blocks)?;
+        let marks = Marks::new(nr_blocks, &MARK_BYTES, limits.max_bytes, cgroup)?;
         let takes = KVec::with_capacity(Self::MAX_TAKES, GFP_KERNEL)?;
         // Ahead of the id, which could come to a copy of the virtual machine, too.
         let ended = ENDED.load(Relaxed);
@@ -148,8 +153,7 @@ impl ChangeMap {
             pin_init!(Self {
                 nr_sectors,
                 shift,
-                live,
-                frozen,
+                marks <- marks,
                 number: Atomic::new(0),
                 generation: Uuid::random(),
                 ended,
@@ -160,7 +164,7 @@ impl ChangeMap {
         )
     }
 
-    /// The size of the device in sectors that the maps are for.
+    /// The size of the device in sectors that the map is for.
     pub(crate) fn nr_sectors(&self) -> u64 {
         self.nr_sectors
     }
@@ -172,10 +176,10 @@ impl ChangeMap {
 
     /// The number of blocks.
     pub(crate) fn nr_blocks(&self) -> usize {
-        self.live.len()
+        self.marks.nr_blocks()
     }
 
-    /// The id of the generation, new with the maps.
+    /// The id of the generation, new with the map.
     pub(crate) fn generation(&self) -> Uuid {
         self.generation
     }
@@ -186,7 +190,7 @@ impl ChangeMap {
     }
 
     /// The blocks that sectors touch, or None if some are past the end.
-    fn blocks(&self, range: SectorRange) -> Option<core::ops::Range<usize>> {
+    fn blocks(&self, range: SectorRange) -> Option<Range<usize>> {
         let end = range.start.checked_add(range.len)?;
         if end > self.nr_sectors {
             return None;
@@ -203,34 +207,25 @@ impl ChangeMap {
             self.lose();
             return;
         };
-        let mark = (self.number.load(Relaxed) + 1) as u8 as i8;
-        for byte in &self.live[blocks] {
-            // Spares the cache line where a block is written again and again.
-            if byte.load(Relaxed) != mark {
-                byte.store(mark, Relaxed);
-            }
-        }
+        let mark = (self.number.load(Relaxed) + 1) as u8;
+        self.marks.set(blocks, mark);
     }
 
-    /// Content was lost without writes, so nobody may rely on what the live map says. Does not
-    /// sleep.
+    /// Content was lost without writes, so nobody may rely on the marks. Does not sleep.
     pub(crate) fn lose(&self) {
         self.lost.store(1, Relaxed);
     }
 
-    /// Marks blocks as changed in both maps, so that the next backup reads them. Not called while
-    /// [`Self::freeze`] runs.
+    /// Marks blocks as changed before the newest snapshot and after it, so that the next backup
+    /// reads them, whichever it is. Does not sleep. Not called while [`Self::freeze`] runs.
     ///
     /// # Errors
     ///
     /// [`ERANGE`] for sectors past the end.
     pub(crate) fn mark_dirty(&self, range: SectorRange) -> Result {
         let blocks = self.blocks(range).ok_or(ERANGE)?;
-        let number = self.number.load(Relaxed);
-        for block in blocks {
-            self.live[block].store((number + 1) as u8 as i8, Relaxed);
-            self.frozen[block].store(number as u8 as i8, Relaxed);
-        }
+        let mark = (self.number.load(Relaxed) + 1) as u8;
+        self.marks.set_dirty(blocks, mark);
         Ok(())
     }
 
@@ -239,8 +234,8 @@ impl ChangeMap {
         self.lost.load(Relaxed) == 0
     }
 
-    /// Whether the maps can go on with one more snapshot of a device of `nr_sectors`. If not, new
-    /// ones are needed, with a new generation.
+    /// Whether the map can go on with one more snapshot of a device of `nr_sectors`. If not, a new
+    /// one is needed, with a new generation.
     pub(crate) fn can_freeze(&self, nr_sectors: u64) -> bool {
         self.nr_sectors == nr_sectors
             && self.is_complete()
@@ -248,19 +243,16 @@ impl ChangeMap {
             && self.number.load(Relaxed) < MAX_NUMBER
     }
 
-    /// A snapshot is taken: the frozen map becomes what the live one is, and the number goes up.
-    /// Nothing is written to the device meanwhile. Does not sleep.
+    /// A snapshot is taken: the number goes up, so that other marks are those of the newest
+    /// snapshot. Nothing is written to the device meanwhile. Does not sleep.
     pub(crate) fn freeze(&self) {
-        for (frozen, live) in self.frozen.iter().zip(self.live.iter()) {
-            frozen.store(live.load(Relaxed), Relaxed);
-        }
         let _takes = self.takes.lock();
         self.number.add(1, Relaxed);
     }
 
     /// Gives the newest snapshot its id, since its take has succeeded. Does not sleep.
     ///
-    /// The id is made only now: one from before the maps were frozen could come to two snapshots,
+    /// The id is made only now: one from before the map was frozen could come to two snapshots,
     /// if a virtual machine is copied in between.
     pub(crate) fn identify_newest(&self) {
         let id = take_id();
@@ -287,13 +279,10 @@ impl ChangeMap {
         Ok(())
     }
 
-    /// Copies the frozen map from block `at` on.
+    /// Copies the marks of the newest snapshot from block `at` on. If a snapshot is taken
+    /// meanwhile, what it copies means nothing.
     pub(crate) fn read_frozen(&self, at: usize, buffer: &mut [u8]) -> usize {
-        let from = self.frozen.get(at..).unwrap_or(&[]);
-        for (byte, frozen) in buffer.iter_mut().zip(from) {
-            *byte = frozen.load(Relaxed) as u8;
-        }
-        buffer.len().min(from.len())
+        self.marks.read(at, self.number(), buffer)
     }
 }
 
@@ -305,7 +294,12 @@ mod tests {
         min_shift: 16,
         max_shift: 26,
         max_count: 1 << 21,
+        max_bytes: usize::MAX / 2,
     };
+
+    fn new(nr_sectors: u64) -> Result<Arc<ChangeMap>> {
+        ChangeMap::new(&LIMITS, nr_sectors, None)
+    }
 
     fn range(start: u64, len: u64) -> SectorRange {
         SectorRange { start, len }
@@ -323,29 +317,31 @@ mod tests {
         // 128 GiB is what fits in 2^21 blocks of 64 KiB.
         assert_eq!(LIMITS.shift_for(1 << 28), 16);
         assert_eq!(LIMITS.shift_for((1 << 28) + 1), 17);
-        // 8 PiB is what fits in 2^27 blocks of 64 MiB.
-        assert_eq!(LIMITS.shift_for(1 << 44), 26);
-        assert_eq!(LIMITS.shift_for((1 << 44) + 1), 27);
+        // 16 PiB is what fits in 2^28 blocks of 64 MiB.
+        assert_eq!(LIMITS.shift_for(1 << 45), 26);
+        assert_eq!(LIMITS.shift_for((1 << 45) + 1), 27);
         assert_eq!(LIMITS.shift_for(u64::MAX / 2), 30);
         let wild = Limits {
             min_shift: 99,
             max_shift: 3,
             max_count: 0,
+            ..LIMITS
         };
         assert_eq!(wild.shift_for(1 << 20), 30);
         let fine = Limits {
             min_shift: 0,
             max_shift: 0,
             max_count: u64::MAX,
+            ..LIMITS
         };
-        assert_eq!(fine.shift_for(1 << 27), 9);
-        assert_eq!(fine.shift_for(1 << 30), 12);
+        assert_eq!(fine.shift_for(1 << 28), 9);
+        assert_eq!(fine.shift_for(1 << 31), 12);
     }
 
     #[test]
     fn marks() -> Result {
         // Ten blocks and one sector.
-        let map = ChangeMap::new(&LIMITS, 1281)?;
+        let map = new(1281)?;
         assert_eq!(map.nr_blocks(), 11);
         assert_eq!(map.number(), 0);
         map.mark(range(127, 2));
@@ -361,8 +357,8 @@ mod tests {
     }
 
     #[test]
-    fn dirty_is_in_both_maps() -> Result {
-        let map = ChangeMap::new(&LIMITS, 1280)?;
+    fn dirty_is_before_and_after_a_take() -> Result {
+        let map = new(1280)?;
         map.freeze();
         map.mark_dirty(range(0, 128))?;
         assert_eq!(frozen(&map)?[0], 1);
@@ -375,7 +371,7 @@ mod tests {
 
     #[test]
     fn generation_ends() -> Result {
-        let map = ChangeMap::new(&LIMITS, 1280)?;
+        let map = new(1280)?;
         for n in 0..MAX_NUMBER {
             assert!(map.can_freeze(1280));
             assert_eq!(u32::from(map.number()), n);
@@ -386,7 +382,7 @@ mod tests {
         map.mark(range(0, 1));
         assert!(!map.can_freeze(1280));
 
-        let map = ChangeMap::new(&LIMITS, 1280)?;
+        let map = new(1280)?;
         assert!(!map.can_freeze(1281));
         map.mark(range(1280, 1));
         assert!(!map.can_freeze(1280));
@@ -401,7 +397,7 @@ mod tests {
 
     #[test]
     fn takes_have_ids() -> Result {
-        let map = ChangeMap::new(&LIMITS, 1280)?;
+        let map = new(1280)?;
         // There is none that could get one.
         map.identify_newest();
         assert!(takes(&map)?.is_empty());
@@ -432,14 +428,14 @@ mod tests {
         while full.push_within_capacity(NO_ID).is_ok() {}
         assert_eq!(map.read_takes(&mut full).err(), Some(ENOSPC));
 
-        let other = ChangeMap::new(&LIMITS, 1280)?;
+        let other = new(1280)?;
         assert!(takes(&other)?.is_empty());
         Ok(())
     }
 
     #[test]
     fn all_takes_have_ids() -> Result {
-        let map = ChangeMap::new(&LIMITS, 1280)?;
+        let map = new(1280)?;
         for n in 1..=ChangeMap::MAX_TAKES {
             map.freeze();
             map.identify_newest();
@@ -453,7 +449,7 @@ mod tests {
 
     #[test]
     fn all_generations_end() -> Result {
-        let map = ChangeMap::new(&LIMITS, 1280)?;
+        let map = new(1280)?;
         map.mark(range(0, 1));
         map.freeze();
         map.identify_newest();
@@ -465,7 +461,7 @@ mod tests {
         assert_eq!(frozen(&map)?[0], 1);
         assert_eq!(takes(&map)?[..], ids[..]);
 
-        let next = ChangeMap::new(&LIMITS, 1280)?;
+        let next = new(1280)?;
         assert!(next.can_freeze(1280));
         assert_ne!(next.generation(), map.generation());
         end_generations();
@@ -475,7 +471,7 @@ mod tests {
 
     #[test]
     fn reads_are_cut() -> Result {
-        let map = ChangeMap::new(&LIMITS, 1280)?;
+        let map = new(1280)?;
         let mut bytes = [7; 4];
         assert_eq!(map.read_frozen(8, &mut bytes), 2);
         assert_eq!(bytes, [0, 0, 7, 7]);

@@ -22,6 +22,7 @@ pub(crate) fn change_map_limits() -> Limits {
         min_shift: module_parameters::tracking_block_minimum_shift.value(),
         max_shift: module_parameters::tracking_block_maximum_shift.value(),
         max_count: u64::from(module_parameters::tracking_block_maximum_count.value()),
+        max_bytes: max_bytes(module_parameters::tracking_memory.value()),
     }
 }
 
@@ -30,15 +31,19 @@ pub(crate) fn max_copy_bytes() -> usize {
     (module_parameters::copy_memory.value().clamp(1, 1 << 10) as usize) << 20
 }
 
-/// How many bytes the maps of a snapshot may take.
-pub(crate) fn max_map_bytes() -> usize {
+/// What `mib` says in bytes; 0 is 1/32 of the memory, and not more than 1 GiB.
+fn max_bytes(mib: u32) -> usize {
     const MAX: usize = 1 << 20;
 
-    let mib = module_parameters::map_memory.value() as usize;
-    match mib {
+    match mib as usize {
         0 => (total_pages() / 32).min(1 << (30 - PAGE_SHIFT)) << PAGE_SHIFT,
         mib => mib.min(MAX) << 20,
     }
+}
+
+/// How many bytes the maps of a snapshot may take.
+pub(crate) fn max_map_bytes() -> usize {
+    max_bytes(module_parameters::map_memory.value())
 }
 
 /// How many bytes of a storage are left for copies ahead of writes.

@@ -36,10 +36,12 @@ use kernel::{
         },
         SECTOR_SHIFT, //
     },
+    mm::memcg::MemCgroup,
     new_mutex,
     page::PAGE_SIZE,
     prelude::*,
     sync::{
+        aref::ARef,
         atomic::Full,
         barrier::smp_mb,
         rcu::{
@@ -80,6 +82,8 @@ enum Member {
 pub(crate) struct Tracker {
     dev: DevT,
     limits: Limits,
+    /// The one of who attached the device, which change maps are charged to.
+    cgroup: Option<ARef<MemCgroup>>,
     map: RcuArc<ChangeMap>,
     area: RcuArc<Area>,
     #[pin]
@@ -140,7 +144,7 @@ impl Tracker {
             return Err(ENODEV);
         }
         if !self.with_map(|map| map.can_freeze(nr_sectors))? {
-            let map = ChangeMap::new(&self.limits, nr_sectors)?;
+            let map = ChangeMap::new(&self.limits, nr_sectors, self.cgroup.clone())?;
             self.map.replace(Some(map));
             pr_info!("change tracking of {} starts again\n", self.dev);
         }
@@ -209,9 +213,13 @@ impl Tracker {
             let count = map.read_frozen(at, &mut bytes[..PIECE.min(end - at)]);
             to.write_slice(&bytes[..count])?;
             at += count;
+            // The map of a large device takes a while.
+            if kernel::current!().fatal_signal_pending() {
+                return Err(EINTR);
+            }
         }
-        // A take changes the frozen map with the lock held. If there was one, or a new generation,
-        // what was read is of both.
+        // A take changes the number with the lock held. If there was one, or a new generation, what
+        // was read is of both.
         let _device = self.device.lock();
         if map.number() != number || !Arc::ptr_eq(&map, &self.map()?) {
             return Err(EAGAIN);
@@ -270,7 +278,7 @@ impl Tracker {
             let device = self.device.lock();
             self.with_map(|map| map.mark_dirty(range))??;
             drop(device);
-            if kernel::current!().signal_pending() {
+            if kernel::current!().fatal_signal_pending() {
                 return Err(EINTR);
             }
         }
@@ -313,12 +321,14 @@ impl Filter for Tracker {
             return Err(EINVAL);
         }
         let limits = params::change_map_limits();
-        let map = ChangeMap::new(&limits, bdev.nr_sectors())?;
+        let cgroup = MemCgroup::current();
+        let map = ChangeMap::new(&limits, bdev.nr_sectors(), cgroup.clone())?;
         let dev = bdev.dev();
         Arc::pin_init(
             pin_init!(Self {
                 dev,
                 limits,
+                cgroup,
                 map: RcuArc::new(Some(map)),
                 area: RcuArc::new(None),
                 device <- new_mutex!(Device {

@@ -2,6 +2,7 @@
 
 use super::config;
 use crate::change_map::{ChangeMap, Limits};
+use crate::marks::LEAF_BLOCKS;
 use kernel::block::bdev::SectorRange;
 use proptest::{collection::vec, prelude::*};
 
@@ -13,8 +14,8 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let start = || prop_oneof![20 => 0..500u64, 1 => any::<u64>()];
-    let len = || prop_oneof![4 => 1..8u64, 1 => 1..200u64];
+    let start = || prop_oneof![20 => 0..1500u64, 1 => any::<u64>()];
+    let len = || prop_oneof![4 => 1..8u64, 1 => 1..200u64, 1 => 1..1500u64];
     prop_oneof![
         6 => (start(), len()).prop_map(|(start, len)| Step::Write(start, len)),
         1 => (start(), len()).prop_map(|(start, len)| Step::Dirty(start, len)),
@@ -29,15 +30,20 @@ proptest! {
     /// newest one.
     #[test]
     fn agrees_with_all_that_was_written(
-        nr_sectors in 1..500u64,
+        nr_sectors in 1..1500u64,
         min_shift in 9..12u32,
-        max_count in 1..400u64,
+        max_count in 1..1500u64,
+        // Whether there is memory for all leaves
+        memory in any::<bool>(),
         steps in vec(step(), 1..60),
     ) {
-        let limits = Limits { min_shift, max_shift: 14, max_count };
-        let map = ChangeMap::new(&limits, nr_sectors).unwrap();
+        let max_bytes = if memory { usize::MAX / 2 } else { 0 };
+        let limits = Limits { min_shift, max_shift: 14, max_count, max_bytes };
+        let map = ChangeMap::new(&limits, nr_sectors, None).unwrap();
         let block = u64::from(map.block_bytes() / 512);
         prop_assert_eq!(map.nr_blocks() as u64, nr_sectors.div_ceil(block));
+        // The sectors that have one mark
+        let together = if memory { block } else { LEAF_BLOCKS as u64 * block } as usize;
         // The sectors that were written after each of the snapshots, and before the first one.
         let mut written = vec![vec![false; nr_sectors as usize]];
         let mut complete = true;
@@ -72,8 +78,8 @@ proptest! {
             let mut frozen = vec![0; map.nr_blocks()];
             prop_assert_eq!(map.read_frozen(0, &mut frozen), frozen.len());
             for (number, byte) in frozen.iter().enumerate() {
-                let start = number * block as usize;
-                let sectors = start..(start + block as usize).min(nr_sectors as usize);
+                let start = number * block as usize / together * together;
+                let sectors = start..(start + together).min(nr_sectors as usize);
                 let last = (0..newest)
                     .rev()
                     .find(|epoch| written[*epoch][sectors.clone()].contains(&true));

@@ -684,6 +684,27 @@ static void do_cbtmap(void)
 		printf("%u\n", buffer[i]);
 }
 
+/* Prints the blocks that are not 0, as BLOCK:NUMBER, from a map that is read at once. */
+static void do_marks(void)
+{
+	const char *space = "";
+	struct blksnap_cbtinfo info = { 0 };
+	struct blksnap_cbtmap *map = guarded(sizeof(*map));
+	__u8 *buffer;
+
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_CBTINFO, sizeof(info), &info);
+	map->length = info.block_count;
+	buffer = guarded(map->length);
+	map->buffer = ptr(buffer);
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_CBTMAP, sizeof(*map), map);
+	for (__u32 i = 0; i < map->length; i++) {
+		if (buffer[i]) {
+			printf("%s%u:%u", space, i, buffer[i]);
+			space = " ";
+		}
+	}
+}
+
 /* Prints the generation, then the ids, one a line; of an error, the number needed. */
 static void do_cbttakes(void)
 {
@@ -1777,6 +1798,7 @@ static const struct {
 	{ "poll", 1, 2, do_poll, "MILLISECONDS [ID]" },
 	{ "cbtinfo", 1, 1, do_cbtinfo, "DEV" },
 	{ "cbtmap", 3, 4, do_cbtmap, "DEV OFFSET LENGTH [bad]" },
+	{ "marks", 1, 1, do_marks, "DEV" },
 	{ "cbttakes", 1, 3, do_cbttakes, "DEV [COUNT|null|bad [SIZE]]" },
 	{ "cbtdirty", 1, 999, do_cbtdirty, "DEV OFFSET:COUNT... | DEV bad [COUNT]" },
 	{ "raw", 3, 3, do_raw, "FILE REQUEST BYTES" },

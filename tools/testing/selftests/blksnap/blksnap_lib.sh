@@ -695,8 +695,7 @@ cbt()
 # map DEV: the blocks that are not 0, as BLOCK:NUMBER
 map()
 {
-	ctl cbtmap "$1" 0 "$(cbt "$1" block_count)" |
-		awk '$1 { printf "%s%d:%d", n++ ? " " : "", NR - 1, $1 }'
+	ctl marks "$1"
 }
 
 # space WHAT: "total", "used" or "low" of the snapshot's storage, in sectors

@@ -50,8 +50,8 @@ limits()
 	if (echo 12 >/sys/module/blksnap/parameters/tracking_block_minimum_shift) 2>/dev/null; then
 		wrong "a parameter can be written"
 	fi
-	# 1 TiB has more blocks than that of the smallest size; nothing is written.
-	for size in 1 16 1048576; do
+	# 32 TiB have more blocks than that of the smallest size; nothing is written.
+	for size in 1 16 33554432; do
 		null_blk "$size" memory_backed=0
 		attach "$REPLY"
 		block=$min
@@ -102,6 +102,34 @@ marks()
 
 	# A part of the map
 	equal "2 0" "$(ctl cbtmap "$dev" 11 2 | tr '\n' ' ' | sed 's/ $//')" "two bytes"
+}
+
+# A large disk has fine blocks, and existing clients read the whole map at once.
+large_disk()
+{
+	local dev block blocks=() i
+
+	[ "$(awk '$1 == "MemAvailable:" { print $2 }' /proc/meminfo)" -gt $((400 << 10)) ] ||
+		skip "no memory for a map of 160 MiB"
+	# 10 TiB, of which nothing is stored
+	null_blk 10485760 memory_backed=0; dev=$REPLY
+	attach "$dev"
+	block=$(cbt "$dev" block_size)
+	equal 65536 "$block" "the size of a block"
+	for i in {0..19}; do
+		blocks+=($((i * 8388593 + i)))
+		put direct $((blocks[i] * block + 4096)) 4096 "$dev"
+	done
+	next "$dev"
+	equal "$(printf '%d:1 ' "${blocks[@]}" | sed 's/ $//')" "$(map "$dev")" "the map"
+	# 64 MiB and a block on either side, most of which are marked together
+	ctl cbtdirty "$dev" $(((1 << 31) - 128)):$(((64 << 11) + 256))
+	blocks=("$(((1 << 40) / block - 1))" "$((((1 << 40) + (64 << 20)) / block))")
+	equal "${blocks[*]} $(((64 << 20) / block + 2))" \
+		"$(map "$dev" | tr ' ' '\n' |
+			awk -F: -v first="${blocks[0]}" -v last="${blocks[1]}" '
+				$1 >= first && $1 <= last { if (!n++) print $1; end = $1 }
+				END { print end, n }' | xargs)" "what was marked by hand"
 }
 
 # Every operation that changes the media
@@ -452,6 +480,7 @@ run_cases \
 	"limits of the blocks" limits \
 	"writes are marked, and the map is frozen at take" marks \
 	"all operations are marked" operations \
+	"large disk" large_disk \
 	"a copy is brought up to date by the map" restored \
 	"blocks that are marked by hand" dirty \
 	"generations" generations \
