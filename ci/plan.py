@@ -58,6 +58,7 @@ PLANS = [
     Plan("test_22", ALL, "random operations", None, "", {"BLKSNAP_ROUNDS": "2000"}),
     Plan("test_23", ALL, None, None, ""),
     Plan("test_24", None, None, ALL, "tracing, which user-mode Linux is built without"),
+    Plan("test_25", ALL, "busy", None, ""),
     Plan("test_command", ALL, None, "events$|grows$|killed|destroy|backup$|interrupted|restore|changed",
          "partitions, mounts and signals on two processors"),
     Plan("test_proof", ALL, None, None, "", {"BLKSNAP_BACKUPS": "4"}),

@@ -60,6 +60,7 @@ use crate::{
         Charge,
         Level, //
     },
+    change_map::Selection,
     chunk::{
         ChunkRange,
         Geometry, //
@@ -81,7 +82,10 @@ use crate::{
 use kernel::{
     alloc::Flags,
     block::{
-        bdev::BdevFile,
+        bdev::{
+            BdevFile,
+            SectorRange, //
+        },
         bio::{
             BioList,
             BioRead,
@@ -170,6 +174,8 @@ pub(crate) type ImageName = [u8; uapi::BLKSNAP_IMAGE_NAME_LEN as usize];
 pub(crate) struct Area {
     origin: Arc<BdevFile>,
     geometry: Geometry,
+    /// What the image has of the device, if not all.
+    selection: Option<Selection>,
     image_name: SetOnce<ImageName>,
     status: Status,
     #[pin]
@@ -248,6 +254,7 @@ impl Queues {
 pub(crate) struct Config {
     pub(crate) origin: Arc<BdevFile>,
     pub(crate) geometry: Geometry,
+    pub(crate) selection: Option<Selection>,
     pub(crate) copy_memory: Arc<CopyMemory>,
     pub(crate) storage: Arc<Storage>,
     pub(crate) map_memory: Arc<Budget>,
@@ -283,6 +290,7 @@ impl Area {
             pin_init!(Self {
                 origin: config.origin,
                 geometry,
+                selection: config.selection,
                 image_name: SetOnce::new(),
                 status,
                 state <- new_spinlock_irq!(State {
@@ -326,6 +334,27 @@ impl Area {
 
     pub(crate) fn origin(&self) -> &BdevFile {
         &self.origin
+    }
+
+    /// Whether the image has something of what `range` overwrites. Does not sleep.
+    #[inline]
+    pub(crate) fn keeps_some(&self, range: SectorRange) -> bool {
+        let chunks = self.geometry.chunks_of(range);
+        self.selection
+            .as_ref()
+            .is_none_or(|selection| selection.has_some(self.geometry.sectors_of(chunks)))
+    }
+
+    /// Whether the image has all of `range`.
+    fn keeps_all(&self, range: SectorRange) -> bool {
+        self.selection
+            .as_ref()
+            .is_none_or(|selection| selection.has_all(range))
+    }
+
+    /// Whether there are blocks that the image does not have.
+    pub(crate) fn is_selective(&self) -> bool {
+        self.selection.is_some()
     }
 
     /// The name of the image's disk, or zeroes if there is none yet.

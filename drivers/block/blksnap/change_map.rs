@@ -203,12 +203,22 @@ impl ChangeMap {
     /// [`Self::freeze`] runs.
     #[inline]
     pub(crate) fn mark(&self, range: SectorRange) {
-        let Some(blocks) = self.blocks(range) else {
+        if self.mark_inside(range).is_err() {
             self.lose();
-            return;
-        };
+        }
+    }
+
+    /// As [`Self::mark`], of sectors that may be past the end.
+    ///
+    /// # Errors
+    ///
+    /// [`ERANGE`] if some are.
+    #[inline]
+    pub(crate) fn mark_inside(&self, range: SectorRange) -> Result {
+        let blocks = self.blocks(range).ok_or(ERANGE)?;
         let mark = (self.number.load(Relaxed) + 1) as u8;
         self.marks.set(blocks, mark);
+        Ok(())
     }
 
     /// Content was lost without writes, so nobody may rely on the marks. Does not sleep.
@@ -264,6 +274,17 @@ impl ChangeMap {
         }
     }
 
+    /// The number of the snapshot with the given id.
+    ///
+    /// # Errors
+    ///
+    /// [`ESTALE`] if there is none in this generation.
+    pub(crate) fn number_of(&self, id: &Uuid) -> Result<u8> {
+        let takes = self.takes.lock();
+        let at = takes.iter().position(|it| it == id && *it != NO_ID);
+        Ok(at.ok_or(ESTALE)? as u8 + 1)
+    }
+
     /// Appends the ids of all snapshots in the order of their numbers, from 1 on; zeroes for takes
     /// that have failed. They are of one moment.
     ///
@@ -283,6 +304,49 @@ impl ChangeMap {
     /// meanwhile, what it copies means nothing.
     pub(crate) fn read_frozen(&self, at: usize, buffer: &mut [u8]) -> usize {
         self.marks.read(at, self.number(), buffer)
+    }
+}
+
+/// The blocks of a device that have changed from an earlier snapshot to the newest one.
+///
+/// They stay the same as long as no other snapshot is taken, and [`ChangeMap::mark_dirty`] is not
+/// called.
+pub(crate) struct Selection {
+    map: Arc<ChangeMap>,
+    since: u8,
+}
+
+impl Selection {
+    /// What will have changed since the snapshot with the given id, once the next one is taken;
+    /// nothing before.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ChangeMap::number_of`].
+    pub(crate) fn since(id: &Uuid, map: Arc<ChangeMap>) -> Result<Self> {
+        let since = map.number_of(id)?;
+        Ok(Self { map, since })
+    }
+
+    /// Whether some of the blocks that `range` touches are selected. What is past the end is.
+    #[inline]
+    pub(crate) fn has_some(&self, range: SectorRange) -> bool {
+        self.any(range, |changed| changed)
+    }
+
+    /// Whether all blocks that `range` touches are selected.
+    pub(crate) fn has_all(&self, range: SectorRange) -> bool {
+        !self.any(range, |changed| !changed)
+    }
+
+    #[inline]
+    fn any(&self, range: SectorRange, f: impl Fn(bool) -> bool) -> bool {
+        let number = self.map.number();
+        self.map.blocks(range).is_none_or(|blocks| {
+            self.map
+                .marks
+                .any(blocks, number, |mark| f(mark > self.since))
+        })
     }
 }
 
@@ -393,6 +457,36 @@ mod tests {
         let mut ids = KVec::with_capacity(ChangeMap::MAX_TAKES, GFP_KERNEL)?;
         map.read_takes(&mut ids)?;
         Ok(ids)
+    }
+
+    #[test]
+    fn selection() -> Result {
+        let map = new(1281)?;
+        map.mark(range(0, 1));
+        map.freeze();
+        map.identify_newest();
+        map.mark(range(256, 256));
+        // A take that fails
+        map.freeze();
+        assert_eq!(map.number_of(&NO_ID).err(), Some(ESTALE));
+        assert_eq!(map.number_of(&Uuid::random()).err(), Some(ESTALE));
+        let id = takes(&map)?[0];
+        assert_eq!(map.number_of(&id)?, 1);
+        let selection = Selection::since(&id, map.clone())?;
+        map.mark(range(1280, 1));
+        map.freeze();
+        // What is written from now on changes nothing.
+        map.mark(range(0, 1281));
+        assert!(selection.has_all(range(256, 256)));
+        assert!(selection.has_all(range(1280, 1)));
+        assert!(!selection.has_all(range(255, 2)));
+        assert!(!selection.has_all(range(511, 2)));
+        assert!(selection.has_some(range(255, 2)));
+        assert!(selection.has_some(range(0, 1281)));
+        assert!(!selection.has_some(range(0, 256)));
+        assert!(!selection.has_some(range(512, 768)));
+        assert!(selection.has_some(range(1281, 1)));
+        Ok(())
     }
 
     #[test]

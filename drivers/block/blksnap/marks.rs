@@ -168,6 +168,20 @@ impl Marks {
         self.each(blocks, |_| false, |block| block.set_dirty(mark));
     }
 
+    /// Whether `f` returns true for one of the marks of `blocks`, as they were when the newest
+    /// snapshot was taken, which is `number`.
+    #[inline]
+    pub(crate) fn any(&self, blocks: Range<usize>, number: u8, f: impl Fn(u8) -> bool) -> bool {
+        blocks.into_iter().any(|block| {
+            let group = &self.groups[block / LEAF_BLOCKS];
+            let own = group
+                .leaf
+                .as_ref()
+                .map_or(0, |leaf| leaf[block % LEAF_BLOCKS].at(number));
+            f(own.max(group.all.at(number)))
+        })
+    }
+
     /// Copies the marks from block `at` on, as they were when the newest snapshot was taken, which
     /// is `number`. Returns how many there were.
     pub(crate) fn read(&self, at: usize, number: u8, buffer: &mut [u8]) -> usize {

@@ -134,6 +134,8 @@ impl Drop for SnapshotsGuard {
 struct Device {
     tracker: Arc<Tracker>,
     origin: Arc<BdevFile>,
+    /// The snapshot since which blocks must have changed that the image has.
+    since: Option<Uuid>,
     // In the order in which they go: the image uses the area.
     figures: Option<AreaFile>,
     image: Option<Image>,
@@ -330,12 +332,31 @@ impl Snapshot {
         let device = Device {
             tracker,
             origin,
+            since: None,
             figures: None,
             image: None,
             area: None,
         };
         // There is room for it.
         let _ = devices.list.push_within_capacity(device);
+        Ok(())
+    }
+
+    /// The image of the device that `tracker` is the filter of will have only what has changed since
+    /// the snapshot with the id `since`. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`EBUSY`] if the snapshot was taken, [`ESRCH`] if it does not have the device.
+    pub(crate) fn select(&self, tracker: &Tracker, since: Uuid) -> Result {
+        let mut devices = self.devices.lock();
+        devices.state.check_new()?;
+        let device = devices
+            .list
+            .iter_mut()
+            .find(|device| core::ptr::eq(&*device.tracker, tracker))
+            .ok_or(ESRCH)?;
+        device.since = Some(since);
         Ok(())
     }
 
@@ -405,9 +426,11 @@ impl Snapshot {
             let origin = device.origin.clone();
             let nr_sectors = origin.nr_sectors();
             device.tracker.prepare(nr_sectors)?;
+            let tracker = &device.tracker;
             device.area = Some(Area::new(Config {
                 origin,
                 geometry: Geometry::new(params::chunk_shift(), nr_sectors),
+                selection: device.since.and_then(|id| tracker.select(&id)),
                 copy_memory: copy_memory.clone(),
                 storage: self.storage.clone(),
                 map_memory: self.map_memory.clone(),

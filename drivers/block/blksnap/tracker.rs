@@ -14,7 +14,8 @@ use crate::{
     },
     change_map::{
         ChangeMap,
-        Limits, //
+        Limits,
+        Selection, //
     },
     compat,
     event::What,
@@ -151,6 +152,21 @@ impl Tracker {
         Ok(())
     }
 
+    /// Succeeds if there is a snapshot with the given id in the generation.
+    ///
+    /// # Errors
+    ///
+    /// [`ESTALE`] if there is not.
+    pub(crate) fn knows(&self, id: &Uuid) -> Result {
+        self.with_map(|map| map.number_of(id)).flatten().map(|_| ())
+    }
+
+    /// What will have changed since the snapshot with the given id when the one is taken for which
+    /// this is prepared; None if that is not known.
+    pub(crate) fn select(&self, id: &Uuid) -> Option<Selection> {
+        Selection::since(id, self.map().ok()?).ok()
+    }
+
     /// The snapshot is taken: from now on writes go by way of `area`. Nothing is written to the
     /// device meanwhile.
     pub(crate) fn take(&self, area: Arc<Area>) {
@@ -274,15 +290,41 @@ impl Tracker {
                 start: ranges.read()?,
                 len: ranges.read()?,
             };
-            // A take in between would miss it in one of the maps.
+            // A take in between would change what it means.
             let device = self.device.lock();
-            self.with_map(|map| map.mark_dirty(range))??;
+            self.make_dirty(range)?;
             drop(device);
             if kernel::current!().fatal_signal_pending() {
                 return Err(EINTR);
             }
         }
         Ok(())
+    }
+
+    /// With the lock held, so that there is no take meanwhile.
+    fn make_dirty(&self, range: SectorRange) -> Result {
+        let guard = rcu::read_lock();
+        let map = self.map.get(&guard).ok_or(ENODEV)?;
+        match self.area.get(&guard) {
+            // What the image has cannot become more. The next one will have it.
+            Some(area) if area.is_selective() => map.mark_inside(range),
+            _ => map.mark_dirty(range),
+        }
+    }
+
+    fn select_changed(self: ArcBorrow<'_, Self>, arg: UserSlice) -> Result {
+        let mut from = arg.reader();
+        let id = Uuid::from_bytes(from.read()?);
+        if from.read::<u64>()? != 0 {
+            return Err(EINVAL);
+        }
+        expect_zeroes(from)?;
+        let snapshot = match self.device.lock().member {
+            Member::Of(snapshot) => snapshot,
+            _ => return Err(ESRCH),
+        };
+        self.knows(&id)?;
+        Snapshot::find(snapshot)?.select(&self, id)
     }
 
     fn snapshot_info(&self, arg: UserSlice) -> Result {
@@ -409,6 +451,12 @@ impl Filter for Tracker {
                 }
                 this.cbt_takes(arg)
             }
+            uapi::blksnap_filter_cmd_BLKSNAP_FILTER_SELECT => {
+                if arg.len() < size_of::<uapi::blksnap_select>() {
+                    return Err(EINVAL);
+                }
+                Self::select_changed(this, arg)
+            }
             _ => Err(ENOTTY),
         }
     }
@@ -433,7 +481,9 @@ impl Filter for Tracker {
             map.mark(range);
         }
         match area {
-            Some(area) if !area.may_pass(range) => Area::intercept(area, bio, range),
+            Some(area) if !area.may_pass(range) && area.keeps_some(range) => {
+                Area::intercept(area, bio, range)
+            }
             _ => bio.pass(),
         }
     }

@@ -36,6 +36,8 @@ enum blksnap_filter_cmd {
 	BLKSNAP_FILTER_SNAPSHOTINFO	= 4,
 	/* Read the ids of the snapshots in the change map: struct blksnap_cbttakes. */
 	BLKSNAP_FILTER_CBTTAKES		= 32,
+	/* Keep only what has changed since a snapshot: struct blksnap_select. */
+	BLKSNAP_FILTER_SELECT		= 33,
 };
 
 /**
@@ -126,6 +128,25 @@ struct blksnap_cbtdirty {
  */
 struct blksnap_snapshotadd {
 	struct blksnap_uuid id;
+};
+
+/**
+ * struct blksnap_select - what is kept of a device in the snapshot it is in
+ * @take_id: the id of an earlier snapshot, of struct blksnap_cbttakes
+ * @flags: 0
+ *
+ * For a device that was added to a snapshot, before that is taken. Only blocks that
+ * have changed since the earlier snapshot can be read from the image, and nothing is
+ * copied for writes to others. Reads that touch another block fail with ENODATA, which
+ * the page cache makes EIO of, whether it was written to or not. Which blocks these
+ * are is what the change map says when the snapshot is taken. If the map does not have
+ * the id any more then, the image has everything.
+ *
+ * The structure may grow: a caller's that is longer has zeroes at the end.
+ */
+struct blksnap_select {
+	struct blksnap_uuid take_id;
+	__u64 flags;
 };
 
 /**

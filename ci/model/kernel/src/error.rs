@@ -58,6 +58,7 @@ codes! {
     EOPNOTSUPP = 95,
     ESHUTDOWN = 108,
     ETIMEDOUT = 110,
+    ESTALE = 116,
     ECANCELED = 125,
 }
 

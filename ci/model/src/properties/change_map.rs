@@ -1,16 +1,20 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 use super::config;
-use crate::change_map::{ChangeMap, Limits};
+use crate::change_map::{ChangeMap, Limits, Selection};
 use crate::marks::LEAF_BLOCKS;
-use kernel::block::bdev::SectorRange;
+use kernel::{
+    alloc::{flags::GFP_KERNEL, KVec},
+    block::bdev::SectorRange,
+};
 use proptest::{collection::vec, prelude::*};
 
 #[derive(Clone, Debug)]
 enum Step {
     Write(u64, u64),
     Dirty(u64, u64),
-    Take,
+    /// Before that, what has changed since one of the snapshots is selected.
+    Take(usize),
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -19,7 +23,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (start(), len()).prop_map(|(start, len)| Step::Write(start, len)),
         1 => (start(), len()).prop_map(|(start, len)| Step::Dirty(start, len)),
-        2 => Just(Step::Take),
+        2 => any::<usize>().prop_map(Step::Take),
     ]
 }
 
@@ -47,6 +51,7 @@ proptest! {
         // The sectors that were written after each of the snapshots, and before the first one.
         let mut written = vec![vec![false; nr_sectors as usize]];
         let mut complete = true;
+        let mut selected = None;
         for step in steps {
             match step {
                 Step::Write(start, len) | Step::Dirty(start, len) => {
@@ -54,6 +59,8 @@ proptest! {
                     let dirty = matches!(step, Step::Dirty(..));
                     let range = SectorRange { start, len };
                     if dirty {
+                        // It could select more.
+                        selected = None;
                         prop_assert_eq!(map.mark_dirty(range).is_ok(), inside);
                     } else {
                         map.mark(range);
@@ -67,9 +74,15 @@ proptest! {
                         }
                     }
                 }
-                Step::Take => {
+                Step::Take(since) => {
+                    let mut ids = KVec::with_capacity(ChangeMap::MAX_TAKES, GFP_KERNEL).unwrap();
+                    map.read_takes(&mut ids).unwrap();
+                    let since = ids.is_empty().then_some(0).unwrap_or_else(|| since % ids.len());
+                    let selection = ids.get(since).map(|id| Selection::since(id, map.clone()).unwrap());
                     map.freeze();
+                    map.identify_newest();
                     written.push(vec![false; nr_sectors as usize]);
+                    selected = selection.map(|selection| (selection, since + 1));
                 }
             }
             let newest = written.len() - 1;
@@ -85,6 +98,19 @@ proptest! {
                     .find(|epoch| written[*epoch][sectors.clone()].contains(&true));
                 // So it is greater than the numbers of those after which it has changed.
                 prop_assert_eq!(usize::from(*byte), last.map_or(0, |epoch| epoch + 1));
+                if let Some((selection, since)) = &selected {
+                    let start = number as u64 * block;
+                    let len = block.min(nr_sectors - start);
+                    let has = usize::from(*byte) > *since;
+                    prop_assert_eq!(selection.has_some(SectorRange { start, len: 1 }), has);
+                    prop_assert_eq!(selection.has_all(SectorRange { start, len }), has);
+                }
+            }
+            if let Some((selection, since)) = &selected {
+                let has = |byte: &u8| usize::from(*byte) > *since;
+                let all = SectorRange { start: 0, len: nr_sectors };
+                prop_assert_eq!(selection.has_some(all), frozen.iter().any(has));
+                prop_assert_eq!(selection.has_all(all), frozen.iter().all(has));
             }
         }
     }

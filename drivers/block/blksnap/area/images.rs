@@ -55,6 +55,13 @@ impl Area {
         if bio.op() != Op::Read || this.check().is_err() {
             return bio.end(Err(EIO));
         }
+        let range = SectorRange {
+            start: bio.sector(),
+            len: bio.sectors(),
+        };
+        if !this.keeps_all(range) {
+            return bio.end(Err(ENODATA));
+        }
         this.users.fetch_add(1, Relaxed);
         if Self::read_piece(this, bio).is_err() {
             this.end_use();

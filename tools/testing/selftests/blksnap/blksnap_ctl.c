@@ -85,6 +85,7 @@ static const char *errno_name(int error)
 		NAME(ERANGE), NAME(EDEADLK), NAME(ENAMETOOLONG), NAME(ELOOP),
 		NAME(ENODATA), NAME(EOVERFLOW), NAME(EOPNOTSUPP),
 		NAME(ESHUTDOWN), NAME(ETIMEDOUT), NAME(EALREADY), NAME(ENOSYS),
+		NAME(ESTALE),
 #undef NAME
 	};
 
@@ -349,6 +350,7 @@ static void do_abi(void)
 	VALUE(BLKSNAP_FILTER_SNAPSHOTADD);
 	VALUE(BLKSNAP_FILTER_SNAPSHOTINFO);
 	VALUE(BLKSNAP_FILTER_CBTTAKES);
+	VALUE(BLKSNAP_FILTER_SELECT);
 	VALUE(BLKSNAP_EVENT_CODE_CORRUPTED);
 	VALUE(BLKSNAP_EVENT_CODE_NO_SPACE);
 	VALUE(BLKSNAP_EVENT_CODE_LOW_SPACE);
@@ -373,6 +375,8 @@ static void do_abi(void)
 	FIELD(blksnap_cbttakes, takes);
 	FIELD(blksnap_cbttakes, generation_id);
 	FIELD(blksnap_cbttakes, flags);
+	SIZE(blksnap_select);
+	FIELD(blksnap_select, flags);
 	SIZE(blksnap_sectors);
 	SIZE(blksnap_cbtdirty);
 	FIELD(blksnap_cbtdirty, dirty_sectors);
@@ -703,6 +707,21 @@ static void do_marks(void)
 			space = " ";
 		}
 	}
+}
+
+static void do_select(void)
+{
+	struct blksnap_select select = {
+		.take_id = to_id(argv[2]),
+		.flags = number(arg(3, "0")),
+	};
+	size_t len = number(arg(4, "24"));
+	__u8 *bytes = guarded(len);
+
+	memcpy(bytes, &select, len < sizeof(select) ? len : sizeof(select));
+	if (argc > 5)
+		bytes[len - 1] = number(argv[5]);
+	blksnap_ctl(argv[1], BLKSNAP_FILTER_SELECT, len, bytes);
 }
 
 /* Prints the generation, then the ids, one a line; of an error, the number needed. */
@@ -1801,6 +1820,7 @@ static const struct {
 	{ "marks", 1, 1, do_marks, "DEV" },
 	{ "cbttakes", 1, 3, do_cbttakes, "DEV [COUNT|null|bad [SIZE]]" },
 	{ "cbtdirty", 1, 999, do_cbtdirty, "DEV OFFSET:COUNT... | DEV bad [COUNT]" },
+	{ "select", 2, 5, do_select, "DEV TAKE_ID [FLAGS [BYTES [LAST_BYTE]]]" },
 	{ "raw", 3, 3, do_raw, "FILE REQUEST BYTES" },
 	{ "scsi", 4, 4, do_scsi, "DEV in|out CDB BYTES" },
 	{ "nvme", 4, 4, do_nvme, "DEV OPCODE BLOCK BYTES" },

@@ -19,6 +19,8 @@ const struct command_info commands[NR_COMMANDS] = {
 	[SNAPSHOTINFO] = { "snapshotinfo", 12, false, { ENOENT, EINVAL, ESRCH } },
 	[CBTTAKES] = { "cbttakes", 8, false,
 		{ ENOENT, EINVAL, E2BIG, ENODATA, ENOMEM } },
+	[SELECT] = { "select", 6, false,
+		{ ENOENT, EINVAL, E2BIG, ESRCH, ESTALE, EBUSY } },
 	[OTHER_CTL] = { "other ctl", 3, true, { ENOENT, EINVAL, ENOTTY } },
 	/* The device's driver may have its say. */
 	[OTHER_FILTER] = { "other filter ioctl", 3, true, { ENOTTY, EINVAL } },

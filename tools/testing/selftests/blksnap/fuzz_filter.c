@@ -4,6 +4,7 @@
  */
 #include <ctype.h>
 #include <fcntl.h>
+#include <sys/ioctl.h>
 
 #include "fuzz.h"
 
@@ -132,6 +133,27 @@ static size_t make_cbttakes(struct worker *w, struct blksnap_cbttakes *takes)
 	return sizeof(*takes);
 }
 
+/* The id of a snapshot that the device had; or of another, or nothing. */
+static void any_take(struct worker *w, int fd, struct blksnap_uuid *id)
+{
+	struct blksnap_uuid ids[254];
+	struct blksnap_cbttakes takes = {
+		.count = ARRAY_SIZE(ids),
+		.size = sizeof(*ids),
+		.takes = (uintptr_t)ids,
+	};
+	struct blkfilter_ctl ctl = {
+		.name = BLKSNAP_FILTER_NAME,
+		.cmd = BLKSNAP_FILTER_CBTTAKES,
+		.opt = (uintptr_t)&takes,
+		.optlen = sizeof(takes),
+	};
+
+	any_id(w, id, EMPTY);
+	if (percent(&w->random, 80) && !ioctl(fd, BLKFILTER_CTL, &ctl) && takes.count)
+		*id = ids[below(&w->random, takes.count)];
+}
+
 static void check_cbttakes(struct worker *w, const __u8 *bytes,
 			   const struct blksnap_cbttakes *sent)
 {
@@ -212,6 +234,8 @@ static enum command ctl_command(__u32 cmd)
 		return SNAPSHOTINFO;
 	case BLKSNAP_FILTER_CBTTAKES:
 		return CBTTAKES;
+	case BLKSNAP_FILTER_SELECT:
+		return SELECT;
 	default:
 		return OTHER_CTL;
 	}
@@ -226,6 +250,7 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 		struct blksnap_cbtmap map;
 		struct blksnap_cbtdirty dirty;
 		struct blksnap_cbttakes takes;
+		struct blksnap_select select;
 		struct blksnap_uuid id;
 	} arg;
 	struct blkfilter_ctl ctl = {};
@@ -260,6 +285,12 @@ static void call_ctl(struct worker *w, enum command which, int fd, int device,
 	case CBTTAKES:
 		ctl.cmd = BLKSNAP_FILTER_CBTTAKES;
 		len = make_cbttakes(w, &arg.takes);
+		break;
+	case SELECT:
+		ctl.cmd = BLKSNAP_FILTER_SELECT;
+		len = sizeof(arg.select) + (percent(&w->random, 20) ? 8 : 0);
+		memset(&arg, percent(&w->random, 10) ? 0x5a : 0, len);
+		any_take(w, fd, &arg.select.take_id);
 		break;
 	default:
 		/* The first numbers from 32 on are kept for extensions. */

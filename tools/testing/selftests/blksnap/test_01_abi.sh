@@ -49,6 +49,7 @@ layouts()
 	BLKSNAP_FILTER_SNAPSHOTADD 0x00000003
 	BLKSNAP_FILTER_SNAPSHOTINFO 0x00000004
 	BLKSNAP_FILTER_CBTTAKES 0x00000020
+	BLKSNAP_FILTER_SELECT 0x00000021
 	BLKSNAP_EVENT_CODE_CORRUPTED 0x00000000
 	BLKSNAP_EVENT_CODE_NO_SPACE 0x00000001
 	BLKSNAP_EVENT_CODE_LOW_SPACE 0x00000020
@@ -73,6 +74,8 @@ layouts()
 	blksnap_cbttakes.takes 8
 	blksnap_cbttakes.generation_id 16
 	blksnap_cbttakes.flags 32
+	struct blksnap_select 24
+	blksnap_select.flags 16
 	struct blksnap_sectors 16
 	struct blksnap_cbtdirty 16
 	blksnap_cbtdirty.dirty_sectors 8
@@ -140,7 +143,7 @@ unknown_commands()
 	expect ENOTTY ctl raw /dev/blksnap-control 0x1234 null
 	expect ENOTTY ctl raw "$dev" 0xc0101290 zero:16
 	attach "$dev"
-	for cmd in 5 31 33 255 0x80000000 0xffffffff; do
+	for cmd in 5 31 34 255 0x80000000 0xffffffff; do
 		expect ENOTTY ctl ctl "$dev" blksnap "$cmd" 0 null
 	done
 }
