@@ -342,8 +342,8 @@ impl Snapshot {
         Ok(())
     }
 
-    /// The image of the device that `tracker` is the filter of will have only what has changed since
-    /// the snapshot with the id `since`. May sleep.
+    /// The image of the device that `tracker` is the filter of will have only what has changed
+    /// since the snapshot with the id `since`. May sleep.
     ///
     /// # Errors
     ///

@@ -59,7 +59,7 @@ lacks()
 	local message
 
 	message=$(dd if="$(image_of "$1")" of=/dev/null bs="$3" count=1 skip="$2" \
-		iflag=direct,skip_bytes,fullblock 2>&1) && { wrong "offset $2: it can be read"; return; }
+		iflag=direct,skip_bytes,fullblock 2>&1) && wrong "offset $2: it can be read"
 	[[ $message == *"No data available"* ]] || wrong "offset $2: $message"
 	# By way of the page cache
 	message=$(dd if="$(image_of "$1")" of=/dev/null bs="$3" count=1 skip="$2" \
@@ -114,30 +114,32 @@ only_changes()
 	equal $((last + 1)) "$(map "$dev" | wc -w)" "the blocks of the map"
 }
 
+# sums: of the blocks of the image of $dev in $scratch/blocks
+sums()
+{
+	local block image
+
+	image=$(image_of "$dev")
+	while read -r block; do
+		dd if="$image" bs=$BLOCK skip="$block" count=1 iflag=direct status=none || return 1
+	done <"$scratch/blocks" | sha256sum
+}
+
 # While writers are busy
 busy()
 {
-	local dev since last before i
+	local dev since last number before i
 
 	based 8
-	background fio --name=busy --filename="$dev" --rw=randwrite --bs=4k --direct=1 --iodepth=16 \
-		--ioengine=libaio --size=8M --time_based --runtime=600 --output="$scratch/fio"
+	background fio --name=busy --filename="$dev" --rw=randwrite --bs=4k --direct=1 \
+		--iodepth=16 --ioengine=libaio --size=8M --time_based --runtime=600 \
+		--output="$scratch/fio"
 	for i in 1 2 3; do
 		sleep 0.3
 		take_selected "$(newest "$dev")" "$dev"
-		dd if="$(image_of "$dev")" of=/dev/null bs=$BLOCK count=1 iflag=direct 2>/dev/null || true
-		map "$dev" | tr ' ' '\n' |
-			awk -F: -v number="$(cbt "$dev" number)" '$2 == number { print $1 }' |
-			shuf -n 12 >"$scratch/blocks"
+		number=$(cbt "$dev" number)
+		map "$dev" | tr ' ' '\n' | sed -n "s/:$number$//p" | shuf -n 12 >"$scratch/blocks"
 		[ -s "$scratch/blocks" ]
-		sums()
-		{
-			local block
-			while read -r block; do
-				dd if="$(image_of "$dev")" bs=$BLOCK skip="$block" count=1 iflag=direct status=none ||
-					return 1
-			done <"$scratch/blocks" | sha256sum
-		}
 		before=$(sums)
 		sleep 0.3
 		equal "$before" "$(sums)" "what was selected"
