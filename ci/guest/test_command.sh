@@ -1036,6 +1036,7 @@ changed()
 	put direct $((1 << 20)) 4096 "$dev"
 	put direct $(((1 << 20) + 65536)) 4096 "$dev"
 	put direct $((5 << 20)) 4096 "$dev"
+	dd if="$dev" of="$work/changed" bs=64K skip=16 count=2 iflag=direct status=none
 	created --store "$work"
 	blksnap changed "$dev" >"$work/report"
 	equal "1048576 131072 5242880 65536" \
@@ -1053,6 +1054,25 @@ changed()
 	blksnap changed "$dev" --take "$(ctl cbttakes "$dev" | sed -n 2p)" >"$work/report"
 	equal 1 "$(json 'first["since"]' "$work/report")" "the number of the first"
 	exits 1 blksnap changed "$dev" --take 00112233-4455-6677-8899-aabbccddeeff
+	# A snapshot that has only what will be read
+	local first image message
+	first=$(ctl cbttakes "$dev" | sed -n 2p)
+	ctl destroy "$snapshot"
+	snapshot=$(blksnap snap create --store "$work")
+	undo destroy "$snapshot"
+	message=$(blksnap snap add "$snapshot" "$dev" --changed-since "$snapshot" 2>&1) &&
+		wrong "an id that is not known"
+	[[ $message == *"does not know a snapshot with that id"* ]] || wrong "$message"
+	exits 2 blksnap snap add "$snapshot" "$dev" "$dev" --changed-since "$first"
+	blksnap snap add "$snapshot" "$dev" --changed-since "$first"
+	blksnap snap take "$snapshot"
+	image=$(blksnap snap image "$dev")
+	put direct 0 $((2 << 20)) "$dev"
+	dd if="$image" of="$work/part" bs=64K skip=16 count=2 iflag=direct status=none
+	cmp "$work/changed" "$work/part"
+	dd if="$image" of=/dev/null bs=4K count=1 iflag=direct status=none 2>"$work/error" &&
+		wrong "what has not changed can be read"
+	grep -q "No data available" "$work/error" || wrong "$(cat "$work/error")"
 }
 
 # The recipes of the README: a file system with restic, a disk with borg

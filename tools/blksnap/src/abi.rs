@@ -79,6 +79,8 @@ pub enum Command {
     SnapshotInfo = 4,
     /// Ids of the takes that the map knows, see [`CbtTakes`].
     CbtTakes = 32,
+    /// Has only what changed since an earlier snapshot in the next one, see [`Select`].
+    Select = 33,
 }
 
 /// The event code of a snapshot that turned corrupted.
@@ -160,6 +162,13 @@ pub struct CbtTakes {
     /// Address of an array of [`Id`]: of take 1 first, zeroes of one that failed.
     pub takes: u64,
     pub generation_id: Id,
+    pub flags: u64,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+#[repr(C)]
+pub struct Select {
+    pub take_id: Id,
     pub flags: u64,
 }
 
@@ -348,6 +357,7 @@ const _: () = {
     assert!(size_of::<CbtMap>() == 16);
     assert!(size_of::<CbtDirty>() == 16);
     assert!(size_of::<CbtTakes>() == 40);
+    assert!(size_of::<Select>() == 24);
     assert!(size_of::<SectorRange>() == 16);
     assert!(size_of::<Id>() == 16);
     assert!(size_of::<SnapshotInfo>() == 36);
@@ -406,6 +416,7 @@ mod tests {
         assert_eq!(Command::SnapshotAdd as u32, 3);
         assert_eq!(Command::SnapshotInfo as u32, 4);
         assert_eq!(Command::CbtTakes as u32, 32);
+        assert_eq!(Command::Select as u32, 33);
     }
 
     #[test]
@@ -425,6 +436,7 @@ mod tests {
         assert_eq!(offset_of!(CbtTakes, takes), 8);
         assert_eq!(offset_of!(CbtTakes, generation_id), 16);
         assert_eq!(offset_of!(CbtTakes, flags), 32);
+        assert_eq!(offset_of!(Select, flags), 16);
         assert_eq!(offset_of!(CbtDirty, dirty_sectors), 8);
         assert_eq!(offset_of!(SnapshotInfo, image), 4);
         assert_eq!(offset_of!(SnapshotCreate, diff_storage_filename), 8);

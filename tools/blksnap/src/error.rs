@@ -35,6 +35,7 @@ pub enum Operation {
     CbtMap,
     CbtDirty,
     SnapshotAdd,
+    Select,
     SnapshotInfo,
     Version,
     Create,
@@ -301,6 +302,9 @@ impl Error {
             Operation::CbtMap => format!("read the change map of {path}"),
             Operation::CbtDirty => format!("mark ranges of {path} as changed"),
             Operation::SnapshotAdd => format!("add {path} to {snapshot}"),
+            Operation::Select => {
+                format!("leave what has not changed on {path} out of {snapshot}")
+            }
             Operation::SnapshotInfo => format!("read the snapshot state of {path}"),
             Operation::Version => "read the driver's version".to_owned(),
             Operation::Create => format!("create a snapshot with its storage at {path}"),

@@ -118,7 +118,23 @@ pub fn explain(operation: Operation, errno: Errno) -> Explanation {
              a device that does not answer",
         ),
 
-        (CbtInfo | CbtTakes | CbtMap | CbtDirty | SnapshotAdd | SnapshotInfo, Errno::NOENT) => because(
+        (Select, Errno::STALE) => because(
+            "its change tracking does not know a snapshot with that id: the machine was restarted, \
+             the filter was detached, or the id is of another device",
+            "leave --changed-since out, so that the snapshot has everything",
+        ),
+        (Select, Errno::BUSY) => because(
+            "the snapshot is taken already",
+            "say it before \"blksnap snap take\"",
+        ),
+        (Select, Errno::NOTTY) => because(
+            "the driver is too old for that",
+            "leave --changed-since out, so that the snapshot has everything",
+        ),
+        (
+            CbtInfo | CbtTakes | CbtMap | CbtDirty | SnapshotAdd | Select | SnapshotInfo,
+            Errno::NOENT,
+        ) => because(
             "the filter is not attached",
             ATTACH_FIRST,
         ),
@@ -477,6 +493,7 @@ impl Operation {
                 | Self::CbtMap
                 | Self::CbtDirty
                 | Self::SnapshotAdd
+                | Self::Select
                 | Self::SnapshotInfo
         )
     }
@@ -566,6 +583,10 @@ mod tests {
             (SnapshotAdd, Errno::OPNOTSUPP),
             (SnapshotAdd, Errno::DEADLK),
             (SnapshotAdd, Errno::TIMEDOUT),
+            (Select, Errno::STALE),
+            (Select, Errno::NOTTY),
+            (Select, Errno::SRCH),
+            (Select, Errno::BUSY),
             (SnapshotInfo, Errno::NOSPC),
             (Create, Errno::TXTBSY),
             (Create, Errno::NOSPC),

@@ -117,6 +117,12 @@ pub(crate) fn cbt_dirty(fd: BorrowedFd<'_>, ranges: &[abi::SectorRange]) -> Resu
     unsafe { control(fd, Command::CbtDirty, &mut arg) }
 }
 
+pub(crate) fn select(fd: BorrowedFd<'_>, take_id: abi::Id) -> Result<()> {
+    let mut arg = abi::Select { take_id, flags: 0 };
+    // SAFETY: the type is that of the command, without addresses.
+    unsafe { control(fd, Command::Select, &mut arg) }
+}
+
 pub(crate) fn snapshot_add(fd: BorrowedFd<'_>, mut id: abi::Id) -> Result<()> {
     // SAFETY: the type is that of the command, without addresses.
     unsafe { control(fd, Command::SnapshotAdd, &mut id) }

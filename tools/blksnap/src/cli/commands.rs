@@ -22,6 +22,7 @@ use blksnap::Error;
 use blksnap::Result;
 use blksnap::StorageRange;
 use blksnap::Uuid;
+use rustix::io::Errno;
 use serde::Serialize;
 use serde_json::json;
 
@@ -149,9 +150,23 @@ pub fn create(output: &Output, store: &Store, devices: &[PathBuf]) -> Result<u8>
     Ok(0)
 }
 
-pub fn add(output: &Output, id: Uuid, devices: &[PathBuf]) -> Result<u8> {
+pub fn add(output: &Output, id: Uuid, since: Option<Uuid>, devices: &[PathBuf]) -> Result<u8> {
+    if since.is_some() && devices.len() > 1 {
+        let reason = "--changed-since is an earlier snapshot of one device";
+        return Err(
+            Error::new(Operation::Arguments, reason).remedied_by("add the devices one by one")
+        );
+    }
     each_device(output, devices, |path| {
-        Device::open(path)?.add_to_snapshot(id)?;
+        let device = Device::open(path)?;
+        // A second time, to say it of a device that was added before, is as good.
+        match device.add_to_snapshot(id) {
+            Err(error) if since.is_some() && error.errno() == Some(Errno::ALREADY) => {}
+            result => result?,
+        }
+        if let Some(since) = since {
+            device.select_changed_since(id, since)?;
+        }
         freeze_above(&Control::open()?, id, &[path.to_owned()])?;
         Ok((
             json!({ "device": path.display().to_string(), "snapshot": id }),

@@ -131,7 +131,11 @@ pub fn main() -> u8 {
 fn take_step(output: &Output, step: Step) -> Result<u8> {
     match step {
         Step::Create { store, devices } => commands::create(output, &store, &devices),
-        Step::Add { id, devices } => commands::add(output, id, &devices),
+        Step::Add {
+            id,
+            changed_since,
+            devices,
+        } => commands::add(output, id, changed_since, &devices),
         Step::Append {
             id,
             device,

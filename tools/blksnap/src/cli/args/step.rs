@@ -50,11 +50,20 @@ pub enum Step {
 
     /// Add devices to a snapshot that is not taken yet
     #[command(after_help = "Examples:\n  \
-        blksnap snap add 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sda /dev/sdb")]
+        blksnap snap add 5f0c1c1e-8f0e-4a57-9f6c-0d8a3a1f6a11 /dev/sda /dev/sdb\n  \
+        last=$(blksnap changed --json /dev/sda | jq -r .take_id)\n  \
+        blksnap snap add \"$id\" /dev/sda --changed-since \"$last\"")]
     Add {
         /// The snapshot, as "blksnap snap create" printed it
         #[arg(value_name = "ID")]
         id: Uuid,
+
+        /// Only what has changed since this earlier snapshot of the device
+        ///
+        /// As "take_id" of "blksnap changed --json", while that one was held. Nothing is copied
+        /// for writes to what has not changed, and reading it from the image is an error.
+        #[arg(long, value_name = "TAKE")]
+        changed_since: Option<Uuid>,
 
         /// Block devices that have the filter
         #[arg(value_name = "DEV", required = true)]
