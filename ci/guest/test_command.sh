@@ -1064,6 +1064,8 @@ changed()
 		wrong "an id that is not known"
 	[[ $message == *"does not know a snapshot with that id"* ]] || wrong "$message"
 	exits 2 blksnap snap add "$snapshot" "$dev" "$dev" --changed-since "$first"
+	# It was not added by that.
+	expect ESRCH ctl info "$dev"
 	blksnap snap add "$snapshot" "$dev" --changed-since "$first"
 	blksnap snap take "$snapshot"
 	image=$(blksnap snap image "$dev")

@@ -159,6 +159,15 @@ pub fn add(output: &Output, id: Uuid, since: Option<Uuid>, devices: &[PathBuf]) 
     }
     each_device(output, devices, |path| {
         let device = Device::open(path)?;
+        if let Some(since) = since {
+            // Before the device is added, so that it can be without that.
+            let takes = device.takes()?;
+            if !takes.is_none_or(|takes| takes.ids.contains(&Some(since))) {
+                return Err(Error::from_errno(Operation::Select, Errno::STALE)
+                    .on(path)
+                    .of(id));
+            }
+        }
         // A second time, to say it of a device that was added before, is as good.
         match device.add_to_snapshot(id) {
             Err(error) if since.is_some() && error.errno() == Some(Errno::ALREADY) => {}
