@@ -132,22 +132,32 @@ WANTED = [
     ("hot region, same disk, of raw", "nvme", "hot32-same", "first", "ratio", .55),
     ("hot region, same disk, of raw", "sata", "hot32-same", "first", "ratio", .40),
     ("second pass, of raw", "flat100", "rand32", "second", "ratio", .995),
+    *(("beside an incremental backup: p99 of raw", disk, "incr32", "first", "p99", 1.2) for disk in ("nvme", "sata", "hdd", "cloud")),
+    *(("beside an incremental backup: copied of all", disk, "incr32", "first", "copied", .1) for disk in ("nvme", "sata", "hdd", "cloud")),
 ]
+# How they are printed, and whether the limit is the least
+FIGURES = {"ratio": (".3f", True), "p99": (".3f", False), "copied": (".3f", False), "mean_ns": ("", False)}
+
+
+def wanted_figure(runs, key, figure):
+    """None if it was not measured"""
+    whole = runs.get((*key[:2], "blksnap", key[3]))
+    return {"ratio": lambda: ratio(runs, key)[0], "p99": lambda: ratio(runs, key)[1],
+            "copied": lambda: whole and runs[key]["store_write_bytes"] / whole["store_write_bytes"],
+            "mean_ns": lambda: runs[key]["mean_ns"]}[figure]()
 
 
 def targets(records):
     """What is wanted beside what is reached, and where dm-snapshot is ahead."""
     runs, rows = keyed(records), []
     for what, disk, work, name, figure, limit in WANTED:
-        key = (work, disk, "blksnap", name)
-        if key not in runs:
-            continue
-        value = ratio(runs, key)[0] if figure == "ratio" else runs[key][figure]
+        key = (work, disk, "selected" if WORKS[work].changed else "blksnap", name)
+        value = wanted_figure(runs, key, figure) if key in runs else None
         if value is None:
             continue
-        met = value >= limit if figure == "ratio" else value <= limit
-        text = (lambda v: f"{v:.3f}") if figure == "ratio" else str
-        rows.append([what, disk, work, text(value), ("≥ " if figure == "ratio" else "≤ ") + text(limit), "yes" if met else "NO"])
+        digits, is_least = FIGURES[figure]
+        met = value >= limit if is_least else value <= limit
+        rows.append([what, disk, work, f"{value:{digits}}", f"{'≥' if is_least else '≤'} {limit:{digits}}", "yes" if met else "NO"])
     lines = table(["wanted", "disk", "work", "reached", "limit", "met"], rows, 3) if rows else []
     behind = []
     for key, run in runs.items():
@@ -166,13 +176,14 @@ def charts(records):
     """By name"""
     runs = keyed(records)
     result = {}
-    sides = [s for s in SIDES if s != "raw"]
+    # Not of what is another question, and only for one workload
+    sides = [s for s in SIDES if s not in ("raw", "selected")]
     for disk in DISKS:
         # It stands for no kind of disk.
         if disk == "flat100":
             continue
         values = {}
-        works = [w for w, plan in WORKS.items() if plan.kind == "write"]
+        works = [w for w, plan in WORKS.items() if plan.kind == "write" and not plan.changed]
         for work in works:
             for side in sides:
                 share = ratio(runs, (work, disk, side, "first"))[0]

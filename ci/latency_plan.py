@@ -33,6 +33,7 @@ class Work(NamedTuple):
     kind: str = "write"         # or image, both
     same: bool = False          # origin and store are partitions of one disk
     before: str = ""            # a job that runs first, while the snapshot is held
+    changed: str = ""           # a job between an earlier snapshot and this one
 
 
 def image(pieces):
@@ -61,11 +62,16 @@ WORKS = {
     "image-busy": Work("image, 1 MiB reads, depth 4, beside 4 KiB random writes, depth 8",
                        f"op=read order=sequential bytes={MIB} depth=4 count=65536 limit_ns={S // 2}", "both",
                        before=f"op=write order=random bytes=4096 depth=8 count=1048576 limit_ns={S // 2}"),
+    # 64 KiB of each 3.125 MiB
+    "incr32": Work("4 KiB random over 64 GiB, depth 32, beside an incremental backup when 2 % had changed",
+                   "op=write order=random bytes=4096 depth=32 count=4096",
+                   changed=f"op=write order=sequential bytes={64 * KIB} unit={3200 * KIB} depth=32 count=20480"),
 }
 # "raw" is what the others are compared with.
 SIDES = {
     "raw": "bare disk",
     "blksnap": "blksnap",
+    "selected": "blksnap, what has changed",
     "dm-n4": "dm-snapshot N 4 KiB",
     "dm-p4": "dm-snapshot P 4 KiB",
     "dm-p16": "dm-snapshot P 16 KiB",
@@ -78,6 +84,10 @@ def passes(work, side):
     if kind == "write":
         return ["raw"] if side == "raw" else ["first", "second"]
     return ["raw"] if side == "raw" else {"image": ["saved"], "both": ["idle", "busy"]}[kind]
+
+
+def applies(work, side):
+    return side != "selected" or bool(WORKS[work].changed)
 
 
 def align_ns(disk):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Model disks, and what is compared on them; for the benchmarks in user-mode Linux."""
 
+import functools
 import subprocess
 import time
 from pathlib import Path
@@ -73,9 +74,15 @@ def disks(undo, model, same=False):
     return Disk("origin1"), Disk("origin2")
 
 
-# --- what is compared: (device that is written, image, a function that fails if the snapshot is broken)
+# --- what is compared: (device that is written, image, a function that fails if the snapshot is broken);
+# `change` writes to the origin before that
 
-def raw(undo, origin, store):
+def nothing():
+    pass
+
+
+def raw(undo, origin, store, change=nothing):
+    change()
     return origin.path, origin.path, lambda: None
 
 
@@ -83,21 +90,32 @@ def info_of(path):
     return dict(line.split(None, 1) for line in ctl("info", path).splitlines())
 
 
-def blksnap(undo, origin, store):
+def blksnap(undo, origin, store, change=nothing, select=False):
     def check():
         if (error := info_of(origin.path)["error"]) != "0":
             raise RuntimeError(f"the snapshot is broken: error {error}")
 
+    def created():
+        snapshot = ctl("create", store.path, 0)
+        ctl("add", origin.path, snapshot)
+        return snapshot
+
     ctl("attach", origin.path)
     undo.callback(ctl, "detach", origin.path)
-    snapshot = ctl("create", store.path, 0)
+    if select:
+        earlier = created()
+        ctl("take", earlier)
+        ctl("destroy", earlier)
+    change()
+    snapshot = created()
     undo.callback(ctl, "destroy", snapshot)
-    ctl("add", origin.path, snapshot)
+    if select:
+        ctl("select", origin.path, ctl("cbttakes", origin.path).split()[-1])
     ctl("take", snapshot)
     return origin.path, Path("/dev") / info_of(origin.path)["image"], check
 
 
-def dm_snapshot(undo, origin, store, kind, kibibytes):
+def dm_snapshot(undo, origin, store, kind, kibibytes, change=nothing):
     def table(name, *target):
         run("dmsetup", "create", "--noudevsync", "--verifyudev", name, "--table", " ".join(map(str, (0, origin.sectors, *target))))
         undo.callback(run, "dmsetup", "remove", "--noudevsync", name)
@@ -108,14 +126,15 @@ def dm_snapshot(undo, origin, store, kind, kibibytes):
         if "/" not in status:
             raise RuntimeError(f"the snapshot is broken: {status}")
 
+    change()
     image = table("image", "snapshot", origin.path, store.path, kind, kibibytes * 2)
     return table("origin", "snapshot-origin", origin.path), image, check
 
 
 def side_of(name):
     if name.startswith("dm-"):
-        return lambda *args: dm_snapshot(*args, name[3].upper(), int(name[4:]))
-    return {"raw": raw, "blksnap": blksnap}[name]
+        return lambda undo, origin, store, *change: dm_snapshot(undo, origin, store, name[3].upper(), int(name[4:]), *change)
+    return {"raw": raw, "blksnap": blksnap, "selected": functools.partial(blksnap, select=True)}[name]
 
 
 def settle(store):

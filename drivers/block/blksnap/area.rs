@@ -336,13 +336,29 @@ impl Area {
         &self.origin
     }
 
-    /// Whether the image has something of what `range` overwrites. Does not sleep.
+    /// Whether the image has something of `chunks`. Does not sleep.
     #[inline]
-    pub(crate) fn keeps_some(&self, range: SectorRange) -> bool {
-        let chunks = self.geometry.chunks_of(range);
+    pub(crate) fn keeps_some(&self, chunks: ChunkRange) -> bool {
         self.selection
             .as_ref()
             .is_none_or(|selection| selection.has_some(self.geometry.sectors_of(chunks)))
+    }
+
+    /// The chunks around `run` which are all in `within`, and of which the image has something.
+    fn kept_around(&self, run: ChunkRange, within: ChunkRange) -> ChunkRange {
+        let is_kept = |&chunk: &u64| {
+            self.keeps_some(ChunkRange {
+                start: chunk,
+                end: chunk + 1,
+            })
+        };
+        if !self.is_selective() {
+            return within;
+        }
+        ChunkRange {
+            start: run.start - (within.start..run.start).rev().take_while(is_kept).count() as u64,
+            end: run.end + (run.end..within.end).take_while(is_kept).count() as u64,
+        }
     }
 
     /// Whether the image has all of `range`.

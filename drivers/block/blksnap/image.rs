@@ -51,6 +51,7 @@ pub(crate) fn new(area: &Arc<Area>) -> Result<Image> {
         physical_block_size: origin.physical_block_size(),
         dma_alignment: area.dma_alignment(),
         read_only: true,
+        sparse: area.is_selective(),
     };
     Image::new(fmt!("blksnap-image{number}"), &options, area.clone())
 }

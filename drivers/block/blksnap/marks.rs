@@ -124,7 +124,8 @@ impl Marks {
     fn add_leaf<'a>(&self, group: &'a Group) -> Option<&'a Leaf> {
         if self.memory.has_room() {
             let leaf = pin_init::init_array_from_fn(|_| Mark::new());
-            let flags = GFP_NOWAIT | __GFP_NOWARN | __GFP_ACCOUNT;
+            // There is the mark of all of them: no reason to take what reclaim needs.
+            let flags = GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NOWARN | __GFP_ACCOUNT;
             let leaf = MemCgroup::charge(self.cgroup.as_deref(), || KBox::init(leaf, flags));
             let _adding = self.adding.lock();
             // If somebody else was faster, this one is not needed.

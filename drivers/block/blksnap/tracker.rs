@@ -481,9 +481,7 @@ impl Filter for Tracker {
             map.mark(range);
         }
         match area {
-            Some(area) if !area.may_pass(range) && area.keeps_some(range) => {
-                Area::intercept(area, bio, range)
-            }
+            Some(area) if !area.may_pass(range) => Area::intercept(area, bio, range),
             _ => bio.pass(),
         }
     }

@@ -140,7 +140,8 @@ struct blksnap_snapshotadd {
  * copied for writes to others. Reads that touch another block fail with ENODATA, which
  * the page cache makes EIO of, whether it was written to or not. Which blocks these
  * are is what the change map says when the snapshot is taken. If the map does not have
- * the id any more then, the image has everything.
+ * the id any more then, the image has everything. Otherwise it has no partitions, and
+ * nothing is read ahead.
  *
  * The structure may grow: a caller's that is longer has zeroes at the end.
  */

@@ -45,6 +45,7 @@
 //!     physical_block_size: PAGE_SIZE as u32,
 //!     dma_alignment: 512,
 //!     read_only: true,
+//!     sparse: false,
 //! };
 //! let disk = BioDisk::<MemoryDisk>::new(fmt!("rust-doctest"), &options, pages)?;
 //! assert_eq!(disk.name(), c"rust-doctest");
@@ -129,6 +130,9 @@ pub struct Options {
     /// Whether user space cannot write. The kernel can, with a warning, so the driver has to refuse
     /// writes.
     pub read_only: bool,
+    /// Whether some of the sectors cannot be read. The disk has no partitions then, and nothing is
+    /// read ahead, so that it does not make reads of others fail.
+    pub sparse: bool,
 }
 
 /// A bio-based disk that user space can see. Dropping it removes it; who has it open gets errors.
@@ -171,8 +175,8 @@ impl<T: Operations> BioDisk<T> {
         T::submit_bio(data, unsafe { OwnedBio::from_raw(bio) });
     }
 
-    /// Makes a disk and adds it. Its partitions are read, so it must be able to serve bios before
-    /// this returns.
+    /// Makes a disk and adds it. Its partitions are read, unless it is sparse, so it must be able
+    /// to serve bios before this returns.
     ///
     /// The name has at most 31 bytes, and must not be in use. May sleep.
     ///
@@ -214,6 +218,9 @@ impl<T: Operations> BioDisk<T> {
             .ok_or(EINVAL)?
             .write_fmt(name)?;
         raw.fops = &const { Self::FOPS };
+        if options.sparse {
+            raw.flags |= bindings::GENHD_FL_NO_PART as i32;
+        }
         raw.private_data = data.into_foreign();
         let data = ScopeGuard::new_with_data(raw.private_data, |data| {
             // SAFETY: This is from `into_foreign` above, and the disk is not in use.
@@ -231,6 +238,12 @@ impl<T: Operations> BioDisk<T> {
             bindings::device_add_disk(core::ptr::null_mut(), *disk, core::ptr::null_mut())
         })?;
 
+        if options.sparse {
+            // Only now, since adding the disk sets it.
+            // SAFETY: The disk is valid, and has its `bdi` until it is put. Users can set this at
+            // any time, too, and who reads it does so once.
+            unsafe { (*(**disk).bdi).ra_pages = 0 };
+        }
         data.dismiss();
         // INVARIANT: The disk was added, and its data is what `into_foreign` gave.
         Ok(Self {

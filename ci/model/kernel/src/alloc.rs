@@ -44,6 +44,8 @@ pub mod flags {
     pub const GFP_KERNEL_ACCOUNT: Flags = Flags(33);
     /// Without a warning if there is no memory.
     pub const __GFP_NOWARN: Flags = Flags(16);
+    /// Without the reserves.
+    pub const __GFP_NOMEMALLOC: Flags = Flags(64);
 }
 
 // Which allocator memory is from, so that the types differ as they do in the kernel.

@@ -82,6 +82,7 @@ impl Area {
                 Some((_, Piece::Extent(found))) => rest.start = found.end,
             }
         };
+        let hole = self.kept_around(run, hole);
         if hole == run || !self.has_room_ahead(state, hole) {
             return run;
         }
@@ -160,6 +161,16 @@ impl Area {
                     },
                 }
             };
+            // What the image does not have is saved for nobody.
+            let first = ChunkRange {
+                end: run.start + 1,
+                ..run
+            };
+            if !this.keeps_some(first) {
+                rest.start = first.end;
+                continue;
+            }
+            let run = this.kept_around(first, run);
             let copy = Copy::new(this, bio, run, GFP_NOWAIT | __GFP_NOMEMALLOC | __GFP_NOWARN);
             let mut state = this.state.lock();
             let Some(copy) = copy.ok().filter(|_| this.has_room_ahead(&state, run)) else {

@@ -76,7 +76,11 @@ impl Area {
     #[inline]
     pub(crate) fn may_pass(&self, range: SectorRange) -> bool {
         let chunks = self.geometry.chunks_of(range);
-        self.status.may_release(chunks) && (!self.is_marked(chunks) || self.error() != 0)
+        if self.status.may_release(chunks) {
+            !self.is_marked(chunks) || self.error() != 0
+        } else {
+            !self.keeps_some(chunks)
+        }
     }
 
     /// Returns whether an operation is to be ignored: a discard, which is advice, of chunks that
@@ -91,9 +95,11 @@ impl Area {
         bio: &FilteredBio<'_>,
         range: SectorRange,
     ) -> bool {
+        let chunks = self.geometry.chunks_of(range);
         bio.op() == Op::Discard
             && params::ignores_discard(bio.is_to_fs(guard))
-            && !self.status.may_release(self.geometry.chunks_of(range))
+            && !self.status.may_release(chunks)
+            && self.keeps_some(chunks)
     }
 
     /// Completes a discard that is ignored. Does not sleep.

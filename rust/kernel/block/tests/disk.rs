@@ -117,6 +117,7 @@ fn options(nr_sectors: u64) -> Options {
         physical_block_size: 4096,
         dma_alignment: 512,
         read_only: true,
+        sparse: false,
     }
 }
 

@@ -51,6 +51,10 @@ has()
 	dd if="$(image_of "$1")" bs=$BLOCK skip="$2" count="${3:-1}" iflag=direct status=none \
 		of="$scratch/part"
 	cmp -n $((${3:-1} * BLOCK)) "$scratch/part" "$scratch/old" 0 $(($2 * BLOCK))
+	# By way of the page cache, which reads ahead elsewhere
+	dd if="$(image_of "$1")" bs=4K skip=$(($2 * BLOCK / 4096)) \
+		count=$((${3:-1} * BLOCK / 4096)) status=none >"$scratch/part"
+	cmp -n $((${3:-1} * BLOCK)) "$scratch/part" "$scratch/old" 0 $(($2 * BLOCK))
 }
 
 # lacks DEV OFFSET BYTES: reading them is the error that is defined
@@ -180,6 +184,32 @@ refused()
 	same "$(image_of "$dev")" "$scratch/old"
 }
 
+# What is copied is what can be read, also ahead of sequential writes.
+copied()
+{
+	local dev since image block
+
+	null_blk 32; dev=$REPLY
+	filled "$dev" 32 "$scratch/old"
+	attach "$dev"
+	take "$dev"
+	ctl destroy "$snapshot"
+	since=$(newest "$dev")
+	# Two blocks of 32
+	for block in {0..511..32}; do
+		put direct $((block * BLOCK)) $((2 * BLOCK)) "$dev"
+	done
+	copy_of "$dev" "$scratch/old"
+	take_selected "$since" "$dev"
+	image=$(image_of "$dev")
+	dd if=/dev/zero of="$dev" bs=64K count=512 oflag=direct status=none
+	eventually figure_is "${image#/dev/}" stored_bytes $((32 * BLOCK))
+	for block in {0..511..32}; do
+		has "$dev" "$block" 2
+		lacks "$dev" $(((block + 2) * BLOCK)) 4096
+	done
+}
+
 # If it is not known what has changed, the image has everything.
 another_generation()
 {
@@ -221,6 +251,7 @@ dirty_later()
 run_cases \
 	"only what has changed can be read" only_changes \
 	"busy device" busy \
+	"only what can be read is copied" copied \
 	"ids, lengths and moments that are refused" refused \
 	"generation that has ended" another_generation \
 	"blocks that are marked by hand later" dirty_later
