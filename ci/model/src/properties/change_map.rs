@@ -77,7 +77,7 @@ proptest! {
                 Step::Take(since) => {
                     let mut ids = KVec::with_capacity(ChangeMap::MAX_TAKES, GFP_KERNEL).unwrap();
                     map.read_takes(&mut ids).unwrap();
-                    let since = ids.is_empty().then_some(0).unwrap_or_else(|| since % ids.len());
+                    let since = since % ids.len().max(1);
                     let selection = ids.get(since).map(|id| Selection::since(id, map.clone()).unwrap());
                     map.freeze();
                     map.identify_newest();
